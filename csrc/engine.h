@@ -1,0 +1,145 @@
+// The seam: all that the JAX half and the torch half know of each other.
+//
+// A C ABI, so that the two shared libraries share no C++ symbol, no exception and no allocator. The
+// torch half exports one function, `torchcall_engine_api`, which returns a table of entry points.
+// Every entry point reports failure by writing a message to the caller's sink; none throws.
+
+#ifndef TORCHCALL_ENGINE_H_
+#define TORCHCALL_ENGINE_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "dlpack.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// Raised whenever a struct or a signature below changes.
+#define TC_ABI_VERSION 1
+
+typedef struct TcModel TcModel;
+typedef struct TcPlan TcPlan;
+
+// Receives text (an error message or a report). May be called at most once per entry-point call.
+typedef struct {
+  void* self;
+  void (*write)(void* self, const char* text, size_t size);
+} TcSink;
+
+typedef enum { TC_OK = 0, TC_FAILED = 1 } TcStatus;
+
+// One node of a pytree in preorder: a container is followed by its `size` children, a dict by
+// `size` pairs of a key node and a value node.
+typedef enum {
+  TC_TENSOR = 0,  // `integer` is the position among the operands (or the outputs)
+  TC_INT = 1,
+  TC_FLOAT = 2,
+  TC_BOOL = 3,
+  TC_STRING = 4,
+  TC_NONE = 5,
+  TC_LIST = 6,
+  TC_TUPLE = 7,
+  TC_DICT = 8,
+} TcNodeKind;
+
+typedef struct {
+  TcNodeKind kind;
+  int64_t size;
+  int64_t integer;
+  double real;
+  const char* text;
+} TcNode;
+
+typedef struct {
+  int32_t freeze;         // torch.jit.freeze the private copy
+  int32_t requires_grad;  // the model differentiates inside its forward
+} TcModelOptions;
+
+// What a model says of itself once it is loaded. Strings live as long as the model.
+typedef struct {
+  const char* name;
+  const char* schema;
+  uint64_t fingerprint;          // of the method's graph, the same in every process
+  int32_t differentiates;        // calls torch.autograd.grad or backward
+  int32_t keeps_state;           // assigns attributes or mutates containers
+  int32_t draws_random_numbers;  // any node that is nondeterministic from a seed
+  int32_t training;              // the module is in training mode
+} TcModelInfo;
+
+// Everything about one call that is settled when the JAX program is traced. All pointers are read
+// during `plan_create` only.
+typedef struct {
+  const DLTensor* inputs;   // shapes and dtypes of the operands as XLA hands them over
+  const DLDataType* casts;  // per operand; bits == 0: no cast
+  const char* const* input_names;
+  int64_t num_inputs;
+  const DLTensor* outputs;
+  const char* const* output_names;
+  int64_t num_outputs;
+  const TcNode* arguments;  // a tuple (positional) and a dict (keywords), in preorder
+  int64_t num_arguments;
+  const TcNode* results;  // the structure that the model must return
+  int64_t num_results;
+} TcPlanSpec;
+
+// What a model's calls did beside computing.
+typedef struct {
+  int64_t kept_inputs;    // inputs that the model kept, each given a private copy
+  int64_t copied_inputs;  // inputs copied beforehand because the model may write to them
+} TcModelCounters;
+
+// Where a call runs. On a CPU `stream` is NULL.
+typedef struct {
+  DLDevice device;
+  void* stream;
+} TcPlace;
+
+typedef struct {
+  uint32_t abi_version;
+  const char* torch_version;
+  const void* script_module_type;    // const std::type_info*
+  const void* script_function_type;  // const std::type_info*
+
+  // Models. `live` points to a torch::jit::Module or a StrongFunctionPtr and is read at once.
+  TcStatus (*model_from_file)(const char* path, TcModelOptions options, TcModel** out,
+                              TcSink error);
+  TcStatus (*model_from_bytes)(const char* data, size_t size, TcModelOptions options, TcModel** out,
+                               TcSink error);
+  TcStatus (*model_from_live_module)(const void* live, TcModelOptions options, TcModel** out,
+                                     TcSink error);
+  TcStatus (*model_from_live_function)(const void* live, TcModelOptions options, TcModel** out,
+                                       TcSink error);
+  // Takes over the weights and code of `fresh`; calls under way finish with the old ones.
+  TcStatus (*model_replace)(TcModel* model, TcModel* fresh, TcSink error);
+  TcStatus (*model_info)(TcModel* model, TcModelInfo* out, TcSink error);
+  void (*model_counters)(const TcModel* model, TcModelCounters* out);
+  void (*model_release)(TcModel* model);
+
+  // Whether the model's signature takes these arguments (a tuple and a dict, as in TcPlanSpec), in
+  // which `num_inputs` tensors occur.
+  TcStatus (*model_check_arguments)(TcModel* model, const TcNode* arguments, int64_t num_arguments,
+                                    int64_t num_inputs, TcSink error);
+
+  // Plans.
+  TcStatus (*plan_create)(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink error);
+  TcStatus (*plan_run)(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, TcPlace place,
+                       TcSink error);
+  // Calls the model's own `forward` `iterations` times on these inputs, already cast to what the
+  // model gets, without any of the plan's machinery: the floor that a call can be compared with.
+  TcStatus (*plan_time_forward)(TcPlan* plan, const DLTensor* inputs, int64_t iterations,
+                                double* seconds, TcSink error);
+  void (*plan_release)(TcPlan* plan);
+
+  // Threads that torch may use inside one call; every thread applies it before its next call.
+  void (*set_num_threads)(int32_t threads);
+} TcEngineApi;
+
+typedef const TcEngineApi* (*TcEngineApiFunction)(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // TORCHCALL_ENGINE_H_

@@ -1,0 +1,180 @@
+// The torch half's side of the seam: exceptions end here, as text.
+
+#include <c10/util/Exception.h>
+#include <torch/csrc/jit/runtime/jit_exception.h>
+#include <torch/csrc/jit/serialization/import.h>
+#include <torch/version.h>
+
+#include <sstream>
+#include <string>
+#include <string_view>
+
+#include "../engine.h"
+#include "model.h"
+#include "plan.h"
+
+struct TcModel {
+  std::shared_ptr<torchcall::Model> model;
+};
+
+struct TcPlan {
+  torchcall::Plan plan;
+};
+
+namespace torchcall {
+namespace {
+
+void Write(TcSink sink, std::string_view text) { sink.write(sink.self, text.data(), text.size()); }
+
+// torch appends the C++ stack to an error's text; a user has no use for it.
+std::string WithoutCppTrace(std::string text) {
+  const size_t trace = text.find("\nException raised from ");
+  if (trace != std::string::npos) text.resize(trace);
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  return text;
+}
+
+// The interpreter puts the TorchScript traceback first and what went wrong last. A reader wants it
+// the other way round: "raised ValueError: ...", then where.
+std::string Raised(const std::string& message) {
+  const std::string text = WithoutCppTrace(message);
+  if (text.find("Traceback of TorchScript") == std::string::npos) return "raised: " + text;
+  size_t line = 0;
+  while (line < text.size()) {
+    const std::string_view rest = std::string_view(text).substr(line);
+    const bool of_traceback = rest.starts_with(' ') || rest.starts_with('\n') ||
+                              rest.starts_with("The following operation failed") ||
+                              rest.starts_with("Traceback of TorchScript");
+    if (!of_traceback) {
+      return "raised " + std::string(rest) + "\n\n" + WithoutCppTrace(text.substr(0, line));
+    }
+    const size_t end = text.find('\n', line);
+    if (end == std::string::npos) break;
+    line = end + 1;
+  }
+  return "raised: " + text;
+}
+
+// What a user can do about an error that torch words in its own terms.
+std::string Explained(const std::string& message) {
+  const std::string text = Raised(message);
+  if (text.find("does not require grad and does not have a grad_fn") == std::string::npos) {
+    return text;
+  }
+  return "the model differentiates inside its forward: expected requires_grad=True, got "
+         "requires_grad=False; it " +
+         text;
+}
+
+template <typename Body>
+TcStatus Guarded(TcSink error, const Body& body) {
+  try {
+    body();
+    return TC_OK;
+  } catch (const std::invalid_argument& e) {
+    Write(error, e.what());
+  } catch (const c10::Error& e) {
+    Write(error, Explained(e.what()));
+  } catch (const std::exception& e) {
+    Write(error, Explained(e.what()));
+  } catch (...) {
+    Write(error, "raised an exception of unknown type");
+  }
+  return TC_FAILED;
+}
+
+TcStatus ModelFromFile(const char* path, TcModelOptions options, TcModel** out, TcSink error) {
+  return Guarded(error, [&] {
+    *out = new TcModel{Model::FromModule(torch::jit::load(std::string(path), c10::kCPU), options)};
+  });
+}
+
+TcStatus ModelFromBytes(const char* data, size_t size, TcModelOptions options, TcModel** out,
+                        TcSink error) {
+  return Guarded(error, [&] {
+    std::istringstream stream(std::string(data, size));
+    *out = new TcModel{Model::FromModule(torch::jit::load(stream, c10::kCPU), options)};
+  });
+}
+
+TcStatus ModelFromLiveModule(const void* live, TcModelOptions options, TcModel** out,
+                             TcSink error) {
+  return Guarded(error, [&] {
+    *out = new TcModel{Model::FromModule(*static_cast<const torch::jit::Module*>(live), options)};
+  });
+}
+
+TcStatus ModelFromLiveFunction(const void* live, TcModelOptions options, TcModel** out,
+                               TcSink error) {
+  return Guarded(error, [&] {
+    *out = new TcModel{
+        Model::FromFunction(*static_cast<const torch::jit::StrongFunctionPtr*>(live), options)};
+  });
+}
+
+TcStatus ModelReplace(TcModel* model, TcModel* fresh, TcSink error) {
+  return Guarded(error, [&] { model->model->Replace(*fresh->model); });
+}
+
+TcStatus ModelInfo(TcModel* model, TcModelInfo* out, TcSink error) {
+  return Guarded(error, [&] { *out = model->model->info(); });
+}
+
+void ModelCounters(const TcModel* model, TcModelCounters* out) { *out = model->model->counters(); }
+
+void ModelRelease(TcModel* model) { delete model; }
+
+TcStatus ModelCheckArguments(TcModel* model, const TcNode* arguments, int64_t num_arguments,
+                             int64_t num_inputs, TcSink error) {
+  return Guarded(error, [&] {
+    const Tree call = ParseTree(arguments, num_arguments);
+    const ArgumentBuilder builder(call, model->model->schema(), model->model->is_method());
+    std::vector<c10::IValue> containers;
+    builder.Build(std::vector<at::Tensor>(num_inputs), containers);
+  });
+}
+
+TcStatus PlanCreate(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink error) {
+  return Guarded(error, [&] { *out = new TcPlan{Plan(model->model, *spec)}; });
+}
+
+TcStatus PlanRun(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, TcPlace place,
+                 TcSink error) {
+  return Guarded(error, [&] { plan->plan.Run(inputs, outputs, place); });
+}
+
+TcStatus PlanTimeForward(TcPlan* plan, const DLTensor* inputs, int64_t iterations, double* seconds,
+                         TcSink error) {
+  return Guarded(error, [&] { *seconds = plan->plan.TimeForward(inputs, iterations); });
+}
+
+void PlanRelease(TcPlan* plan) { delete plan; }
+
+void SetNumThreads(int32_t threads) { SetThreadBudget(threads); }
+
+}  // namespace
+}  // namespace torchcall
+
+extern "C" __attribute__((visibility("default"))) const TcEngineApi* torchcall_engine_api(void) {
+  static const TcEngineApi api = {
+      TC_ABI_VERSION,
+      TORCH_VERSION,
+      &typeid(torch::jit::Module),
+      &typeid(torch::jit::StrongFunctionPtr),
+      torchcall::ModelFromFile,
+      torchcall::ModelFromBytes,
+      torchcall::ModelFromLiveModule,
+      torchcall::ModelFromLiveFunction,
+      torchcall::ModelReplace,
+      torchcall::ModelInfo,
+      torchcall::ModelCounters,
+      torchcall::ModelRelease,
+      torchcall::ModelCheckArguments,
+      torchcall::PlanCreate,
+      torchcall::PlanRun,
+      torchcall::PlanTimeForward,
+      torchcall::PlanRelease,
+      torchcall::SetNumThreads,
+  };
+  return &api;
+}

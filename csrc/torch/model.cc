@@ -1,0 +1,186 @@
+#include "model.h"
+
+#include <torch/csrc/jit/passes/common_subexpression_elimination.h>
+#include <torch/csrc/jit/passes/constant_pooling.h>
+#include <torch/csrc/jit/passes/constant_propagation.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
+#include <torch/csrc/jit/passes/erase_number_types.h>
+#include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/passes/shape_analysis.h>
+
+#include <stdexcept>
+#include <unordered_map>
+
+namespace torchcall {
+namespace {
+
+using torch::jit::Graph;
+using torch::jit::Module;
+
+// A copy of the object graph below `object` that shares every tensor's memory, in which no leaf
+// tensor requires grad. With gradients recorded, a weight that requires grad makes each call build
+// a graph over the weights that nobody asked for; the caller's module must stay as it is.
+class DetachingCopier {
+ public:
+  c10::intrusive_ptr<c10::ivalue::Object> Copy(
+      const c10::intrusive_ptr<c10::ivalue::Object>& object) {
+    const auto known = copies_.find(object.get());
+    if (known != copies_.end()) return known->second;
+    auto copy = object->copy();
+    copies_.emplace(object.get(), copy);
+    for (size_t i = 0; i < copy->slots().size(); ++i) {
+      const c10::IValue& slot = copy->getSlot(i);
+      if (slot.isModule()) {
+        copy->setSlot(i, Copy(slot.toObject()));
+      } else if (slot.isTensor() && slot.toTensor().defined() && slot.toTensor().requires_grad()) {
+        copy->setSlot(i, slot.toTensor().detach());
+      }
+    }
+    return copy;
+  }
+
+ private:
+  std::unordered_map<const c10::ivalue::Object*, c10::intrusive_ptr<c10::ivalue::Object>> copies_;
+};
+
+bool HasTrainableWeights(const Module& module) {
+  for (const at::Tensor& weight : module.parameters()) {
+    if (weight.requires_grad()) return true;
+  }
+  return false;
+}
+
+void RefuseMetaTensors(const Module& module) {
+  const auto check = [](const torch::jit::NameTensor& entry) {
+    if (entry.value.is_meta()) {
+      throw std::invalid_argument("weight '" + entry.name +
+                                  "': expected data, got a tensor on the meta device");
+    }
+  };
+  for (const auto& entry : module.named_parameters()) check(entry);
+  for (const auto& entry : module.named_buffers()) check(entry);
+}
+
+bool LivesElsewhere(const Module& module) {
+  for (const at::Tensor& weight : module.parameters()) {
+    if (!weight.is_cpu()) return true;
+  }
+  for (const at::Tensor& buffer : module.buffers()) {
+    if (!buffer.is_cpu()) return true;
+  }
+  return false;
+}
+
+std::shared_ptr<Graph> PlainGraph(torch::jit::Function& function) {
+  torch::jit::GraphFunction* graph_function = torch::jit::tryToGraphFunction(function);
+  if (graph_function == nullptr) {
+    throw std::invalid_argument("'" + function.name() + "' is not TorchScript code");
+  }
+  std::shared_ptr<Graph> graph = graph_function->graph()->copy();
+  torch::jit::Inline(*graph);
+  // A traced graph carries the example's shapes, which need not be the call's.
+  torch::jit::EraseShapeInformation(graph);
+  return graph;
+}
+
+// Only passes that change no result by a bit. torch's profiling executor is left out on purpose: it
+// recompiles during the first calls, and on a CPU its fusions pay nothing for these models.
+std::shared_ptr<Graph> Simplified(const std::shared_ptr<Graph>& plain) {
+  std::shared_ptr<Graph> graph = plain->copy();
+  torch::jit::ConstantPropagation(graph);
+  torch::jit::EliminateCommonSubexpression(graph);
+  torch::jit::ConstantPooling(graph);
+  torch::jit::EliminateDeadCode(graph);
+  return graph;
+}
+
+// FNV-1a: short, and the same in every process.
+uint64_t Fingerprint(const std::string& text) {
+  uint64_t hash = 14695981039346656037ULL;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
+  return hash;
+}
+
+ModelInstance MakeInstance(torch::jit::Function& function) {
+  ModelInstance instance;
+  instance.function = &function;
+  instance.graph = Simplified(PlainGraph(function));
+  instance.code = torch::jit::Code(instance.graph, function.name());
+  return instance;
+}
+
+std::string LastPart(const std::string& qualified_name) {
+  return qualified_name.substr(qualified_name.rfind('.') + 1);
+}
+
+bool IsTraining(const Module& module) {
+  return module.hasattr("training") && module.attr("training").isBool() && module.is_training();
+}
+
+}  // namespace
+
+std::unique_ptr<Model> Model::FromModule(Module module, TcModelOptions options) {
+  const std::string name = LastPart(module.type()->name()->qualifiedName());
+  if (!module.find_method("forward")) {
+    throw std::invalid_argument("the module has no method 'forward'");
+  }
+  RefuseMetaTensors(module);
+  if (LivesElsewhere(module)) {
+    module = module.deepcopy();
+    module.to(at::kCPU);
+  }
+  if (options.freeze) {
+    if (IsTraining(module)) {
+      throw std::invalid_argument(
+          "freeze=True: expected a module in eval mode, got one in training mode; call "
+          "module.eval() first");
+    }
+    module = torch::jit::freeze(module);
+  } else if (options.requires_grad && HasTrainableWeights(module)) {
+    // A module that assigns attributes must assign its own ones, not a copy's.
+    const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
+    if (!use.keeps_state) module = Module(DetachingCopier().Copy(module._ivalue()));
+  }
+  ModelInstance instance = MakeInstance(module.get_method("forward").function());
+  instance.module = std::move(module);
+  return std::unique_ptr<Model>(new Model(std::move(instance), name, options));
+}
+
+std::unique_ptr<Model> Model::FromFunction(const torch::jit::StrongFunctionPtr& function,
+                                           TcModelOptions options) {
+  if (options.freeze) throw std::invalid_argument("freeze=True: expected a module, got a function");
+  ModelInstance instance = MakeInstance(*function.function_);
+  instance.unit = function.cu_;
+  return std::unique_ptr<Model>(
+      new Model(std::move(instance), function.function_->name(), options));
+}
+
+Model::Model(ModelInstance instance, std::string name, TcModelOptions options)
+    : name_(std::move(name)),
+      schema_(instance.function->getSchema()),
+      is_method_(instance.module.has_value()),
+      training_(is_method_ && IsTraining(*instance.module)) {
+  schema_text_ = c10::toString(schema_);
+  fingerprint_ = Fingerprint(instance.graph->toString(/*print_source_locations=*/false));
+  use_ = AnalyseGraph(instance.graph);
+  autograd_ = options.requires_grad ? Autograd::kRecord
+              // Tensors made in inference mode must not end up in a module that others use.
+              : use_.keeps_state ? Autograd::kOff
+                                 : Autograd::kInference;
+  instance_ = std::make_shared<const ModelInstance>(std::move(instance));
+}
+
+void Model::Replace(const Model& fresh) {
+  if (fresh.fingerprint_ != fingerprint_) {
+    throw std::invalid_argument(
+        "refresh: expected the same code with other weights, got other code; make a new wrapper");
+  }
+  instance_.store(fresh.instance());
+}
+
+TcModelInfo Model::info() const {
+  return {name_.c_str(),    schema_text_.c_str(),      fingerprint_, use_.differentiates,
+          use_.keeps_state, use_.draws_random_numbers, training_};
+}
+
+}  // namespace torchcall

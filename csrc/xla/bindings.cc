@@ -1,0 +1,230 @@
+// The Python module `torchcall._bridge`: bindings only.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/variant.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <variant>
+#include <vector>
+
+#include "call_plan.h"
+#include "conduit.h"
+#include "handler.h"
+#include "torch_half.h"
+
+namespace torchcall {
+namespace {
+
+namespace nb = nanobind;
+
+// (kind, payload): the kind is a TcNodeKind, the payload a value, an index or a number of children.
+using PyNode = std::tuple<int, std::variant<std::monostate, int64_t, double, std::string>>;
+// (name, dtype, shape, cast)
+using PyArray =
+    std::tuple<std::string, std::string, std::vector<int64_t>, std::optional<std::string>>;
+
+const DtypeEntry* DtypeOf(const std::string& name) {
+  const DtypeEntry* entry = FindDtype(name);
+  if (entry == nullptr) throw std::invalid_argument("torchcall: dtype " + name + " is not shared");
+  return entry;
+}
+
+std::vector<ArraySpec> ArraySpecs(const std::vector<PyArray>& arrays) {
+  std::vector<ArraySpec> specs;
+  for (const auto& [name, dtype, shape, cast] : arrays) {
+    specs.push_back({DtypeOf(dtype), cast ? DtypeOf(*cast) : nullptr, shape, name});
+  }
+  return specs;
+}
+
+// The nodes point into `py`'s strings.
+std::vector<TcNode> Nodes(const std::vector<PyNode>& py) {
+  std::vector<TcNode> nodes;
+  for (const auto& [kind, payload] : py) {
+    TcNode node = {static_cast<TcNodeKind>(kind), 0, 0, 0.0, nullptr};
+    if (const auto* integer = std::get_if<int64_t>(&payload)) node.integer = node.size = *integer;
+    if (const auto* real = std::get_if<double>(&payload)) node.real = *real;
+    if (const auto* text = std::get_if<std::string>(&payload)) node.text = text->c_str();
+    nodes.push_back(node);
+  }
+  return nodes;
+}
+
+class PyModel {
+ public:
+  explicit PyModel(ModelHandle handle) : handle_(std::move(handle)) {
+    ErrorText error;
+    if (TorchHalf().model_info(handle_.get(), &info_, error.sink()) != TC_OK) {
+      throw std::runtime_error(error.text());
+    }
+  }
+  TcModel* get() const { return handle_.get(); }
+  const TcModelInfo& info() const { return info_; }
+  const std::shared_ptr<CallCounters>& counters() const { return counters_; }
+  nb::dict Stats() const {
+    TcModelCounters torch_side;
+    TorchHalf().model_counters(get(), &torch_side);
+    nb::dict stats;
+    stats["calls"] = counters_->calls.load();
+    stats["bytes_copied"] = counters_->bytes_copied.load();
+    stats["kept_inputs"] = torch_side.kept_inputs;
+    stats["copied_inputs"] = torch_side.copied_inputs;
+    return stats;
+  }
+  void CheckArguments(const std::vector<PyNode>& arguments, int64_t num_inputs) {
+    const std::vector<TcNode> nodes = Nodes(arguments);
+    ErrorText error;
+    if (TorchHalf().model_check_arguments(get(), nodes.data(), static_cast<int64_t>(nodes.size()),
+                                          num_inputs, error.sink()) != TC_OK) {
+      throw std::invalid_argument(error.text());
+    }
+  }
+  void Replace(PyModel& fresh) {
+    ErrorText error;
+    if (TorchHalf().model_replace(get(), fresh.get(), error.sink()) != TC_OK) {
+      throw std::invalid_argument(error.text());
+    }
+  }
+
+ private:
+  ModelHandle handle_;
+  TcModelInfo info_;
+  std::shared_ptr<CallCounters> counters_ = std::make_shared<CallCounters>();
+};
+
+template <typename Create>
+std::unique_ptr<PyModel> MakeModel(bool freeze, bool requires_grad, const Create& create) {
+  TcModel* model = nullptr;
+  ErrorText error;
+  if (create(TcModelOptions{freeze, requires_grad}, &model, error.sink()) != TC_OK) {
+    throw std::invalid_argument(error.text());
+  }
+  return std::make_unique<PyModel>(ModelHandle(model));
+}
+
+std::unique_ptr<PyModel> ModelFromFile(const std::string& path, bool freeze, bool requires_grad) {
+  const nb::gil_scoped_release release;
+  return MakeModel(freeze, requires_grad, [&](TcModelOptions options, TcModel** out, TcSink error) {
+    return TorchHalf().model_from_file(path.c_str(), options, out, error);
+  });
+}
+
+std::unique_ptr<PyModel> ModelFromBytes(nb::bytes data, bool freeze, bool requires_grad) {
+  return MakeModel(freeze, requires_grad, [&](TcModelOptions options, TcModel** out, TcSink error) {
+    return TorchHalf().model_from_bytes(data.c_str(), data.size(), options, out, error);
+  });
+}
+
+// None where the object's C++ side cannot be reached.
+std::unique_ptr<PyModel> ModelFromLive(nb::handle object, bool freeze, bool requires_grad) {
+  const TcEngineApi& api = TorchHalf();
+  if (const void* module = ConduitPointer(object, api.script_module_type)) {
+    return MakeModel(freeze, requires_grad, [&](TcModelOptions options, TcModel** out, TcSink e) {
+      return api.model_from_live_module(module, options, out, e);
+    });
+  }
+  if (const void* function = ConduitPointer(object, api.script_function_type)) {
+    return MakeModel(freeze, requires_grad, [&](TcModelOptions options, TcModel** out, TcSink e) {
+      return api.model_from_live_function(function, options, out, e);
+    });
+  }
+  return nullptr;
+}
+
+// The Python owner of a registered plan; executables hold shares of their own.
+class PyPlan {
+ public:
+  PyPlan(const PyModel& model, const std::string& name, int64_t signature,
+         const std::vector<PyArray>& inputs, const std::vector<PyArray>& outputs,
+         const std::vector<PyNode>& arguments, const std::vector<PyNode>& results)
+      : plan_(std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
+                                         ArraySpecs(outputs), Nodes(arguments), Nodes(results))),
+        id_(PlanRegistry::Get().Add(signature, plan_)) {}
+  ~PyPlan() { PlanRegistry::Get().Remove(id_); }
+  PyPlan(const PyPlan&) = delete;
+  PyPlan& operator=(const PyPlan&) = delete;
+
+  int64_t id() const { return id_; }
+  double TimeForward(const std::vector<uintptr_t>& addresses, int64_t iterations) const {
+    std::vector<const void*> data;
+    for (const uintptr_t address : addresses) data.push_back(reinterpret_cast<void*>(address));
+    const nb::gil_scoped_release release;
+    return plan_->TimeForward(data, iterations);
+  }
+
+ private:
+  std::shared_ptr<CallPlan> plan_;
+  int64_t id_;
+};
+
+nb::object Handlers() {
+  nb::dict handlers;
+  handlers["instantiate"] = nb::capsule(reinterpret_cast<void*>(InstantiateHandler()));
+  handlers["execute"] = nb::capsule(reinterpret_cast<void*>(ExecuteHandler()));
+  return handlers;
+}
+
+nb::object StateType() {
+  nb::dict type;
+  type["type_id"] = nb::capsule(StateTypeId());
+  type["type_info"] = nb::capsule(StateTypeInfo());
+  return type;
+}
+
+}  // namespace
+}  // namespace torchcall
+
+NB_MODULE(_bridge, m) {
+  using namespace torchcall;
+  // Compiled programs are cached for the life of the process, and their plans with them.
+  nb::set_leak_warnings(false);
+  m.doc() =
+      "The JAX half of torchcall: XLA FFI handlers, call plans, and the door to the torch half.";
+
+  m.def("load_torch_half", &LoadTorchHalf, nb::arg("path"));
+  m.def("torch_half_version", [] { return std::string(TorchHalf().torch_version); });
+  m.def("set_num_threads", [](int n) { TorchHalf().set_num_threads(n); }, nb::arg("threads"));
+  m.def("dtype_names", &SharedDtypeNames);
+  m.def("handlers", &Handlers);
+  m.def("state_type", &StateType);
+  m.def("registered_plans", [] { return PlanRegistry::Get().size(); });
+
+  nb::class_<PyModel>(m, "Model")
+      .def_static("from_file", &ModelFromFile, nb::arg("path"), nb::arg("freeze"),
+                  nb::arg("requires_grad"))
+      .def_static("from_bytes", &ModelFromBytes, nb::arg("data"), nb::arg("freeze"),
+                  nb::arg("requires_grad"))
+      .def_static("from_live", &ModelFromLive, nb::arg("object").none(), nb::arg("freeze"),
+                  nb::arg("requires_grad"),
+                  nb::sig("def from_live(object: object, freeze: bool, "
+                          "requires_grad: bool) -> Model | None"))
+      .def("stats", &PyModel::Stats, nb::sig("def stats(self) -> dict[str, int]"))
+      .def("check_arguments", &PyModel::CheckArguments, nb::arg("arguments"), nb::arg("num_inputs"))
+      .def("replace", &PyModel::Replace, nb::arg("fresh"))
+      .def_prop_ro("name", [](const PyModel& self) { return std::string(self.info().name); })
+      .def_prop_ro("schema", [](const PyModel& self) { return std::string(self.info().schema); })
+      .def_prop_ro("fingerprint", [](const PyModel& self) { return self.info().fingerprint; })
+      .def_prop_ro("differentiates",
+                   [](const PyModel& self) { return self.info().differentiates != 0; })
+      .def_prop_ro("keeps_state", [](const PyModel& self) { return self.info().keeps_state != 0; })
+      .def_prop_ro("draws_random_numbers",
+                   [](const PyModel& self) { return self.info().draws_random_numbers != 0; })
+      .def_prop_ro("training", [](const PyModel& self) { return self.info().training != 0; });
+
+  nb::class_<PyPlan>(m, "Plan")
+      .def(nb::init<const PyModel&, const std::string&, int64_t, const std::vector<PyArray>&,
+                    const std::vector<PyArray>&, const std::vector<PyNode>&,
+                    const std::vector<PyNode>&>(),
+           nb::arg("model"), nb::arg("name"), nb::arg("signature"), nb::arg("inputs"),
+           nb::arg("outputs"), nb::arg("arguments"), nb::arg("results"))
+      .def_prop_ro("id", &PyPlan::id)
+      .def("time_forward", &PyPlan::TimeForward, nb::arg("addresses"), nb::arg("iterations"));
+}

@@ -1,0 +1,194 @@
+#include "call_plan.h"
+
+#include <pthread.h>
+
+#include <array>
+#include <cstring>
+#include <mutex>
+#include <stdexcept>
+
+#include "float_state.h"
+
+namespace torchcall {
+namespace {
+
+namespace ffi = xla::ffi;
+
+constexpr DLDevice kCpu = {kDLCPU, 0};
+
+// torch's thread pools do not survive a fork; a call in the child would hang.
+std::atomic<bool> forked{false};
+const int fork_hook = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
+DLTensor TensorOf(ArraySpec& spec, const DtypeEntry& dtype) {
+  return {nullptr, kCpu, static_cast<int32_t>(spec.shape.size()), dtype.dl, spec.shape.data(),
+          nullptr, 0};
+}
+
+// Room on the stack for most calls; the heap beyond.
+class TensorArray {
+ public:
+  explicit TensorArray(const std::vector<DLTensor>& templates) {
+    if (templates.size() > kInline) heap_ = std::make_unique<DLTensor[]>(templates.size());
+    std::copy(templates.begin(), templates.end(), data());
+  }
+  DLTensor* data() { return heap_ ? heap_.get() : inline_.data(); }
+
+ private:
+  static constexpr size_t kInline = 16;
+  std::array<DLTensor, kInline> inline_;
+  std::unique_ptr<DLTensor[]> heap_;
+};
+
+bool Fits(const ffi::AnyBuffer& buffer, const ArraySpec& spec) {
+  const auto dims = buffer.dimensions();
+  return buffer.element_type() == spec.dtype->xla && dims.size() == spec.shape.size() &&
+         std::equal(dims.begin(), dims.end(), spec.shape.begin());
+}
+
+std::string Mismatch(const char* what, const ArraySpec& spec, const ffi::AnyBuffer& buffer) {
+  const auto dims = buffer.dimensions();
+  return std::string(what) + " " + spec.name + ": expected " + spec.dtype->name + " " +
+         ShapeText(spec.shape.data(), spec.shape.size()) + ", got " +
+         DtypeName(buffer.element_type()) + " " + ShapeText(dims.begin(), dims.size());
+}
+
+}  // namespace
+
+size_t ArraySpec::Bytes(const DtypeEntry& as) const {
+  size_t bytes = as.bytes;
+  for (const int64_t size : shape) bytes *= static_cast<size_t>(size);
+  return bytes;
+}
+
+CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
+                   std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
+                   const std::vector<TcNode>& arguments, const std::vector<TcNode>& results)
+    : model_name_(std::move(model_name)),
+      counters_(std::move(counters)),
+      inputs_(std::move(inputs)),
+      outputs_(std::move(outputs)) {
+  std::vector<DLDataType> casts;
+  std::vector<const char*> input_names;
+  std::vector<const char*> output_names;
+  for (ArraySpec& spec : inputs_) {
+    input_tensors_.push_back(TensorOf(spec, *spec.dtype));
+    casts.push_back(spec.cast ? spec.cast->dl : DLDataType{0, 0, 0});
+    input_names.push_back(spec.name.c_str());
+    if (spec.cast && spec.cast != spec.dtype) bytes_copied_per_call_ += spec.Bytes(*spec.cast);
+  }
+  for (ArraySpec& spec : outputs_) {
+    output_tensors_.push_back(TensorOf(spec, *spec.dtype));
+    output_names.push_back(spec.name.c_str());
+    bytes_copied_per_call_ += spec.Bytes(*spec.dtype);
+  }
+  const TcPlanSpec spec = {
+      input_tensors_.data(),
+      casts.data(),
+      input_names.data(),
+      static_cast<int64_t>(inputs_.size()),
+      output_tensors_.data(),
+      output_names.data(),
+      static_cast<int64_t>(outputs_.size()),
+      arguments.data(),
+      static_cast<int64_t>(arguments.size()),
+      results.data(),
+      static_cast<int64_t>(results.size()),
+  };
+  TcPlan* plan = nullptr;
+  ErrorText error;
+  if (TorchHalf().plan_create(model, &spec, &plan, error.sink()) != TC_OK) {
+    throw std::invalid_argument("torchcall: " + model_name_ + ": " + error.text());
+  }
+  plan_.reset(plan);
+}
+
+ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  const auto fail = [&](ffi::ErrorCode code, const std::string& what) {
+    return ffi::Error(code, "torchcall: " + model_name_ + ": " + what);
+  };
+  if (forked.load(std::memory_order_relaxed)) {
+    return fail(ffi::ErrorCode::kFailedPrecondition,
+                "expected the process that imported torch, got a forked child; start workers with "
+                "the 'spawn' method");
+  }
+  if (operands.size() != inputs_.size() || results.size() != outputs_.size()) {
+    return fail(ffi::ErrorCode::kInvalidArgument,
+                "expected " + std::to_string(inputs_.size()) + " operands and " +
+                    std::to_string(outputs_.size()) + " outputs, got " +
+                    std::to_string(operands.size()) + " and " + std::to_string(results.size()));
+  }
+  TensorArray inputs(input_tensors_);
+  TensorArray outputs(output_tensors_);
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    const auto buffer = operands.get<ffi::AnyBuffer>(i);
+    if (!buffer) return buffer.error();
+    if (!Fits(*buffer, inputs_[i])) {
+      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch("operand", inputs_[i], *buffer));
+    }
+    inputs.data()[i].data = buffer->untyped_data();
+  }
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    auto buffer = results.get<ffi::AnyBuffer>(i);
+    if (!buffer) return buffer.error();
+    if (!Fits(**buffer, outputs_[i])) {
+      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch("output", outputs_[i], **buffer));
+    }
+    outputs.data()[i].data = (*buffer)->untyped_data();
+  }
+  const FloatStateGuard floats;
+  ErrorText error;
+  counters_->calls.fetch_add(1, std::memory_order_relaxed);
+  counters_->bytes_copied.fetch_add(bytes_copied_per_call_, std::memory_order_relaxed);
+  if (TorchHalf().plan_run(plan_.get(), inputs.data(), outputs.data(), {kCpu, nullptr},
+                           error.sink()) != TC_OK) {
+    return fail(ffi::ErrorCode::kInternal, error.text());
+  }
+  return ffi::Error::Success();
+}
+
+double CallPlan::TimeForward(const std::vector<const void*>& data, int64_t iterations) const {
+  TensorArray inputs(input_tensors_);
+  for (size_t i = 0; i < data.size(); ++i) inputs.data()[i].data = const_cast<void*>(data[i]);
+  double seconds = 0;
+  ErrorText error;
+  if (TorchHalf().plan_time_forward(plan_.get(), inputs.data(), iterations, &seconds,
+                                    error.sink()) != TC_OK) {
+    throw std::runtime_error("torchcall: " + model_name_ + ": " + error.text());
+  }
+  return seconds;
+}
+
+PlanRegistry& PlanRegistry::Get() {
+  // Leaked: executables may still look plans up while the process ends.
+  static auto* registry = new PlanRegistry;
+  return *registry;
+}
+
+int64_t PlanRegistry::Add(int64_t wanted, std::shared_ptr<CallPlan> plan) {
+  const std::unique_lock lock(mutex_);
+  while (!plans_.try_emplace(wanted, plan).second) ++wanted;
+  return wanted;
+}
+
+void PlanRegistry::Remove(int64_t id) {
+  std::shared_ptr<CallPlan> last;  // destroyed after the lock is gone
+  const std::unique_lock lock(mutex_);
+  const auto found = plans_.find(id);
+  if (found == plans_.end()) return;
+  last = std::move(found->second);
+  plans_.erase(found);
+}
+
+std::shared_ptr<CallPlan> PlanRegistry::Find(int64_t id) const {
+  const std::shared_lock lock(mutex_);
+  const auto found = plans_.find(id);
+  return found == plans_.end() ? nullptr : found->second;
+}
+
+size_t PlanRegistry::size() const {
+  const std::shared_lock lock(mutex_);
+  return plans_.size();
+}
+
+}  // namespace torchcall

@@ -1,0 +1,77 @@
+// A call plan as the handler runs it, and the registry through which an XLA executable finds it.
+
+#ifndef TORCHCALL_XLA_CALL_PLAN_H_
+#define TORCHCALL_XLA_CALL_PLAN_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "dtype.h"
+#include "torch_half.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace torchcall {
+
+struct ArraySpec {
+  const DtypeEntry* dtype;
+  const DtypeEntry* cast;  // nullptr: none
+  std::vector<int64_t> shape;
+  std::string name;
+
+  size_t Bytes(const DtypeEntry& as) const;
+};
+
+// Of one model, over all its plans.
+struct CallCounters {
+  std::atomic<int64_t> calls{0};
+  std::atomic<int64_t> bytes_copied{0};
+};
+
+class CallPlan {
+ public:
+  // `arguments` and `results` are read at once. Throws std::invalid_argument with torch's words.
+  CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
+           std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
+           const std::vector<TcNode>& arguments, const std::vector<TcNode>& results);
+
+  // Thread-safe; needs no GIL.
+  xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results);
+  // Seconds for `iterations` calls of the model's own forward on these buffers.
+  double TimeForward(const std::vector<const void*>& data, int64_t iterations) const;
+
+ private:
+  std::string model_name_;
+  std::shared_ptr<CallCounters> counters_;
+  std::vector<ArraySpec> inputs_;
+  std::vector<ArraySpec> outputs_;
+  std::vector<DLTensor> input_tensors_;  // templates: all but the data pointer
+  std::vector<DLTensor> output_tensors_;
+  int64_t bytes_copied_per_call_ = 0;
+  PlanHandle plan_;
+};
+
+// Plans by the integer that stands in the compiled program. The integer is a hash of what the plan
+// does, moved on where a live plan has it already, so that a program compiles to the same text in
+// every process. An executable takes its share of the plan when it is instantiated.
+class PlanRegistry {
+ public:
+  static PlanRegistry& Get();
+
+  int64_t Add(int64_t wanted, std::shared_ptr<CallPlan> plan);
+  void Remove(int64_t id);
+  std::shared_ptr<CallPlan> Find(int64_t id) const;
+  size_t size() const;
+
+ private:
+  mutable std::shared_mutex mutex_;
+  std::unordered_map<int64_t, std::shared_ptr<CallPlan>> plans_;
+};
+
+}  // namespace torchcall
+
+#endif  // TORCHCALL_XLA_CALL_PLAN_H_

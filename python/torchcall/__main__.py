@@ -1,0 +1,36 @@
+"""`python -m torchcall`: the demo and the doctor."""
+
+import sys
+
+USAGE = """usage: python -m torchcall COMMAND [OPTIONS]
+
+commands:
+  demo     argon atoms under a TorchScript potential inside one jitted loop (demo --help for more)
+  doctor   versions, devices, what works and why not
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command and returns the process's exit status: 0, 1 if a check failed, 2 for misuse."""
+    command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if command in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    try:
+        import torchcall
+    except ImportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    if command == "doctor":
+        return int(any("FAILED" in value for value in torchcall.doctor().values()))
+    if command == "demo":
+        from torchcall.demo import main as demo
+
+        return demo(options)
+    print(f"torchcall: expected the command demo or doctor, got {command!r}", file=sys.stderr)
+    print(USAGE, end="", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

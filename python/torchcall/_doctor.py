@@ -1,0 +1,68 @@
+"""What is installed, what works, and why not."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import jax
+import jaxlib
+import numpy as np
+import torch
+
+from torchcall import _bridge, _native
+
+
+def _twice(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+def _self_test() -> str:
+    from torchcall._wrapper import TorchModuleWrapper
+
+    wrapper = TorchModuleWrapper(torch.jit.script(_twice))
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    got = np.asarray(jax.jit(wrapper, backend="cpu")(x))
+    if not np.array_equal(got, 2 * x):
+        return f"FAILED: expected {(2 * x).tolist()}, got {got.tolist()}"
+    if wrapper.stats()["weights"] != "shared":
+        return "ok, but a live module is serialised: its C++ object is out of reach"
+    return "ok"
+
+
+def _attempt(check) -> str:
+    try:
+        return check()
+    except Exception as error:
+        return f"FAILED: {type(error).__name__}: {str(error).splitlines()[0]}"
+
+
+def doctor() -> dict[str, str]:
+    """Checks the installation and prints a report.
+
+    Returns:
+        The report, one entry a line: versions, the torch half in use, devices, thread budget, and the
+        outcome of a call through the bridge ("ok", or what failed). Nothing is raised.
+    """
+    from torchcall import __version__
+
+    half = os.environ.get("TORCHCALL_TORCH_HALF") or _attempt(
+        lambda: str(_native.find_torch_half(torch.__version__, _native.library_root()))
+    )
+    report = {
+        "torchcall": f"{__version__} ({Path(__file__).parent})",
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "jax, jaxlib": f"{jax.__version__}, {jaxlib.__version__}",
+        "torch": str(torch.__version__),
+        "torch half": f"{half} (built for torch {_attempt(_bridge.torch_half_version)})",
+        "jax devices": _attempt(lambda: ", ".join(map(str, jax.devices()))),
+        "torch threads per call": str(torch.get_num_threads()),
+        "TorchScript on the CPU": _attempt(_self_test),
+        "CUDA": "not supported by this version; programs run on the CPU",
+        "AOTInductor, eager modules": "not supported by this version; use torch.jit.script",
+    }
+    width = max(map(len, report))
+    for name, value in report.items():
+        print(f"{name:<{width}}  {value}")
+    return report

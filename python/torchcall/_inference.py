@@ -1,0 +1,114 @@
+"""Output shapes and dtypes from fake tensors: the model's operations are followed, none is run."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from torchcall._specs import torch_dtype, torch_dtype_name
+
+
+class InferenceError(ValueError):
+    """The outputs cannot be told without running the model."""
+
+
+_NEEDS_GRAD = "does not require grad and does not have a grad_fn"
+
+
+def infer_outputs(
+    module: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    requires_grad: bool,
+    keeps_state: bool,
+) -> Any:
+    """Returns the pytree of `jax.ShapeDtypeStruct` that `module(*args, **kwargs)` would return.
+
+    Args:
+        module: a script module or function; its weights stay where they are.
+        args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that the
+            module gets, everything else as it is.
+        kwargs: keyword arguments, likewise.
+        requires_grad: whether gradients are recorded meanwhile.
+        keeps_state: whether the module assigns attributes. A copy is followed then, for the fakes
+            must not end up in the caller's module.
+
+    Raises:
+        InferenceError: with torch's own message.
+    """
+    if keeps_state:
+        module = copy.deepcopy(module)
+    try:
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            torch.inference_mode(False),
+            torch.set_grad_enabled(requires_grad),
+            # The plain graph: profiling fake tensors would specialise the caller's module on them.
+            torch.jit.optimized_execution(False),
+        ):
+            fake_args, fake_kwargs = jax.tree.map(_fake, (args, kwargs), is_leaf=_is_leaf)
+            outputs = module(*fake_args, **fake_kwargs)
+            return _specs_of(outputs, "")
+    except InferenceError:
+        raise
+    except Exception as error:
+        # torch raises many types here, RuntimeError and its fake-tensor exceptions among them.
+        raise InferenceError(_explain(error)) from error
+
+
+def _is_leaf(value: object) -> bool:
+    return value is None or isinstance(value, jax.ShapeDtypeStruct)
+
+
+def _fake(value: Any) -> Any:
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        return value
+    return torch.empty(value.shape, dtype=torch_dtype(str(value.dtype)))
+
+
+def _explain(error: Exception) -> str:
+    reason = _reason(str(error)) or type(error).__name__
+    if _NEEDS_GRAD in str(error):
+        return (
+            "the model differentiates inside its forward: expected requires_grad=True, got "
+            f"requires_grad=False ({reason})"
+        )
+    return (
+        "following the model with fake tensors, to learn its outputs' shapes, ended in an error; if "
+        f"the model is right, pass output_spec=...\n{reason}"
+    )
+
+
+def _reason(text: str) -> str:
+    """What went wrong, without the TorchScript traceback that the interpreter puts before it."""
+    _, found, after = text.partition("Traceback of TorchScript")
+    if not found:
+        return text.strip()
+    lines = after.splitlines()[1:]
+    start = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), 0)
+    return "\n".join(lines[start:]).strip()
+
+
+def _specs_of(value: Any, path: str) -> Any:
+    match value:
+        case torch.Tensor():
+            dtype = jnp.dtype(torch_dtype_name(value.dtype))
+            return jax.ShapeDtypeStruct(tuple(value.shape), dtype)
+        case None:
+            return None
+        case dict():
+            return {key: _specs_of(item, f"{path}[{key!r}]") for key, item in value.items()}
+        case list():
+            return [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        case tuple():
+            items = [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    raise InferenceError(
+        f"output {path}: expected a tensor, got {type(value).__name__}; return a tensor, e.g. "
+        "torch.tensor(value)"
+    )

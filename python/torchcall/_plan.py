@@ -1,0 +1,78 @@
+"""Call plans: everything about one call that is known when the JAX program is traced."""
+
+import hashlib
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from torchcall import _bridge
+from torchcall._tree import Node
+
+
+class CallPlan:
+    """One plan, registered natively for as long as this object or an executable needs it.
+
+    Compared by identity. It never refers to its wrapper, so a cached program does not keep the
+    wrapper alive.
+
+    Attributes:
+        id: the integer that stands in the compiled program.
+        model_name: what errors call the model.
+        outputs: shape and dtype of each output.
+    """
+
+    def __init__(
+        self,
+        model: _bridge.Model,
+        model_name: str,
+        inputs: Sequence[tuple[str, jax.ShapeDtypeStruct, str | None]],
+        outputs: Sequence[tuple[str, jax.ShapeDtypeStruct]],
+        arguments: list[Node],
+        results: list[Node],
+    ) -> None:
+        native_inputs = [(n, str(s.dtype), list(s.shape), cast) for n, s, cast in inputs]
+        native_outputs = [(n, str(s.dtype), list(s.shape), None) for n, s in outputs]
+        text = repr((model_name, model.fingerprint, native_inputs, native_outputs, arguments, results))
+        digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
+        self.model_name = model_name
+        self.outputs = [spec for _, spec in outputs]
+        self._native = _bridge.Plan(
+            model,
+            model_name,
+            int.from_bytes(digest, "big"),
+            native_inputs,
+            native_outputs,
+            arguments,
+            results,
+        )
+        self.id = self._native.id
+        self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
+
+    def set_eager(self, compiled: Callable[..., Any]) -> None:
+        """Remembers, weakly, the jitted function that runs this plan outside any program.
+
+        Weakly, for a compiled function's caches hold the plan.
+        """
+        self._eager = weakref.ref(compiled)
+
+    def __call__(self, *operands: Any) -> Any:
+        """Runs the plan on concrete arrays.
+
+        That a plan is callable matters to JAX too: its caches hold a primitive's callable parameters
+        weakly, and would keep any other alive.
+        """
+        compiled = self._eager()
+        if compiled is None:  # its wrapper is gone; a program that still knows the plan runs it
+            from torchcall._primitive import call_p
+
+            compiled = jax.jit(lambda *values: call_p.bind(*values, plan=self))
+        return compiled(*operands)
+
+    def time_forward(self, addresses: list[int], iterations: int) -> float:
+        """Seconds for `iterations` calls of the model's own forward, see `_timing.time_native`."""
+        return self._native.time_forward(addresses, iterations)
+
+    def __repr__(self) -> str:
+        return f"CallPlan({self.model_name}, id={self.id})"

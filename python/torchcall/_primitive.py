@@ -1,0 +1,81 @@
+"""The JAX primitive behind every call. Its one parameter is the plan, compared by identity."""
+
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from torchcall import _native
+from torchcall._plan import CallPlan
+
+call_p = core.Primitive("torchcall")
+call_p.multiple_results = True
+
+
+def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:
+    """Stages one call of `plan` out, or runs it."""
+    return call_p.bind(*operands, plan=plan)
+
+
+@call_p.def_impl
+def _impl(*operands: Any, plan: CallPlan) -> list[jax.Array]:
+    return plan(*operands)
+
+
+@call_p.def_abstract_eval
+def _abstract_eval(*operands: Any, plan: CallPlan) -> list[jax.core.ShapedArray]:
+    if any(getattr(aval, "vma", None) for aval in operands) or _inside_shard_map():
+        _refuse(plan, "shard_map", "call it outside shard_map, on one device")
+    return [jax.core.ShapedArray(spec.shape, spec.dtype) for spec in plan.outputs]
+
+
+def _inside_shard_map() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(getattr(mesh, "manual_axes", ()))
+
+
+def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    if getattr(ctx.module_context.axis_context, "num_devices", 1) != 1:
+        _refuse(plan, "a program over several devices", "keep its operands on one device")
+    _native.register_target("cpu")
+    # XLA's executable takes a share of the plan when it is instantiated; until then, and for as long
+    # as JAX may compile this module anew, the module holds it.
+    ctx.module_context.add_keepalive(plan)
+    rule = jax.ffi.ffi_lowering(_native.TARGET)
+    return rule(ctx, *operands, plan=np.int64(plan.id))
+
+
+def _lowering_elsewhere(ctx: mlir.LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:
+    platforms = ", ".join(ctx.module_context.platforms)
+    _refuse(plan, f"platform {platforms}", 'run the program on the CPU, e.g. jax.jit(…, backend="cpu")')
+
+
+mlir.register_lowering(call_p, _lowering_cpu, platform="cpu")
+mlir.register_lowering(call_p, _lowering_elsewhere)
+
+
+def _batch(args: Any, dims: Any, *, plan: CallPlan) -> NoReturn:
+    del args, dims
+    _refuse(plan, "vmap", "use jax.lax.map, or give the model a batch axis of its own")
+
+
+def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> NoReturn:
+    del primals, tangents
+    _refuse(
+        plan,
+        "differentiation (grad, vjp, jvp)",
+        "return the gradients from the model (requires_grad=True if it calls torch.autograd.grad), "
+        "or wrap the call in jax.custom_vjp",
+    )
+
+
+batching.primitive_batchers[call_p] = _batch
+ad.primitive_jvps[call_p] = _jvp
+
+
+def _refuse(plan: CallPlan, what: str, instead: str) -> NoReturn:
+    raise NotImplementedError(
+        f"torchcall: {plan.model_name}: {what} is not supported by this version; {instead}"
+    )

@@ -1,0 +1,69 @@
+"""What may cross the bridge: arrays, static Python values, and the dtypes that both sides have."""
+
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from torchcall import _bridge
+
+DTYPE_NAMES = frozenset(_bridge.dtype_names())
+STATIC_TYPES = (bool, int, float, str, type(None))
+
+type_name = lambda value: type(value).__name__  # noqa: E731
+
+
+def is_static(value: object) -> TypeGuard[bool | int | float | str | None]:
+    """Whether a leaf reaches the module as the Python value that it is."""
+    return isinstance(value, STATIC_TYPES) and not isinstance(value, np.generic)
+
+
+def static_key(value: bool | int | float | str | None) -> tuple[str, str]:
+    """Tells 1 from True from 1.0, 0.0 from -0.0, and one NaN from none."""
+    return type_name(value), value.hex() if isinstance(value, float) else repr(value)
+
+
+def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
+    """The shape and dtype with which XLA will hand an operand over.
+
+    Raises:
+        TypeError: if the value is no array, or of a dtype that only one side has.
+    """
+    if isinstance(value, torch.Tensor):
+        raise TypeError(f"operand {name}: expected a JAX or NumPy array, got a torch.Tensor")
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise TypeError(
+            f"operand {name}: expected an array or a Python scalar (int, float, bool, str, None), "
+            f"got {type_name(value)}"
+        )
+    dtype = value.dtype
+    if not jnp.issubdtype(dtype, jax.dtypes.extended):
+        dtype = jax.dtypes.canonicalize_dtype(dtype) if dtype.kind in "biufcV" else dtype
+    if str(dtype) not in DTYPE_NAMES:
+        raise TypeError(
+            f"operand {name}: expected one of the dtypes that JAX and torch share "
+            f"({', '.join(sorted(DTYPE_NAMES))}), got {dtype}"
+        )
+    return jax.ShapeDtypeStruct(np.shape(value), dtype)
+
+
+def torch_dtype_name(dtype: torch.dtype) -> str:
+    """NumPy's name of a torch dtype: torch.int64 → 'int64'."""
+    return str(dtype).removeprefix("torch.")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The torch dtype of a NumPy name."""
+    return getattr(torch, name)
+
+
+def describe(spec: Any) -> str:
+    """float32 (4,)"""
+    return f"{spec.dtype} {tuple(spec.shape)}"
+
+
+def path_name(root: str, path: tuple[Any, ...]) -> str:
+    """args[0]['pos'], kwargs['x'], ['energy']."""
+    return root + jax.tree_util.keystr(path)

@@ -1,0 +1,367 @@
+"""`TorchModuleWrapper`: a PyTorch model as a function of JAX programs."""
+
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import torch
+
+from torchcall import _bridge
+from torchcall._inference import InferenceError, infer_outputs
+from torchcall._plan import CallPlan
+from torchcall._primitive import bind
+from torchcall._source import PickledModelError, source_of, unpickle
+from torchcall._specs import (
+    DTYPE_NAMES,
+    describe,
+    is_static,
+    path_name,
+    shape_dtype,
+    static_key,
+    torch_dtype_name,
+)
+from torchcall._tree import TENSOR, UnsupportedNodeError, broadcast_prefix, encode, scalar_node
+
+# Plans that a wrapper remembers; programs hold the ones that they use themselves.
+_MOST_PLANS = 256
+
+
+class _Prepared:
+    """A plan, the function that runs it outside any program, and the outputs' structure."""
+
+    def __init__(self, plan: CallPlan, structure: Any) -> None:
+        self.plan = plan
+        self.structure = structure
+        self.run = jax.jit(lambda *operands: bind(plan, list(operands)))
+        plan.set_eager(self.run)
+
+
+class TorchModuleWrapper:
+    """Calls a TorchScript model from JAX: `y = f(*args, **kwargs)`, eagerly or in a jitted program.
+
+    Any pytree (dict, list, tuple, named tuple) of arrays and Python scalars goes in, any pytree of
+    arrays comes out. XLA's buffers reach the model in place; outputs are copied once. No Python runs
+    and the GIL is not taken during a call of a compiled program.
+
+    Args:
+        module: a `torch.jit.ScriptModule`, a script function, or the path of a TorchScript archive.
+            The caller's module is left as it is and shares its weights (on the CPU).
+        requires_grad: True for a module that calls `torch.autograd.grad` inside its `forward`.
+        input_spec: a pytree prefix of `(args, kwargs)` whose leaves are `torch.dtype`s to cast to
+            inside torch, or None. JAX without x64 cannot make the int64 indices that models want.
+        output_spec: a pytree of `jax.ShapeDtypeStruct`, or a function from the inputs' specs to the
+            outputs'. When absent, it is inferred with fake tensors.
+        freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
+            wants a module in eval mode.
+        vmap_method: reserved for `jax.vmap`, which this version refuses.
+        cuda_graph: reserved for CUDA devices, which this version refuses.
+
+    Calls that are equal are merged by XLA and calls whose outputs are unused are dropped, so a model
+    that draws random numbers draws them once per distinct call.
+
+    Raises:
+        TypeError, ValueError, FileNotFoundError: at construction, if the model is unusable; at a
+            call, naming model and operand, if an argument is.
+        jax.errors.JaxRuntimeError: when a call fails inside torch, or an output differs from the plan
+            (JAX may raise the same text as a ValueError). The process stays usable.
+    """
+
+    def __init__(
+        self,
+        module: torch.jit.ScriptModule | torch.jit.ScriptFunction | torch.nn.Module | str | Path,
+        *,
+        requires_grad: bool = False,
+        input_spec: Any = None,
+        output_spec: Any = None,
+        freeze: bool = False,
+        vmap_method: str | None = "sequential",
+        cuda_graph: Literal["auto", "off", "require"] = "auto",
+    ) -> None:
+        if cuda_graph not in ("auto", "off", "require"):
+            raise ValueError(
+                f"torchcall: cuda_graph: expected 'auto', 'off' or 'require', got {cuda_graph!r}"
+            )
+        if cuda_graph == "require":
+            raise NotImplementedError(
+                "torchcall: cuda_graph='require': CUDA is not supported by this version"
+            )
+        self._source = source_of(module)
+        self._options: dict[str, Any] = {
+            "requires_grad": requires_grad,
+            "input_spec": input_spec,
+            "output_spec": output_spec,
+            "freeze": freeze,
+            "vmap_method": vmap_method,
+            "cuda_graph": cuda_graph,
+        }
+        self._name = self._source.name
+        self._model = self._load()
+        if self._source.path is not None:
+            self._name = f"{self._model.name} ({self._source.path.name})"
+        self._prepared: OrderedDict[Any, _Prepared] = OrderedDict()
+        self._plans: weakref.WeakSet[CallPlan] = weakref.WeakSet()
+        self._python_module: Any = None
+        self._pid = os.getpid()
+        self.__name__ = self._model.name
+
+    # Calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda x: x is None)
+        operands = [leaf for leaf in leaves if not is_static(leaf)]
+        prepared = self._prepare(args, kwargs, leaves, treedef)
+        traced = any(isinstance(operand, jax.core.Tracer) for operand in operands)
+        outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
+        return jax.tree.unflatten(prepared.structure, outputs)
+
+    def warmup(self, *args: Any, **kwargs: Any) -> None:
+        """Calls the model twice on these arguments, real data, and waits for the results.
+
+        Afterwards the plan is made, its buffers are allocated and torch's threads and kernel caches
+        are warm, so that the first step of a loop takes as long as the others.
+        """
+        for _ in range(2):
+            jax.block_until_ready(self(*args, **kwargs))
+
+    def refresh(self) -> None:
+        """Takes the weights over anew, also for programs that are compiled already.
+
+        Weights changed in place on the CPU are shared and need nothing, unless `freeze=True`, a
+        parameter was replaced, or the module lives on another device. A path is read again.
+
+        Raises:
+            ValueError: if the code has changed too; make a new wrapper then.
+        """
+        fresh = self._load()
+        self._python_module = None
+        try:
+            self._model.replace(fresh)
+        except ValueError as error:
+            raise ValueError(self._say(str(error))) from error
+
+    def stats(self) -> dict[str, Any]:
+        """Counts since the wrapper was made, over all compiled programs.
+
+        Returns:
+            `engine`; `calls`; `bytes_copied` (outputs, and inputs that were cast); `plans` alive;
+            `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
+            `kept_inputs` and `copied_inputs` (inputs that the model kept after a call, or may write
+            to, and which therefore were copied); `devices`; `graph_captures`, `graph_replays` of
+            CUDA graphs; `fallback`, why something slower than usual is done, or None.
+        """
+        fallback = None
+        if self._source.weights == "copied":
+            fallback = "the module's C++ object was out of reach, so it was serialised and loaded"
+        return {
+            "engine": "TorchScript",
+            **self._model.stats(),
+            "plans": len(self._plans),
+            "weights": self._source.weights,
+            "devices": ["cpu"],
+            "graph_captures": 0,
+            "graph_replays": 0,
+            "fallback": fallback,
+        }
+
+    def __repr__(self) -> str:
+        changed = {
+            name: value
+            for name, value in self._options.items()
+            if value not in (None, False, "sequential", "auto")
+        }
+        options = "".join(f", {name}={value!r}" for name, value in changed.items())
+        calls = self._model.stats()["calls"]
+        return f"TorchModuleWrapper({self._name}, TorchScript{options}, calls={calls})"
+
+    def __reduce__(self) -> Any:
+        if self._source.path is None:
+            raise TypeError(
+                self._say("a wrapper of a live module cannot be pickled; wrap a path instead")
+            )
+        return _rebuild, (str(self._source.path), self._options)
+
+    # Plans
+
+    def _prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], treedef: Any
+    ) -> _Prepared:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                self._say("this process was forked after torch was loaded; start it by 'spawn'")
+            )
+        try:
+            specs = [_leaf_spec(treedef, leaves, i) for i in range(len(leaves))]
+        except TypeError as error:
+            raise TypeError(self._say(str(error))) from None
+        key = (treedef, tuple(_leaf_key(spec) for spec in specs), bool(jax.config.jax_enable_x64))
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            try:
+                prepared = self._make(args, kwargs, specs, treedef)
+            except (UnsupportedNodeError, InferenceError, ValueError, TypeError) as error:
+                kind = TypeError if isinstance(error, TypeError) else ValueError
+                raise kind(self._say(str(error))) from (error.__cause__ or error)
+            self._prepared[key] = prepared
+            self._plans.add(prepared.plan)
+            if len(self._prepared) > _MOST_PLANS:
+                self._prepared.popitem(last=False)
+        return prepared
+
+    def _make(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], specs: list[Any], treedef: Any
+    ) -> _Prepared:
+        names = _leaf_names(treedef)
+        casts = broadcast_prefix(
+            self._options["input_spec"], (args, kwargs), _is_cast, "input_spec"
+        )
+        cast_names = [_cast_name(cast) for cast in casts]
+        for name, spec, cast in zip(names, specs, cast_names, strict=True):
+            if cast is not None and is_static(spec):
+                raise ValueError(f"input_spec: operand {name}: expected an array to cast, got {spec!r}")
+
+        position = iter(range(len(specs)))
+        remaining = iter(specs)
+
+        def argument_node(_: Any) -> tuple[int, Any]:
+            spec = next(remaining)
+            return scalar_node(spec) if is_static(spec) else (TENSOR, next(position))
+
+        arguments = list(encode((args, kwargs), argument_node, "operand "))
+        self._model.check_arguments(arguments, sum(not is_static(spec) for spec in specs))
+        output_tree = self._output_spec(treedef, specs, cast_names)
+        paths, structure = jax.tree_util.tree_flatten_with_path(output_tree)
+        outputs = [(path_name("", path) or "(the only one)", spec) for path, spec in paths]
+        for name, spec in outputs:
+            _check_output(name, spec)
+        slot = iter(range(len(outputs)))
+
+        def result_node(leaf: Any) -> tuple[int, Any]:
+            return scalar_node(None) if leaf is None else (TENSOR, next(slot))
+
+        plan = CallPlan(
+            self._model,
+            self._name,
+            [
+                (name, spec, cast)
+                for name, spec, cast in zip(names, specs, cast_names, strict=True)
+                if not is_static(spec)
+            ],
+            outputs,
+            arguments,
+            list(encode(output_tree, result_node, "output ")),
+        )
+        return _Prepared(plan, structure)
+
+    def _output_spec(self, treedef: Any, specs: list[Any], casts: list[str | None]) -> Any:
+        given = self._options["output_spec"]
+        if given is None:
+            as_cast = [
+                spec
+                if is_static(spec) or cast is None
+                else jax.ShapeDtypeStruct(spec.shape, jax.numpy.dtype(cast))
+                for spec, cast in zip(specs, casts, strict=True)
+            ]
+            args, kwargs = jax.tree.unflatten(treedef, as_cast)
+            if self._python_module is None:
+                self._python_module = self._source.python_module()
+            return infer_outputs(
+                self._python_module,
+                args,
+                kwargs,
+                requires_grad=self._options["requires_grad"],
+                keeps_state=self._model.keeps_state,
+            )
+        if isinstance(given, Callable):
+            args, kwargs = jax.tree.unflatten(treedef, specs)
+            return given(*args, **kwargs)
+        return given
+
+    def _load(self) -> _bridge.Model:
+        try:
+            return self._source.load(
+                freeze=self._options["freeze"], requires_grad=self._options["requires_grad"]
+            )
+        except ValueError as error:
+            raise ValueError(self._say(str(error))) from error
+
+    def _say(self, message: str) -> str:
+        return message if message.startswith("torchcall:") else f"torchcall: {self._name}: {message}"
+
+
+def load(path: str | Path, *, allow_pickle: bool = False, **options: Any) -> TorchModuleWrapper:
+    """Wraps a model file.
+
+    Args:
+        path: a TorchScript archive, as written by `torch.jit.ScriptModule.save`.
+        allow_pickle: whether a file made by `torch.save` may be unpickled, which runs whatever code
+            the file names. What comes out must be something that `TorchModuleWrapper` takes.
+        **options: those of `TorchModuleWrapper`.
+
+    Raises:
+        FileNotFoundError, ValueError, TypeError: if the file is missing, empty, damaged, pickled
+            (without `allow_pickle`) or of another kind; the message says which.
+    """
+    try:
+        return TorchModuleWrapper(Path(path), **options)
+    except PickledModelError:
+        if not allow_pickle:
+            raise
+        return TorchModuleWrapper(unpickle(Path(path)), **options)  # pyright: ignore[reportArgumentType]
+
+
+def _rebuild(path: str, options: dict[str, Any]) -> TorchModuleWrapper:
+    return TorchModuleWrapper(path, **options)
+
+
+def _leaf_names(treedef: Any) -> list[str]:
+    indexed = jax.tree.unflatten(treedef, range(treedef.num_leaves))
+    paths, _ = jax.tree_util.tree_flatten_with_path(indexed)
+    return [path_name(("args", "kwargs")[path[0].idx], path[1:]) for path, _ in paths]
+
+
+def _leaf_spec(treedef: Any, leaves: list[Any], i: int) -> Any:
+    leaf = leaves[i]
+    if is_static(leaf):
+        return leaf
+    try:
+        return shape_dtype("", leaf)
+    except TypeError:
+        return shape_dtype(_leaf_names(treedef)[i], leaf)
+
+
+def _leaf_key(spec: Any) -> Any:
+    return static_key(spec) if is_static(spec) else (spec.shape, str(spec.dtype))
+
+
+def _is_cast(value: object) -> bool:
+    return value is None or isinstance(value, torch.dtype)
+
+
+def _cast_name(cast: torch.dtype | None) -> str | None:
+    if cast is None:
+        return None
+    name = torch_dtype_name(cast)
+    if name not in DTYPE_NAMES:
+        raise ValueError(f"input_spec: expected one of {sorted(DTYPE_NAMES)}, got {cast}")
+    return name
+
+
+def _check_output(name: str, spec: Any) -> None:
+    if not (hasattr(spec, "shape") and hasattr(spec, "dtype")):
+        raise TypeError(
+            f"output_spec: output {name}: expected a jax.ShapeDtypeStruct, got {type(spec).__name__}"
+        )
+    if str(spec.dtype) not in DTYPE_NAMES:
+        raise TypeError(
+            f"output {name}: expected one of the dtypes that JAX and torch share, got {spec.dtype}"
+        )
+    held = jax.dtypes.canonicalize_dtype(spec.dtype)
+    if held != spec.dtype:
+        raise TypeError(
+            f"output {name}: expected a dtype that JAX can hold, got {describe(spec)} with x64 off; "
+            f"return {held} from the model, or set jax.config.update('jax_enable_x64', True)"
+        )

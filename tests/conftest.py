@@ -1,0 +1,49 @@
+"""Fixtures that every test module shares."""
+
+import gc
+import os
+
+import jax
+import pytest
+import torch
+
+import torchcall
+
+
+@pytest.fixture(autouse=True)
+def _strict_dtype_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def x64():
+    """Runs the test with 64-bit JAX types."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def live_plans():
+    """Counts the plans that are registered now, after a garbage collection."""
+
+    def count() -> int:
+        gc.collect()
+        return torchcall._bridge.registered_plans()
+
+    return count
+
+
+def pytest_collection_modifyitems(items):
+    """GPU tests skip without a device; `TORCHCALL_REQUIRE_GPU=1` turns the skip into a failure."""
+    if torch.cuda.is_available() or os.environ.get("TORCHCALL_REQUIRE_GPU") == "1":
+        return
+    skip = pytest.mark.skip(reason="no CUDA device")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
