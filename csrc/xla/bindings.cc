@@ -165,14 +165,14 @@ class PyPlan {
   int64_t id_;
 };
 
-nb::object Handlers() {
+nb::dict Handlers() {
   nb::dict handlers;
   handlers["instantiate"] = nb::capsule(reinterpret_cast<void*>(InstantiateHandler()));
   handlers["execute"] = nb::capsule(reinterpret_cast<void*>(ExecuteHandler()));
   return handlers;
 }
 
-nb::object StateType() {
+nb::dict StateType() {
   nb::dict type;
   type["type_id"] = nb::capsule(StateTypeId());
   type["type_info"] = nb::capsule(StateTypeInfo());
@@ -193,8 +193,8 @@ NB_MODULE(_bridge, m) {
   m.def("torch_half_version", [] { return std::string(TorchHalf().torch_version); });
   m.def("set_num_threads", [](int n) { TorchHalf().set_num_threads(n); }, nb::arg("threads"));
   m.def("dtype_names", &SharedDtypeNames);
-  m.def("handlers", &Handlers);
-  m.def("state_type", &StateType);
+  m.def("handlers", &Handlers, nb::sig("def handlers() -> dict[str, typing.Any]"));
+  m.def("state_type", &StateType, nb::sig("def state_type() -> dict[str, typing.Any]"));
   m.def("registered_plans", [] { return PlanRegistry::Get().size(); });
 
   nb::class_<PyModel>(m, "Model")

@@ -11,7 +11,7 @@ commands:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns the process's exit status: 0, 1 if a check failed, 2 for misuse."""
+    """Runs one command and returns the process's exit status: 1: a check failed, 2: misuse."""
     command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE, end="")

@@ -3,10 +3,11 @@
 import os
 import platform
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jaxlib
+import jaxlib.version
 import numpy as np
 import torch
 
@@ -30,7 +31,7 @@ def _self_test() -> str:
     return "ok"
 
 
-def _attempt(check) -> str:
+def _attempt(check: Callable[[], str]) -> str:
     try:
         return check()
     except Exception as error:
@@ -41,8 +42,8 @@ def doctor() -> dict[str, str]:
     """Checks the installation and prints a report.
 
     Returns:
-        The report, one entry a line: versions, the torch half in use, devices, thread budget, and the
-        outcome of a call through the bridge ("ok", or what failed). Nothing is raised.
+        The report, one entry a line: versions, the torch half in use, devices, thread budget, and
+        the outcome of a call through the bridge ("ok", or what failed). Nothing is raised.
     """
     from torchcall import __version__
 
@@ -53,7 +54,7 @@ def doctor() -> dict[str, str]:
         "torchcall": f"{__version__} ({Path(__file__).parent})",
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "jax, jaxlib": f"{jax.__version__}, {jaxlib.__version__}",
+        "jax, jaxlib": f"{jax.__version__}, {jaxlib.version.__version__}",
         "torch": str(torch.__version__),
         "torch half": f"{half} (built for torch {_attempt(_bridge.torch_half_version)})",
         "jax devices": _attempt(lambda: ", ".join(map(str, jax.devices()))),

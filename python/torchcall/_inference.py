@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
 
 from torchcall._specs import torch_dtype, torch_dtype_name
 
@@ -31,8 +32,8 @@ def infer_outputs(
 
     Args:
         module: a script module or function; its weights stay where they are.
-        args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that the
-            module gets, everything else as it is.
+        args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that
+            the module gets, everything else as it is.
         kwargs: keyword arguments, likewise.
         requires_grad: whether gradients are recorded meanwhile.
         keeps_state: whether the module assigns attributes. A copy is followed then, for the fakes
@@ -49,7 +50,7 @@ def infer_outputs(
             torch.inference_mode(False),
             torch.set_grad_enabled(requires_grad),
             # The plain graph: profiling fake tensors would specialise the caller's module on them.
-            torch.jit.optimized_execution(False),
+            optimized_execution(False),
         ):
             fake_args, fake_kwargs = jax.tree.map(_fake, (args, kwargs), is_leaf=_is_leaf)
             outputs = module(*fake_args, **fake_kwargs)
@@ -79,8 +80,8 @@ def _explain(error: Exception) -> str:
             f"requires_grad=False ({reason})"
         )
     return (
-        "following the model with fake tensors, to learn its outputs' shapes, ended in an error; if "
-        f"the model is right, pass output_spec=...\n{reason}"
+        "following the model with fake tensors, to learn its outputs' shapes, ended in an error; "
+        f"if the model is right, pass output_spec=...\n{reason}"
     )
 
 

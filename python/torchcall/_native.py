@@ -3,6 +3,7 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 import torch
@@ -27,8 +28,8 @@ def library_root() -> Path:
 def find_torch_half(torch_version: str, root: Path) -> Path:
     """Returns the torch half under `root` for this torch.
 
-    libtorch's C++ ABI changes with every minor release and is silently wrong when mixed, so only the
-    exact minor will do.
+    libtorch's C++ ABI changes with every minor release and is silently wrong when mixed, so only
+    the exact minor will do.
 
     Raises:
         ImportError: naming the torch that is installed and the ones that torchcall was built for.
@@ -74,12 +75,13 @@ def register_target(platform: str) -> None:
     """Registers the FFI handlers for a platform whose client is running, once.
 
     The calls' state is a registered type. XLA's CPU client takes queued targets before queued types
-    when it starts, and refuses a target whose state type it does not know yet; so nothing is queued:
-    this runs while a program is lowered, when the client is there.
+    when it starts, and refuses a target whose state type it does not know yet; so nothing is
+    queued: this runs while a program is lowered, when the client is there.
     """
     with _register_lock:
         if platform in _registered:
             return
-        jax.ffi.register_ffi_type(f"{TARGET}_state", _bridge.state_type(), platform=platform)
+        state_type: Any = _bridge.state_type()
+        jax.ffi.register_ffi_type(f"{TARGET}_state", state_type, platform=platform)
         jax.ffi.register_ffi_target(TARGET, _bridge.handlers(), platform=platform)
         _registered.add(platform)

@@ -34,7 +34,9 @@ class CallPlan:
     ) -> None:
         native_inputs = [(n, str(s.dtype), list(s.shape), cast) for n, s, cast in inputs]
         native_outputs = [(n, str(s.dtype), list(s.shape), None) for n, s in outputs]
-        text = repr((model_name, model.fingerprint, native_inputs, native_outputs, arguments, results))
+        text = repr(
+            (model_name, model.fingerprint, native_inputs, native_outputs, arguments, results)
+        )
         digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
         self.model_name = model_name
         self.outputs = [spec for _, spec in outputs]
@@ -60,8 +62,8 @@ class CallPlan:
     def __call__(self, *operands: Any) -> Any:
         """Runs the plan on concrete arrays.
 
-        That a plan is callable matters to JAX too: its caches hold a primitive's callable parameters
-        weakly, and would keep any other alive.
+        That a plan is callable matters to JAX too: its caches hold a primitive's callable
+        parameters weakly, and would keep any other alive.
         """
         compiled = self._eager()
         if compiled is None:  # its wrapper is gone; a program that still knows the plan runs it

@@ -4,6 +4,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
+from jax.core import ShapedArray
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
@@ -25,10 +26,10 @@ def _impl(*operands: Any, plan: CallPlan) -> list[jax.Array]:
 
 
 @call_p.def_abstract_eval
-def _abstract_eval(*operands: Any, plan: CallPlan) -> list[jax.core.ShapedArray]:
+def _abstract_eval(*operands: Any, plan: CallPlan) -> list[ShapedArray]:
     if any(getattr(aval, "vma", None) for aval in operands) or _inside_shard_map():
         _refuse(plan, "shard_map", "call it outside shard_map, on one device")
-    return [jax.core.ShapedArray(spec.shape, spec.dtype) for spec in plan.outputs]
+    return [ShapedArray(spec.shape, spec.dtype) for spec in plan.outputs]
 
 
 def _inside_shard_map() -> bool:
@@ -40,8 +41,8 @@ def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan)
     if getattr(ctx.module_context.axis_context, "num_devices", 1) != 1:
         _refuse(plan, "a program over several devices", "keep its operands on one device")
     _native.register_target("cpu")
-    # XLA's executable takes a share of the plan when it is instantiated; until then, and for as long
-    # as JAX may compile this module anew, the module holds it.
+    # XLA's executable takes a share of the plan when it is instantiated; until then, and for as
+    # long as JAX may compile this module anew, the module holds it.
     ctx.module_context.add_keepalive(plan)
     rule = jax.ffi.ffi_lowering(_native.TARGET)
     return rule(ctx, *operands, plan=np.int64(plan.id))
@@ -49,7 +50,9 @@ def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan)
 
 def _lowering_elsewhere(ctx: mlir.LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:
     platforms = ", ".join(ctx.module_context.platforms)
-    _refuse(plan, f"platform {platforms}", 'run the program on the CPU, e.g. jax.jit(…, backend="cpu")')
+    _refuse(
+        plan, f"platform {platforms}", 'run the program on the CPU, e.g. jax.jit(…, backend="cpu")'
+    )
 
 
 mlir.register_lowering(call_p, _lowering_cpu, platform="cpu")

@@ -14,8 +14,12 @@ class ModelSource(Protocol):
     """Something that a native model can be made from, again and again."""
 
     name: str
-    path: Path | None
     weights: str  # "shared" with the caller's module, "copied" from it, or "own"
+
+    @property
+    def path(self) -> Path | None:
+        """The file, where there is one."""
+        ...
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
         """Makes the native model."""

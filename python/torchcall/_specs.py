@@ -12,7 +12,10 @@ from torchcall import _bridge
 DTYPE_NAMES = frozenset(_bridge.dtype_names())
 STATIC_TYPES = (bool, int, float, str, type(None))
 
-type_name = lambda value: type(value).__name__  # noqa: E731
+
+def type_name(value: object) -> str:
+    """What an error calls a value's type."""
+    return type(value).__name__
 
 
 def is_static(value: object) -> TypeGuard[bool | int | float | str | None]:

@@ -41,8 +41,8 @@ def encode(tree: Any, leaf: Callable[[Any], Node], path: str) -> Iterator[Node]:
     """Yields the nodes of `tree` in preorder; `leaf` makes those of its leaves.
 
     Raises:
-        UnsupportedNodeError: at a container that is no dict, list, tuple or named tuple, or at a key
-            that is neither str nor int.
+        UnsupportedNodeError: at a container that is no dict, list, tuple or named tuple, or at a
+            key that is neither str nor int.
     """
     match tree:
         case dict():
@@ -82,9 +82,7 @@ def broadcast_prefix(
     elif isinstance(prefix, list | tuple) and isinstance(tree, list | tuple):
         if len(prefix) != len(tree):
             raise ValueError(f"{what}{path}: expected {len(tree)} entries, got {len(prefix)}")
-        pairs = [
-            (f"[{i}]", p, v) for i, (p, v) in enumerate(zip(prefix, tree, strict=True))
-        ]
+        pairs = [(f"[{i}]", p, v) for i, (p, v) in enumerate(zip(prefix, tree, strict=True))]
     else:
         raise ValueError(
             f"{what}{path}: expected a torch.dtype, None, or a pytree prefix of (args, kwargs), "

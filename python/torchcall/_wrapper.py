@@ -3,49 +3,31 @@
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import torch
+from jax.core import Tracer
 
 from torchcall import _bridge
-from torchcall._inference import InferenceError, infer_outputs
 from torchcall._plan import CallPlan
+from torchcall._planning import CallRequest, Prepared, leaf_specs, plan_key, prepare
 from torchcall._primitive import bind
 from torchcall._source import PickledModelError, source_of, unpickle
-from torchcall._specs import (
-    DTYPE_NAMES,
-    describe,
-    is_static,
-    path_name,
-    shape_dtype,
-    static_key,
-    torch_dtype_name,
-)
-from torchcall._tree import TENSOR, UnsupportedNodeError, broadcast_prefix, encode, scalar_node
+from torchcall._specs import is_static
 
 # Plans that a wrapper remembers; programs hold the ones that they use themselves.
 _MOST_PLANS = 256
-
-
-class _Prepared:
-    """A plan, the function that runs it outside any program, and the outputs' structure."""
-
-    def __init__(self, plan: CallPlan, structure: Any) -> None:
-        self.plan = plan
-        self.structure = structure
-        self.run = jax.jit(lambda *operands: bind(plan, list(operands)))
-        plan.set_eager(self.run)
 
 
 class TorchModuleWrapper:
     """Calls a TorchScript model from JAX: `y = f(*args, **kwargs)`, eagerly or in a jitted program.
 
     Any pytree (dict, list, tuple, named tuple) of arrays and Python scalars goes in, any pytree of
-    arrays comes out. XLA's buffers reach the model in place; outputs are copied once. No Python runs
-    and the GIL is not taken during a call of a compiled program.
+    arrays comes out. XLA's buffers reach the model in place; outputs are copied once. No Python
+    runs and the GIL is not taken during a call of a compiled program.
 
     Args:
         module: a `torch.jit.ScriptModule`, a script function, or the path of a TorchScript archive.
@@ -60,14 +42,14 @@ class TorchModuleWrapper:
         vmap_method: reserved for `jax.vmap`, which this version refuses.
         cuda_graph: reserved for CUDA devices, which this version refuses.
 
-    Calls that are equal are merged by XLA and calls whose outputs are unused are dropped, so a model
-    that draws random numbers draws them once per distinct call.
+    Calls that are equal are merged by XLA and calls whose outputs are unused are dropped, so a
+    model that draws random numbers draws them once per distinct call.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: at construction, if the model is unusable; at a
             call, naming model and operand, if an argument is.
-        jax.errors.JaxRuntimeError: when a call fails inside torch, or an output differs from the plan
-            (JAX may raise the same text as a ValueError). The process stays usable.
+        jax.errors.JaxRuntimeError: when a call fails inside torch, or an output differs from the
+            plan (JAX may raise the same text as a ValueError). The process stays usable.
     """
 
     def __init__(
@@ -102,7 +84,7 @@ class TorchModuleWrapper:
         self._model = self._load()
         if self._source.path is not None:
             self._name = f"{self._model.name} ({self._source.path.name})"
-        self._prepared: OrderedDict[Any, _Prepared] = OrderedDict()
+        self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._plans: weakref.WeakSet[CallPlan] = weakref.WeakSet()
         self._python_module: Any = None
         self._pid = os.getpid()
@@ -114,7 +96,7 @@ class TorchModuleWrapper:
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda x: x is None)
         operands = [leaf for leaf in leaves if not is_static(leaf)]
         prepared = self._prepare(args, kwargs, leaves, treedef)
-        traced = any(isinstance(operand, jax.core.Tracer) for operand in operands)
+        traced = any(isinstance(operand, Tracer) for operand in operands)
         outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
         return jax.tree.unflatten(prepared.structure, outputs)
 
@@ -188,97 +170,49 @@ class TorchModuleWrapper:
 
     def _prepare(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], treedef: Any
-    ) -> _Prepared:
+    ) -> Prepared:
         if os.getpid() != self._pid:
             raise RuntimeError(
                 self._say("this process was forked after torch was loaded; start it by 'spawn'")
             )
         try:
-            specs = [_leaf_spec(treedef, leaves, i) for i in range(len(leaves))]
-        except TypeError as error:
-            raise TypeError(self._say(str(error))) from None
-        key = (treedef, tuple(_leaf_key(spec) for spec in specs), bool(jax.config.jax_enable_x64))
-        prepared = self._prepared.get(key)
-        if prepared is None:
-            try:
-                prepared = self._make(args, kwargs, specs, treedef)
-            except (UnsupportedNodeError, InferenceError, ValueError, TypeError) as error:
-                kind = TypeError if isinstance(error, TypeError) else ValueError
-                raise kind(self._say(str(error))) from (error.__cause__ or error)
-            self._prepared[key] = prepared
-            self._plans.add(prepared.plan)
-            if len(self._prepared) > _MOST_PLANS:
-                self._prepared.popitem(last=False)
+            specs = leaf_specs(treedef, leaves)
+            key = plan_key(treedef, specs)
+            prepared = self._prepared.get(key)
+            if prepared is None:
+                prepared = prepare(
+                    self._model, self._name, self._request(args, kwargs, specs, treedef)
+                )
+                self._remember(key, prepared)
+        except (ValueError, TypeError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(self._say(str(error))) from error.__cause__
         return prepared
 
-    def _make(
+    def _request(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], specs: list[Any], treedef: Any
-    ) -> _Prepared:
-        names = _leaf_names(treedef)
-        casts = broadcast_prefix(
-            self._options["input_spec"], (args, kwargs), _is_cast, "input_spec"
+    ) -> CallRequest:
+        return CallRequest(
+            args=args,
+            kwargs=kwargs,
+            specs=specs,
+            treedef=treedef,
+            input_spec=self._options["input_spec"],
+            output_spec=self._options["output_spec"],
+            requires_grad=self._options["requires_grad"],
+            python_module=self._follow,
         )
-        cast_names = [_cast_name(cast) for cast in casts]
-        for name, spec, cast in zip(names, specs, cast_names, strict=True):
-            if cast is not None and is_static(spec):
-                raise ValueError(f"input_spec: operand {name}: expected an array to cast, got {spec!r}")
 
-        position = iter(range(len(specs)))
-        remaining = iter(specs)
+    def _follow(self) -> Any:
+        if self._python_module is None:
+            self._python_module = self._source.python_module()
+        return self._python_module
 
-        def argument_node(_: Any) -> tuple[int, Any]:
-            spec = next(remaining)
-            return scalar_node(spec) if is_static(spec) else (TENSOR, next(position))
-
-        arguments = list(encode((args, kwargs), argument_node, "operand "))
-        self._model.check_arguments(arguments, sum(not is_static(spec) for spec in specs))
-        output_tree = self._output_spec(treedef, specs, cast_names)
-        paths, structure = jax.tree_util.tree_flatten_with_path(output_tree)
-        outputs = [(path_name("", path) or "(the only one)", spec) for path, spec in paths]
-        for name, spec in outputs:
-            _check_output(name, spec)
-        slot = iter(range(len(outputs)))
-
-        def result_node(leaf: Any) -> tuple[int, Any]:
-            return scalar_node(None) if leaf is None else (TENSOR, next(slot))
-
-        plan = CallPlan(
-            self._model,
-            self._name,
-            [
-                (name, spec, cast)
-                for name, spec, cast in zip(names, specs, cast_names, strict=True)
-                if not is_static(spec)
-            ],
-            outputs,
-            arguments,
-            list(encode(output_tree, result_node, "output ")),
-        )
-        return _Prepared(plan, structure)
-
-    def _output_spec(self, treedef: Any, specs: list[Any], casts: list[str | None]) -> Any:
-        given = self._options["output_spec"]
-        if given is None:
-            as_cast = [
-                spec
-                if is_static(spec) or cast is None
-                else jax.ShapeDtypeStruct(spec.shape, jax.numpy.dtype(cast))
-                for spec, cast in zip(specs, casts, strict=True)
-            ]
-            args, kwargs = jax.tree.unflatten(treedef, as_cast)
-            if self._python_module is None:
-                self._python_module = self._source.python_module()
-            return infer_outputs(
-                self._python_module,
-                args,
-                kwargs,
-                requires_grad=self._options["requires_grad"],
-                keeps_state=self._model.keeps_state,
-            )
-        if isinstance(given, Callable):
-            args, kwargs = jax.tree.unflatten(treedef, specs)
-            return given(*args, **kwargs)
-        return given
+    def _remember(self, key: Hashable, prepared: Prepared) -> None:
+        self._prepared[key] = prepared
+        self._plans.add(prepared.plan)
+        if len(self._prepared) > _MOST_PLANS:
+            self._prepared.popitem(last=False)
 
     def _load(self) -> _bridge.Model:
         try:
@@ -289,7 +223,9 @@ class TorchModuleWrapper:
             raise ValueError(self._say(str(error))) from error
 
     def _say(self, message: str) -> str:
-        return message if message.startswith("torchcall:") else f"torchcall: {self._name}: {message}"
+        return (
+            message if message.startswith("torchcall:") else f"torchcall: {self._name}: {message}"
+        )
 
 
 def load(path: str | Path, *, allow_pickle: bool = False, **options: Any) -> TorchModuleWrapper:
@@ -315,53 +251,3 @@ def load(path: str | Path, *, allow_pickle: bool = False, **options: Any) -> Tor
 
 def _rebuild(path: str, options: dict[str, Any]) -> TorchModuleWrapper:
     return TorchModuleWrapper(path, **options)
-
-
-def _leaf_names(treedef: Any) -> list[str]:
-    indexed = jax.tree.unflatten(treedef, range(treedef.num_leaves))
-    paths, _ = jax.tree_util.tree_flatten_with_path(indexed)
-    return [path_name(("args", "kwargs")[path[0].idx], path[1:]) for path, _ in paths]
-
-
-def _leaf_spec(treedef: Any, leaves: list[Any], i: int) -> Any:
-    leaf = leaves[i]
-    if is_static(leaf):
-        return leaf
-    try:
-        return shape_dtype("", leaf)
-    except TypeError:
-        return shape_dtype(_leaf_names(treedef)[i], leaf)
-
-
-def _leaf_key(spec: Any) -> Any:
-    return static_key(spec) if is_static(spec) else (spec.shape, str(spec.dtype))
-
-
-def _is_cast(value: object) -> bool:
-    return value is None or isinstance(value, torch.dtype)
-
-
-def _cast_name(cast: torch.dtype | None) -> str | None:
-    if cast is None:
-        return None
-    name = torch_dtype_name(cast)
-    if name not in DTYPE_NAMES:
-        raise ValueError(f"input_spec: expected one of {sorted(DTYPE_NAMES)}, got {cast}")
-    return name
-
-
-def _check_output(name: str, spec: Any) -> None:
-    if not (hasattr(spec, "shape") and hasattr(spec, "dtype")):
-        raise TypeError(
-            f"output_spec: output {name}: expected a jax.ShapeDtypeStruct, got {type(spec).__name__}"
-        )
-    if str(spec.dtype) not in DTYPE_NAMES:
-        raise TypeError(
-            f"output {name}: expected one of the dtypes that JAX and torch share, got {spec.dtype}"
-        )
-    held = jax.dtypes.canonicalize_dtype(spec.dtype)
-    if held != spec.dtype:
-        raise TypeError(
-            f"output {name}: expected a dtype that JAX can hold, got {describe(spec)} with x64 off; "
-            f"return {held} from the model, or set jax.config.update('jax_enable_x64', True)"
-        )

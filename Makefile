@@ -1,0 +1,62 @@
+# One task file. Every target sets itself up: a .venv with pinned dependencies, and the build.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/*)
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup demo test test-fast lint format types stubs bench docs sanitize clean
+
+help:
+	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
+	@echo "make test       the whole test suite"
+	@echo "make test-fast  the same without the slow ones"
+	@echo "make lint       ruff and clang-format;  make format  lets them write"
+	@echo "make types      pyright"
+	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
+	@echo "make sanitize   the tests of the bridge against a build with AddressSanitizer"
+
+$(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
+	@echo "torchcall: installing pinned dependencies into $(VENV) (about two minutes, once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.installed CMakeLists.txt pyproject.toml $(NATIVE)
+	@echo "torchcall: building the two native libraries against the installed torch (about two minutes, once)"
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@touch $@
+
+setup: $(VENV)/.built
+
+demo: setup
+	@$(BIN)/python -m torchcall demo
+
+test: setup
+	@$(BIN)/python -m pytest
+	@echo "torchcall: every test passed. Next: make demo, or make bench."
+
+test-fast: setup
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.installed
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(filter %.h %.cc,$(NATIVE))
+
+format: $(VENV)/.installed
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(filter %.h %.cc,$(NATIVE))
+
+types: setup
+	@$(BIN)/pyright
+
+stubs: setup
+	@$(BIN)/python -m nanobind.stubgen -m torchcall._bridge -o python/torchcall/_bridge.pyi
+	@$(BIN)/ruff format --quiet python/torchcall/_bridge.pyi
+
+bench: setup
+	@$(BIN)/python benchmarks/call_overhead.py --json benchmarks/results/call_overhead.json
+	@$(BIN)/python benchmarks/md_loop.py --json benchmarks/results/md_loop.json
+	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
+	@$(BIN)/python benchmarks/plot_results.py
+
+clean:
+	rm -rf build $(VENV)/.built

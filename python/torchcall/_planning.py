@@ -1,0 +1,189 @@
+"""From the arguments of one call to its plan: names, casts, structure, outputs."""
+
+import dataclasses
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import torch
+
+from torchcall import _bridge
+from torchcall._inference import infer_outputs
+from torchcall._plan import CallPlan
+from torchcall._primitive import bind
+from torchcall._specs import (
+    DTYPE_NAMES,
+    describe,
+    is_static,
+    path_name,
+    shape_dtype,
+    static_key,
+    torch_dtype_name,
+    type_name,
+)
+from torchcall._tree import TENSOR, TUPLE, Node, broadcast_prefix, encode, scalar_node
+
+
+@dataclasses.dataclass(frozen=True)
+class CallRequest:
+    """A call as the wrapper sees it.
+
+    Attributes:
+        args, kwargs: the arguments.
+        specs: per leaf of `(args, kwargs)`, None counting as one: its `jax.ShapeDtypeStruct`, or
+            the static Python value itself.
+        treedef: the structure of `(args, kwargs)` over those leaves.
+        input_spec, output_spec, requires_grad: the wrapper's options.
+        python_module: returns the model as something that fake tensors can follow.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    specs: list[Any]
+    treedef: Any
+    input_spec: Any
+    output_spec: Any
+    requires_grad: bool
+    python_module: Callable[[], Any]
+
+
+class Prepared:
+    """A plan, the function that runs it outside any program, and the outputs' structure."""
+
+    def __init__(self, plan: CallPlan, structure: Any) -> None:
+        self.plan = plan
+        self.structure = structure
+        self.run = jax.jit(lambda *operands: bind(plan, list(operands)))
+        plan.set_eager(self.run)
+
+
+def leaf_specs(treedef: Any, leaves: list[Any]) -> list[Any]:
+    """What is static of each leaf: shape and dtype of an array, a Python value as it is.
+
+    Raises:
+        TypeError: naming the leaf that can not cross the bridge.
+    """
+    specs = []
+    for i, leaf in enumerate(leaves):
+        try:
+            specs.append(leaf if is_static(leaf) else shape_dtype("", leaf))
+        except TypeError:
+            specs.append(shape_dtype(_leaf_names(treedef)[i], leaf))
+    return specs
+
+
+def plan_key(treedef: Any, specs: list[Any]) -> Hashable:
+    """Equal for calls that one plan serves."""
+    leaves = tuple(
+        static_key(spec) if is_static(spec) else (spec.shape, str(spec.dtype)) for spec in specs
+    )
+    return treedef, leaves, jax.dtypes.canonicalize_dtype(float)
+
+
+def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prepared:
+    """Makes the plan of a call.
+
+    Raises:
+        ValueError, TypeError: naming the operand, output or option that is at fault.
+    """
+    names = _leaf_names(request.treedef)
+    casts = _casts(request, names)
+    arguments = _arguments(request)
+    operands = [
+        (name, spec, cast)
+        for name, spec, cast in zip(names, request.specs, casts, strict=True)
+        if not is_static(spec)
+    ]
+    model.check_arguments(arguments, len(operands))
+    output_tree = _output_tree(model, request, casts)
+    paths, structure = jax.tree_util.tree_flatten_with_path(output_tree)
+    outputs = [(path_name("", path) or "(the only one)", spec) for path, spec in paths]
+    for name, spec in outputs:
+        _check_output(name, spec)
+    slot = iter(range(len(outputs)))
+
+    def result_node(leaf: Any) -> Node:
+        return scalar_node(None) if leaf is None else (TENSOR, next(slot))
+
+    results = list(encode(output_tree, result_node, "output "))
+    plan = CallPlan(model, model_name, operands, outputs, arguments, results)
+    return Prepared(plan, structure)
+
+
+def _arguments(request: CallRequest) -> list[Node]:
+    position = iter(range(len(request.specs)))
+    remaining = iter(request.specs)
+
+    def node(_: Any) -> Node:
+        spec = next(remaining)
+        return scalar_node(spec) if is_static(spec) else (TENSOR, next(position))
+
+    args = list(encode(list(request.args), node, "operand args"))
+    kwargs = list(encode(request.kwargs, node, "operand kwargs"))
+    return [(TUPLE, 2), *args, *kwargs]
+
+
+def _casts(request: CallRequest, names: list[str]) -> list[str | None]:
+    tree = (request.args, request.kwargs)
+    casts = broadcast_prefix(request.input_spec, tree, _is_cast, "input_spec")
+    cast_names = [None if cast is None else _cast_name(cast) for cast in casts]
+    for name, spec, cast in zip(names, request.specs, cast_names, strict=True):
+        if cast is not None and is_static(spec):
+            raise ValueError(f"input_spec: operand {name}: expected an array to cast, got {spec!r}")
+    return cast_names
+
+
+def _output_tree(model: _bridge.Model, request: CallRequest, casts: list[str | None]) -> Any:
+    if request.output_spec is None:
+        as_cast = [
+            spec
+            if is_static(spec) or cast is None
+            else jax.ShapeDtypeStruct(spec.shape, jax.numpy.dtype(cast))
+            for spec, cast in zip(request.specs, casts, strict=True)
+        ]
+        args, kwargs = jax.tree.unflatten(request.treedef, as_cast)
+        return infer_outputs(
+            request.python_module(),
+            args,
+            kwargs,
+            requires_grad=request.requires_grad,
+            keeps_state=model.keeps_state,
+        )
+    if callable(request.output_spec):
+        args, kwargs = jax.tree.unflatten(request.treedef, request.specs)
+        return request.output_spec(*args, **kwargs)
+    return request.output_spec
+
+
+def _leaf_names(treedef: Any) -> list[str]:
+    indexed = jax.tree.unflatten(treedef, range(treedef.num_leaves))
+    paths, _ = jax.tree_util.tree_flatten_with_path(indexed)
+    return [path_name(("args", "kwargs")[path[0].idx], path[1:]) for path, _ in paths]
+
+
+def _is_cast(value: object) -> bool:
+    return value is None or isinstance(value, torch.dtype)
+
+
+def _cast_name(cast: torch.dtype) -> str:
+    name = torch_dtype_name(cast)
+    if name not in DTYPE_NAMES:
+        raise ValueError(f"input_spec: expected one of {sorted(DTYPE_NAMES)}, got {cast}")
+    return name
+
+
+def _check_output(name: str, spec: Any) -> None:
+    if not (hasattr(spec, "shape") and hasattr(spec, "dtype")):
+        raise TypeError(
+            f"output_spec: output {name}: expected a jax.ShapeDtypeStruct, got {type_name(spec)}"
+        )
+    if str(spec.dtype) not in DTYPE_NAMES:
+        raise TypeError(
+            f"output {name}: expected one of the dtypes that JAX and torch share, got {spec.dtype}"
+        )
+    held = jax.dtypes.canonicalize_dtype(spec.dtype)
+    if held != spec.dtype:
+        raise TypeError(
+            f"output {name}: expected a dtype that JAX can hold, got {describe(spec)} with x64 off;"
+            f" return {held} from the model, or set jax.config.update('jax_enable_x64', True)"
+        )
