@@ -58,5 +58,16 @@ bench: setup
 	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
 	@$(BIN)/python benchmarks/plot_results.py
 
+# A build of its own in build/sanitize, imported in place of the ordinary one. Leaks are left out:
+# Python and its extensions keep memory until the process ends.
+SANITIZER ?= address
+SANITIZE_TESTS ?= tests/test_numerics.py tests/test_inputs.py tests/test_outputs.py
+sanitize: setup
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade --target build/sanitize . \
+	  -C cmake.define.TORCHCALL_SANITIZE=$(SANITIZER) -C build-dir=build/sanitize-objects -C cmake.build-type=RelWithDebInfo
+	@LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so) \
+	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 PYTHONPATH=build/sanitize \
+	  $(BIN)/python -m pytest -p no:cacheprovider $(SANITIZE_TESTS)
+
 clean:
 	rm -rf build $(VENV)/.built
