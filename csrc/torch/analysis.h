@@ -19,10 +19,11 @@ struct InputUse {
 struct GraphUse {
   std::vector<InputUse> inputs;  // per graph input, `self` included
   bool differentiates = false;
-  bool keeps_state = false;
+  bool keeps_state = false;  // writes to something reachable from `self`
   bool draws_random_numbers = false;
 };
 
+// Conservative: whatever the schemas leave open counts as written.
 GraphUse AnalyseGraph(const std::shared_ptr<torch::jit::Graph>& graph);
 
 }  // namespace torchcall
