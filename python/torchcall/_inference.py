@@ -86,13 +86,17 @@ def _explain(error: Exception) -> str:
 
 
 def _reason(text: str) -> str:
-    """What went wrong, without the TorchScript traceback that the interpreter puts before it."""
-    _, found, after = text.partition("Traceback of TorchScript")
+    """What went wrong first, then the TorchScript traceback that the interpreter puts before it."""
+    before, found, after = text.partition("Traceback of TorchScript")
     if not found:
         return text.strip()
-    lines = after.splitlines()[1:]
-    start = next((i for i, line in enumerate(lines) if line and not line.startswith(" ")), 0)
-    return "\n".join(lines[start:]).strip()
+    lines = after.splitlines()
+    is_reason = (i for i, line in enumerate(lines[1:], 1) if line and not line.startswith(" "))
+    start = next(is_reason, len(lines))
+    reason = "\n".join(lines[start:]).strip()
+    if reason.endswith(":"):
+        reason += " (torch gives no message)"
+    return f"{reason}\n\n{before}{found}" + "\n".join(lines[:start])
 
 
 def _specs_of(value: Any, path: str) -> Any:
