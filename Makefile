@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/*)
+# An editable install knows the modules that it was made with: a folder is newer when one comes or goes.
+FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup demo test test-fast lint format types stubs bench docs sanitize clean
@@ -22,7 +24,7 @@ $(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
 	@$(BIN)/python -m pip install --quiet -r requirements/dev.txt
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed CMakeLists.txt pyproject.toml $(NATIVE)
+$(VENV)/.built: $(VENV)/.installed CMakeLists.txt pyproject.toml $(NATIVE) $(FOLDERS)
 	@echo "torchcall: building the two native libraries against the installed torch (about two minutes, once)"
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
 	@touch $@

@@ -1,0 +1,337 @@
+"""What the benchmarks share: the methods that call a module, turns, claims, tables and JSON.
+
+Every JAX method runs inside one jitted `fori_loop` whose operands are arguments of the jitted
+function (XLA rebuilds closed-over constants in each iteration). A scalar carried through an
+optimization barrier makes each call depend on the one before it, so that none is merged, hoisted or
+dropped; the loop checks that by counting calls.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import torchcall
+from torchcall._timing import time_native
+from torchcall.demo._peers import (
+    CallCounter,
+    buffer_callback_call,
+    pure_callback_call,
+    wrap_torch2jax_call,
+)
+from torchcall.demo._system import load_example
+from torchcall.demo._timing import Run, Timing, interleave, machine, timed, versions
+from torchcall.mliap import neighbor_list
+from torchcall.mliap._input import input_dtypes, output_specs, with_phantoms
+
+FLOOR, PYTHON, TORCHCALL = "torch, C++ loop", "torch, Python loop", "torchcall"
+BUFFER, WRAP, PURE = "buffer_callback", "wrap_torch2jax", "pure_callback"
+MEMCPY = "memcpy of the output"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A module and what it is called with.
+
+    Attributes:
+        case: Its name in tables and files.
+        module: A TorchScript module.
+        args: Pytrees of JAX arrays.
+        output_spec: Function from the arguments to a pytree of `jax.ShapeDtypeStruct`.
+        input_spec: Pytree prefix of `args`: dtypes to cast to in torch, or None.
+        requires_grad: Whether the module differentiates internally.
+    """
+
+    case: str
+    module: Any
+    args: tuple[Any, ...]
+    output_spec: Callable[..., Any]
+    input_spec: Any = None
+    requires_grad: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """What torchcall and every peer are given."""
+        return {
+            "output_spec": self.output_spec,
+            "input_spec": self.input_spec,
+            "requires_grad": self.requires_grad,
+        }
+
+    def tensors(self) -> tuple[Any, ...]:
+        """The arguments as torch tensors of the dtypes that the model gets."""
+        leaves, tree = jax.tree.flatten(self.args)
+        none = {"is_leaf": lambda leaf: leaf is None}
+        dtypes = jax.tree.leaves(jax.tree.broadcast(self.input_spec, self.args, **none), **none)
+        tensors = [
+            torch.from_dlpack(leaf).to(dtype, copy=True)
+            for leaf, dtype in zip(leaves, dtypes, strict=True)
+        ]
+        return tree.unflatten(tensors)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that must hold: `value <= limit` where `at_most`, else `value >= limit`."""
+
+    case: str
+    text: str
+    value: float
+    limit: float
+    at_most: bool = True
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does."""
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+    def __str__(self) -> str:
+        sign = "<=" if self.at_most else ">="
+        verdict = "PASS" if self.holds else "FAIL"
+        return (
+            f"{verdict}  {self.case}: {self.text}: {self.value:.2f} (must be {sign} {self.limit:g})"
+        )
+
+
+class Report:
+    """Collects a benchmark's rows and claims, prints them, and writes the JSON file."""
+
+    def __init__(self, title: str, options: argparse.Namespace) -> None:
+        self.options = options
+        self.rows: list[dict[str, object]] = []
+        self.claims: list[Claim] = []
+        found = "  ".join(f"{name} {version}" for name, version in versions().items())
+        where = machine()
+        print(
+            f"{title}\n{where['cpu']}, {where['cores']} cores, {where['os']}\n{found}", flush=True
+        )
+
+    def time(
+        self,
+        case: str,
+        methods: Mapping[str, Run],
+        *,
+        calls: int | None = None,
+        most_rounds: int | None = None,
+    ) -> dict[str, Timing]:
+        """Times a case's methods by turns and prints its table."""
+        seconds = self.options.seconds
+        rounds = min(self.options.rounds, most_rounds or self.options.rounds)
+        if self.options.quick:
+            rounds, seconds = 2, 0.002
+        timings = interleave(methods, rounds=rounds, seconds=seconds, calls=calls)
+        base = timings.get(TORCHCALL)
+        print(f"\n{case}\n  {'method':<34}{'µs':>12}{'± IQR':>11}{'vs torchcall':>15}")
+        for name, timing in timings.items():
+            ratio = f"{timing.us_median / base.us_median:.2f}" if base else ""
+            print(f"  {name:<34}{timing.us_median:>12.2f}{timing.us_iqr:>11.2f}{ratio:>15}")
+            self.rows.append(
+                {
+                    "case": case,
+                    "method": name,
+                    "engine": "none" if name == MEMCPY else "TorchScript",
+                    "us_median": timing.us_median,
+                    "us_iqr": timing.us_iqr,
+                    "n": timing.n,
+                }
+            )
+        print(end="", flush=True)
+        return timings
+
+    def claim(
+        self, case: str, text: str, value: float, limit: float, *, at_most: bool = True
+    ) -> None:
+        """Notes something that must hold in this run."""
+        self.claims.append(Claim(case, text, value, limit, at_most))
+
+    def finish(self) -> int:
+        """Prints the claims, writes the file, returns the exit status: 1 only under `--check`."""
+        if self.claims:
+            print()
+        for claim in self.claims:
+            print(claim)
+        if self.options.json is not None:
+            document = {"machine": machine(), "versions": versions(), "rows": self.rows}
+            self.options.json.parent.mkdir(parents=True, exist_ok=True)
+            self.options.json.write_text(json.dumps(document, indent=2) + "\n")
+        failed = not all(claim.holds for claim in self.claims)
+        return int(failed and self.options.check)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    result = argparse.ArgumentParser(description=description)
+    result.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
+    result.add_argument(
+        "--quick", action="store_true", help="few short turns: a smoke test, no figures"
+    )
+    result.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
+    result.add_argument("--rounds", type=int, default=15, help="turns of each method (default: 15)")
+    result.add_argument(
+        "--seconds", type=float, default=0.1, help="length of a turn (default: 0.1)"
+    )
+    result.add_argument(
+        "--only", metavar="TEXT", default="", help="only cases whose name contains TEXT"
+    )
+    result.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        choices=[BUFFER, WRAP, PURE],
+        help="leave out a peer",
+    )
+    return result
+
+
+def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff: float) -> Problem:
+    """Lennard-Jones argon with int64 indices inside torch, over exactly the edges there are."""
+    system = jnp.asarray(cell, jnp.float32)[None], jnp.ones((1, 3), bool)
+    pos, batch = jnp.asarray(positions, jnp.float32), jnp.zeros(len(positions), jnp.int32)
+    neighbors = neighbor_list(cutoff, capacity_multiplier=1.0).allocate(pos, *system, batch)
+    numbers = jnp.full(len(positions), 18, jnp.int32)
+    graph = with_phantoms(
+        pos, numbers, *system, neighbors.edge_index, neighbors.cell_offsets, cutoff=cutoff
+    )
+    module = torch.jit.script(load_example("lennard_jones").LennardJones(cutoff=cutoff).eval())
+    return Problem(
+        f"{case}, {len(positions)} atoms, {graph['edge_index'].shape[1]} edges",
+        module,
+        (graph,),
+        output_specs,
+        input_spec=(input_dtypes(),),
+    )
+
+
+def liquid(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions and cell of n³ atoms at liquid argon's density, on a distorted simple lattice.
+
+    Raises:
+        ValueError: If `n_atoms` is not the cube of a whole number.
+    """
+    n = round(n_atoms ** (1 / 3))
+    if n**3 != n_atoms:
+        raise ValueError(f"n_atoms: expected the cube of a whole number, got {n_atoms}")
+    spacing = 3.64  # Å; its inverse cube is 0.0207 atoms/Å³
+    lattice = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    shaken = lattice * spacing + np.random.default_rng(0).normal(scale=0.1, size=lattice.shape)
+    return shaken, np.eye(3) * n * spacing
+
+
+def methods(problem: Problem, without: Collection[str] = ()) -> dict[str, Run]:
+    """Every method for a problem, compiled and warm: the floor, a Python loop, torchcall, peers."""
+    wrapper = torchcall_wrapper(problem)
+    tensors = problem.tensors()
+    result: dict[str, Run] = {
+        FLOOR: lambda calls: time_native(wrapper, *problem.args, iterations=calls) * calls,
+        PYTHON: python_loop(problem.module, tensors, requires_grad=problem.requires_grad),
+        TORCHCALL: jitted_loop(wrapper, problem.args, lambda: wrapper.stats()["calls"]),
+    }
+    for name, make in peers(without).items():
+        counter = CallCounter()
+        call = make(problem.module, counter=counter, **problem.options())
+        result[name] = jitted_loop(call, problem.args, lambda counter=counter: counter.calls)
+    for run in result.values():
+        run(3)
+    return result
+
+
+def torchcall_wrapper(problem: Problem) -> Any:
+    """The problem's module as a warmed-up `TorchModuleWrapper`."""
+    wrapper = torchcall.TorchModuleWrapper(
+        problem.module,
+        output_spec=problem.output_spec,
+        input_spec=None if problem.input_spec is None else (problem.input_spec, {}),
+        requires_grad=problem.requires_grad,
+    )
+    wrapper.warmup(*problem.args)
+    return wrapper
+
+
+def peers(without: Collection[str] = ()) -> dict[str, Callable[..., Any]]:
+    """The peers that can run here, except those left out; says why one cannot."""
+    makers = {BUFFER: buffer_callback_call, WRAP: wrap_torch2jax_call, PURE: pure_callback_call}
+    result = {name: make for name, make in makers.items() if name not in without}
+    if WRAP not in result:
+        return result
+    try:
+        from wrap_torch2jax import compile_and_import_module
+
+        compile_and_import_module()
+    except (
+        Exception
+    ) as error:  # whatever its compiler or its imports raise: a missing row, not the end
+        del result[WRAP]
+        print(f"{WRAP} is left out: {str(error).splitlines()[0]}")
+    return result
+
+
+def jitted_loop(call: Callable[..., Any], args: tuple[Any, ...], count: Callable[[], int]) -> Run:
+    """`run(calls)`: that many calls inside one jitted `fori_loop`.
+
+    Args:
+        call: Maps `args` to a pytree of arrays.
+        args: Pytrees of arrays; arguments of the jitted function.
+        count: How many calls the method has made.
+
+    Raises:
+        RuntimeError: If the compiled loop makes fewer calls than asked for.
+    """
+
+    @jax.jit
+    def loop(calls: jax.Array, *args: Any) -> jax.Array:
+        def body(_: jax.Array, carry: jax.Array) -> jax.Array:
+            operands, carry = jax.lax.optimization_barrier((args, carry))
+            first = jax.tree.leaves(call(*operands))[0]
+            # 0 × carry keeps the barrier's second half alive, hence the order of the calls.
+            return 0 * carry + first[(0,) * first.ndim].astype(jnp.float32)
+
+        return jax.lax.fori_loop(0, calls, body, jnp.float32(0))
+
+    def run(calls: int) -> float:
+        return timed(lambda: loop(calls, *args).block_until_ready())
+
+    run(1)
+    before = count()
+    run(5)
+    if (made := count() - before) != 5:
+        raise RuntimeError(f"torchcall: expected 5 calls of the loop's body, got {made}")
+    return run
+
+
+def python_loop(module: Any, tensors: tuple[Any, ...], *, requires_grad: bool) -> Run:
+    """`run(calls)`: torch alone, called from a Python loop."""
+    forward = module.forward
+
+    def calls_in_a_row(calls: int) -> None:
+        with torch.enable_grad() if requires_grad else torch.inference_mode():
+            for _ in range(calls):
+                forward(*tensors)
+
+    return lambda calls: timed(lambda: calls_in_a_row(calls))
+
+
+def memcpy_loop(n_bytes: int) -> Run:
+    """`run(calls)`: copies of that many bytes between two buffers."""
+    source, target = np.ones(n_bytes, np.uint8), np.ones(n_bytes, np.uint8)
+
+    def copies(calls: int) -> None:
+        for _ in range(calls):
+            np.copyto(target, source)
+
+    return lambda calls: timed(lambda: copies(calls))
+
+
+def faster(
+    report: Report, case: str, timings: Mapping[str, Timing], limits: Mapping[str, float]
+) -> None:
+    """Claims that torchcall is at least so many times faster than each of these methods."""
+    for method, limit in limits.items():
+        if method in timings:
+            ratio = timings[method].us_median / timings[TORCHCALL].us_median
+            report.claim(case, f"{method} / torchcall", ratio, limit, at_most=False)

@@ -1,0 +1,105 @@
+"""The demo's loop at three sizes: µs per step of NVE molecular dynamics in one jitted scan.
+
+    python benchmarks/md_loop.py --json benchmarks/results/md_loop.json
+
+A step moves liquid argon by velocity Verlet, updates the neighbour list, and calls a TorchScript
+Lennard-Jones potential, by each of the methods. Every run starts from the same state and makes the
+same number of steps, so all of them search for neighbours equally often. The two torch loops call
+the potential alone, without any molecular dynamics: the share of a step that is torch's own.
+"""
+
+import sys
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from _harness import (
+    FLOOR,
+    PYTHON,
+    TORCHCALL,
+    Problem,
+    Report,
+    Run,
+    liquid,
+    parser,
+    peers,
+    python_loop,
+    torchcall_wrapper,
+)
+from ase import units
+
+from torchcall._timing import time_native
+from torchcall.demo._dynamics import Constants, State, graph_of, start, with_gradients
+from torchcall.demo._potential import load_potential
+from torchcall.demo._run import compiled_runs
+from torchcall.demo._system import Structure, read_structure, shipped, thermal_velocities
+from torchcall.mliap._input import input_dtypes, output_specs
+
+CUTOFF, SKIN, DT, TEMPERATURE = 8.5, 1.0, 2.0 * units.fs, 94.4
+
+
+def structure(n_atoms: int) -> Structure:
+    """Liquid argon: the shipped 500 atoms, copies of them, or a shaken lattice of n³ atoms."""
+    argon = read_structure(shipped("argon.xyz"), temperature=TEMPERATURE, seed=0)
+    copies = round((n_atoms / len(argon.positions)) ** (1 / 3))
+    if n_atoms == 500 * copies**3:
+        shifts = np.stack(np.meshgrid(*[np.arange(copies)] * 3, indexing="ij"), -1).reshape(-1, 3)
+        positions = (argon.positions[None] + (shifts @ argon.cell)[:, None]).reshape(-1, 3)
+        cell = argon.cell * copies
+    else:
+        positions, cell = liquid(n_atoms)
+    masses = np.full(n_atoms, argon.masses[0])
+    return Structure(
+        name=f"{n_atoms} argon atoms",
+        formula=f"Ar{n_atoms}",
+        positions=positions,
+        velocities=thermal_velocities(masses, units.kB * TEMPERATURE, seed=0),
+        atomic_numbers=np.full(n_atoms, argon.atomic_numbers[0]),
+        masses=masses,
+        cell=cell,
+        pbc=argon.pbc,
+    )
+
+
+def loops(
+    problem: Problem, state: State, constants: Constants, n_steps: int, without: list[str]
+) -> dict[str, Run]:
+    """Every method's run of `n_steps` steps, compiled, and the potential alone."""
+    wrapper = torchcall_wrapper(problem)
+    state = with_gradients(wrapper, state, constants, CUTOFF)
+    models: dict[str, Any] = {TORCHCALL: wrapper}
+    for name, make in peers(without).items():
+        models[name] = make(problem.module, **problem.options())
+    tensors = problem.tensors()
+    runs: dict[str, Run] = {
+        f"{FLOOR}, forward only": lambda calls: (
+            time_native(wrapper, *problem.args, iterations=calls) * calls
+        ),
+        f"{PYTHON}, forward only": python_loop(problem.module, tensors, requires_grad=False),
+    }
+    runs |= compiled_runs(models, state, constants, n_steps, cutoff=CUTOFF, dt=DT)
+    for run in runs.values():
+        run(n_steps)
+    return runs
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Times the loop at each size."""
+    options = parser(__doc__ or "").parse_args(argv)
+    report = Report("Molecular dynamics in one jitted scan", options)
+    potential = load_potential(None, CUTOFF)
+    for n_atoms, n_steps in ((64, 400), (500, 100), (4000, 25)):
+        case = f"md, {n_atoms} atoms"
+        if options.only not in case or (options.quick and n_atoms != 64):
+            continue
+        n_steps = 3 if options.quick else n_steps
+        state, constants = start(structure(n_atoms), cutoff=CUTOFF, skin=SKIN, dtype=jnp.float32)
+        graph = graph_of(state.positions, state.neighbors, constants, CUTOFF)
+        spec = (input_dtypes(),)
+        problem = Problem(case, potential.module, (graph,), output_specs, input_spec=spec)
+        report.time(case, loops(problem, state, constants, n_steps, options.without), calls=n_steps)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""NVE molecular dynamics in one jitted `lax.scan`: velocity Verlet with a neighbour list."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from torchcall.demo._system import DemoError, Structure
+from torchcall.mliap import neighbor_list
+from torchcall.mliap._input import AtomGraphInput, with_phantoms
+
+Model = Callable[[AtomGraphInput], dict[str, Array]]
+"""A module that obeys `TorchMliapForward`, callable from JAX by whatever means."""
+
+Runner = Callable[..., tuple["State", "Energies"]]
+"""`run(state, constants, n_steps)`."""
+
+
+class Constants(NamedTuple):
+    """What a run does not change; arguments, since XLA rebuilds closed-over constants each step."""
+
+    atomic_numbers: Int[Array, " n"]
+    masses: Float[Array, " n"]
+    cell: Float[Array, "1 3 3"]
+    pbc: Bool[Array, "1 3"]
+
+
+class State(NamedTuple):
+    """What a step changes."""
+
+    positions: Float[Array, "n 3"]
+    velocities: Float[Array, "n 3"]
+    gradients: Float[Array, "n 3"]
+    neighbors: Any
+
+
+class Energies(NamedTuple):
+    """Potential and kinetic energy in eV, one entry a step."""
+
+    potential: Float[Array, " steps"]
+    kinetic: Float[Array, " steps"]
+
+
+def start(
+    structure: Structure, *, cutoff: float, skin: float, dtype: Any
+) -> tuple[State, Constants]:
+    """The arrays a run begins with; the gradients are still zero (see `with_gradients`).
+
+    Args:
+        structure: The atoms.
+        cutoff: The model's, in Å.
+        skin: Of the neighbour list, in Å.
+        dtype: Of all floats.
+
+    Raises:
+        DemoError: If the neighbour list refuses the structure.
+    """
+    constants = Constants(
+        atomic_numbers=jnp.asarray(structure.atomic_numbers, jnp.int32),
+        masses=jnp.asarray(structure.masses, dtype),
+        cell=jnp.asarray(structure.cell, dtype)[None],
+        pbc=jnp.asarray(structure.pbc)[None],
+    )
+    positions = jnp.asarray(structure.positions, dtype)
+    batch = jnp.zeros(len(structure.positions), jnp.int32)
+    search = neighbor_list(cutoff, skin=skin, capacity_multiplier=1.1)
+    try:
+        neighbors = search.allocate(positions, constants.cell, constants.pbc, batch)
+    except ValueError as error:
+        if not str(error).startswith("torchcall: "):
+            raise
+        raise DemoError(f"{structure.name}: {str(error).removeprefix('torchcall: ')}") from error
+    velocities = jnp.asarray(structure.velocities, dtype)
+    return State(positions, velocities, jnp.zeros_like(positions), neighbors), constants
+
+
+def graph_of(
+    positions: Float[Array, "n 3"], neighbors: Any, constants: Constants, cutoff: float
+) -> AtomGraphInput:
+    """The model's input for these positions."""
+    return with_phantoms(
+        positions,
+        constants.atomic_numbers,
+        constants.cell,
+        constants.pbc,
+        neighbors.edge_index,
+        neighbors.cell_offsets,
+        cutoff=cutoff,
+    )
+
+
+def with_gradients(model: Model, state: State, constants: Constants, cutoff: float) -> State:
+    """The state with ∂E/∂r of its own positions."""
+    _, gradients = jax.jit(_evaluate, static_argnums=(0, 4))(
+        model, state.positions, state.neighbors, constants, cutoff
+    )
+    return state._replace(gradients=gradients)
+
+
+def make_run(model: Model, *, cutoff: float, dt: float) -> Any:
+    """`run(state, constants, n_steps)`, a jitted scan of velocity Verlet steps.
+
+    Args:
+        model: Called once a step.
+        cutoff: The model's, in Å.
+        dt: Time step, in ASE's unit of time (Å √(u/eV)).
+
+    Returns:
+        The jitted function; `n_steps` is static. It returns the last state and each step's
+        energies.
+    """
+
+    def step(constants: Constants, state: State) -> tuple[State, tuple[Array, Array]]:
+        mass = constants.masses[:, None]
+        velocities = state.velocities - (0.5 * dt) * state.gradients / mass
+        positions = state.positions + dt * velocities
+        neighbors = state.neighbors.update(positions, constants.cell)
+        potential, gradients = _evaluate(model, positions, neighbors, constants, cutoff)
+        velocities = velocities - (0.5 * dt) * gradients / mass
+        kinetic = 0.5 * jnp.sum(mass * velocities**2)
+        return State(positions, velocities, gradients, neighbors), (potential, kinetic)
+
+    def run(state: State, constants: Constants, n_steps: int) -> tuple[State, Energies]:
+        state, energies = jax.lax.scan(lambda s, _: step(constants, s), state, length=n_steps)
+        return state, Energies(*energies)
+
+    return jax.jit(run, static_argnames="n_steps")
+
+
+def make_room(begin: State, end: State) -> State:
+    """The state to run again from, with room for the pairs that `end` had none for.
+
+    Raises:
+        DemoError: If positions are no longer finite.
+    """
+    reason = end.neighbors.why()
+    try:
+        grown = end.neighbors.grow()
+    except ValueError as error:
+        raise DemoError(f"the run went astray ({reason}): try a smaller --dt") from error
+    return begin._replace(neighbors=grown.rebuild(begin.positions))
+
+
+def is_finite(energies: Energies) -> bool:
+    """Whether no energy is NaN or infinite."""
+    return bool(np.isfinite(energies.potential).all() and np.isfinite(energies.kinetic).all())
+
+
+def _evaluate(
+    model: Model, positions: Array, neighbors: Any, constants: Constants, cutoff: float
+) -> tuple[Float[Array, ""], Float[Array, "n 3"]]:
+    """Potential energy in eV, and ∂E/∂r in eV/Å, of the real atoms."""
+    out = model(graph_of(positions, neighbors, constants, cutoff))
+    return out["energy"][0], out["position_gradients"][: positions.shape[0]]

@@ -1,0 +1,102 @@
+"""The demo's model: the shipped Lennard-Jones argon, or a TorchScript file of the user's own."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+
+import torchcall
+from torchcall.demo._system import DemoError, load_example
+from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
+
+
+@dataclass
+class Outputs:
+    """Specs of what a model returns: energies, gradients, and what else it is known to return."""
+
+    others: dict[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
+
+    def __call__(self, graph: AtomGraphInput) -> dict[str, jax.ShapeDtypeStruct]:
+        return output_specs(graph) | self.others
+
+
+@dataclass(frozen=True)
+class Potential:
+    """A model: `wrapper` calls it through torchcall, `module` is what the peers call."""
+
+    name: str
+    wrapper: torchcall.TorchModuleWrapper
+    module: Any
+    outputs: Outputs
+    requires_grad: bool
+
+    def learn_outputs(self, graph: AtomGraphInput) -> None:
+        """Calls the module once, from Python, to see what it returns beside the outputs needed.
+
+        Args:
+            graph: Real data.
+
+        Raises:
+            DemoError: If the module fails, or what it returns is not what the demo needs.
+        """
+        casts = input_dtypes()
+        tensors = {k: torch.from_dlpack(v).to(casts[k], copy=True) for k, v in graph.items()}
+        try:
+            with torch.enable_grad() if self.requires_grad else torch.no_grad():
+                result = self.module(tensors)
+        except Exception as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            reason = lines[-1].strip() if lines else type(error).__name__
+            raise DemoError(f"{self.name}: the model failed: {reason}") from error
+        expected = output_specs(graph)
+        found = sorted(result) if isinstance(result, dict) else type(result).__name__
+        if not isinstance(result, dict) or not expected.keys() <= result.keys():
+            raise DemoError(
+                f"{self.name}: expected a dict with {' and '.join(expected)}, got {found}"
+            )
+        for key, value in result.items():
+            if key not in expected:
+                dtype = str(value.dtype).removeprefix("torch.")
+                self.outputs.others[key] = jax.ShapeDtypeStruct(tuple(value.shape), dtype)
+
+
+def load_potential(path: Path | None, cutoff: float) -> Potential:
+    """The model of a file, or the shipped Lennard-Jones argon.
+
+    A model of a file may differentiate internally, as most learnt potentials do, so it runs with
+    `requires_grad=True`.
+
+    Args:
+        path: A TorchScript archive, or None.
+        cutoff: Of the shipped model, in Å.
+
+    Raises:
+        DemoError: If there is no such file; what `torchcall.load` says about others passes through.
+    """
+    outputs = Outputs()
+    spec: dict[str, Any] = {"input_spec": ((input_dtypes(),), {}), "output_spec": outputs}
+    if path is None:
+        with quiet_torchscript():
+            argon = load_example("lennard_jones").LennardJones(cutoff=cutoff).eval()
+            module = torch.jit.script(argon)
+        wrapper = torchcall.TorchModuleWrapper(module, **spec)
+        return Potential("Lennard-Jones argon", wrapper, module, outputs, requires_grad=False)
+    if not path.is_file():
+        raise DemoError(f"--model {path}: {'not a file' if path.exists() else 'no such file'}")
+    wrapper = torchcall.load(path, requires_grad=True, **spec)
+    with quiet_torchscript():
+        module = torch.jit.load(path, map_location="cpu")
+    return Potential(path.name, wrapper, module, outputs, requires_grad=True)
+
+
+@contextmanager
+def quiet_torchscript() -> Iterator[None]:
+    """Without torch's notices that TorchScript is deprecated: it is what deployed models are."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        yield

@@ -1,0 +1,139 @@
+"""The demo's atoms: where the shipped files are, reading a structure, drawing velocities."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+class DemoError(Exception):
+    """Something the user can put right; the command line shows its text and nothing else."""
+
+
+@dataclass(frozen=True)
+class Structure:
+    """Atoms in ASE's units: Å, eV, atomic mass units, and velocities in Å √(u/eV)⁻¹."""
+
+    name: str
+    formula: str
+    positions: np.ndarray
+    velocities: np.ndarray
+    atomic_numbers: np.ndarray
+    masses: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+
+
+def require(package: str, purpose: str) -> Any:
+    """Imports an optional package.
+
+    Raises:
+        DemoError: Where it is missing; names the extra that brings it.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise DemoError(
+            f"{purpose} needs {package.split('.')[0]}: pip install torchcall[demo] ({error})"
+        ) from error
+
+
+def shipped(name: str) -> Path:
+    """A file of the examples: beside the installed extension, or in the repository.
+
+    Raises:
+        DemoError: Where there is no such file.
+    """
+    import torchcall
+
+    bridge = getattr(torchcall, "_bridge", None)
+    places = [Path(bridge.__file__).parent] if bridge is not None else []
+    places.append(Path(__file__).resolve().parents[3])
+    for place in places:
+        if (path := place / "examples" / name).is_file():
+            return path
+    looked = ", ".join(str(place / "examples") for place in places)
+    raise DemoError(f"the shipped file {name} was not found in {looked}; install torchcall again")
+
+
+def load_example(name: str) -> ModuleType:
+    """Imports a shipped example by its file."""
+    import importlib.util
+
+    path = shipped(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"torchcall_examples_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_structure(path: Path, *, temperature: float | None, seed: int) -> Structure:
+    """Reads the last frame of anything ASE reads.
+
+    Args:
+        path: The file.
+        temperature: In K; None keeps the file's velocities, or draws them at 94.4 K where it has
+            none.
+        seed: Of the velocities drawn.
+
+    Raises:
+        DemoError: If the file is missing, can't be read, or holds no usable atoms.
+    """
+    io, units = (
+        require("ase.io", "reading a structure"),
+        require("ase.units", "reading a structure"),
+    )
+    if not path.is_file():
+        raise DemoError(f"--structure {path}: {'not a file' if path.exists() else 'no such file'}")
+    try:
+        atoms = io.read(path, index=-1)
+    except Exception as error:
+        reason = next(
+            (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise DemoError(f"--structure {path}: ase cannot read it: {reason}") from error
+    if len(atoms) < 2:
+        raise DemoError(f"--structure {path}: expected at least 2 atoms, got {len(atoms)}")
+    cell, pbc = np.array(atoms.cell[:], float), np.array(atoms.pbc, bool)
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(cell).all()):
+        raise DemoError(
+            f"--structure {path}: expected finite positions and cell, got NaN or infinity"
+        )
+    if pbc.any() and not np.linalg.norm(cell, axis=1)[pbc].all():
+        raise DemoError(
+            f"--structure {path}: a periodic direction has no lattice vector: pbc {pbc.tolist()}"
+        )
+    masses = atoms.get_masses()
+    if not (masses > 0).all():
+        raise DemoError(f"--structure {path}: expected positive masses, got {masses.min()}")
+
+    if temperature is None and "momenta" in atoms.arrays:
+        velocities = atoms.get_velocities()
+    else:
+        kelvin = 94.4 if temperature is None else temperature
+        velocities = thermal_velocities(masses, units.kB * kelvin, seed)
+    return Structure(
+        name=path.name,
+        formula=atoms.get_chemical_formula(empirical=False),
+        positions=np.array(atoms.positions),
+        velocities=velocities,
+        atomic_numbers=atoms.get_atomic_numbers().astype(np.int32),
+        masses=masses,
+        cell=cell,
+        pbc=pbc,
+    )
+
+
+def thermal_velocities(masses: np.ndarray, thermal_energy: float, seed: int) -> np.ndarray:
+    """Maxwell-Boltzmann velocities without drift, scaled to exactly the temperature asked for."""
+    drawn = np.random.default_rng(seed).normal(size=(len(masses), 3)) / np.sqrt(masses)[:, None]
+    drawn -= (masses[:, None] * drawn).sum(0) / masses.sum()
+    kinetic = 0.5 * (masses[:, None] * drawn**2).sum()
+    wanted = 1.5 * (len(masses) - 1) * thermal_energy
+    return drawn * np.sqrt(wanted / kinetic)

@@ -1,0 +1,88 @@
+"""Each benchmark runs, and its file has the form that every benchmark's file has."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+TORCH_LOOPS = {"torch, C++ loop", "torch, Python loop"}
+JAX_METHODS = {"torchcall", "buffer_callback", "pure_callback"}
+
+
+def run(script, *options):
+    return subprocess.run(
+        [sys.executable, BENCHMARKS / script, *options],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        # Two busy threads on two busy cores wait for each other: a smoke test needs one.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def checked_document(path):
+    document = json.loads(path.read_text())
+    assert set(document) == {"machine", "versions", "rows"}
+    assert {"cpu", "cores", "os"} <= set(document["machine"])
+    assert {"python", "jax", "jaxlib", "torch", "torchcall"} <= set(document["versions"])
+    for row in document["rows"]:
+        assert set(row) == {"case", "method", "engine", "us_median", "us_iqr", "n"}
+        assert row["us_median"] > 0
+        assert row["us_iqr"] >= 0
+        assert row["n"] >= 1
+    return document
+
+
+@pytest.mark.slow
+def test_call_overhead_times_every_case_and_states_every_claim(tmp_path):
+    path = tmp_path / "results" / "call_overhead.json"
+    options = ("--quick", "--without", "wrap_torch2jax", "--json", path)
+    done = run("call_overhead.py", *options)
+    assert done.returncode == 0, done.stderr
+    rows = checked_document(path)["rows"]
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    assert [case[:3] for case in cases] == ["(a)", "(b)", "(c)", "(c)", "(d)", "(d)"]
+    for case in cases:
+        methods = {row["method"] for row in rows if row["case"] == case}
+        assert methods - {"memcpy of the output"} == TORCH_LOOPS | JAX_METHODS
+        assert any(f"  {case}: " in line for line in done.stdout.splitlines())
+    verdicts = [line for line in done.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
+    assert len(verdicts) == 10
+
+
+@pytest.mark.slow
+def test_md_loop_runs_every_method(tmp_path):
+    path = tmp_path / "md_loop.json"
+    done = run("md_loop.py", "--quick", "--without", "wrap_torch2jax", "--json", path)
+    assert done.returncode == 0, done.stderr
+    rows = checked_document(path)["rows"]
+    assert {row["case"] for row in rows} == {"md, 64 atoms"}
+    forward_only = {f"{name}, forward only" for name in TORCH_LOOPS}
+    assert {row["method"] for row in rows} == forward_only | JAX_METHODS
+
+
+def test_the_figure_is_drawn_from_results(tmp_path):
+    results, figure = tmp_path / "results.json", tmp_path / "images" / "figure.png"
+    rows = [
+        {"case": case, "method": method, "engine": "-", "us_median": 3.0, "us_iqr": 0.5, "n": 9}
+        for case in ("(a) x", "(b) y")
+        for method in ("torchcall", "pure_callback")
+    ]  # fmt: skip
+    machine = {"cpu": "a processor", "cores": 2, "os": "an os"}
+    document = {"machine": machine, "versions": {"jax": "1", "torch": "2"}, "rows": rows}
+    results.write_text(json.dumps(document))
+    done = run("plot_results.py", "--results", results, "--figure", figure)
+    assert done.returncode == 0, done.stderr
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_needs_results(tmp_path):
+    done = run("plot_results.py", "--results", tmp_path / "missing.json")
+    assert done.returncode == 2
+    assert done.stderr.startswith("torchcall: ")
+    assert "missing.json: expected a benchmark's results" in done.stderr
