@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 1
+#define TC_ABI_VERSION 2
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -68,16 +68,36 @@ typedef struct {
   int32_t training;              // the module is in training mode
 } TcModelInfo;
 
+// An int32 scalar operand that says how many entries of padded axes are valid. It is not an
+// argument of the model, which sees max(valid + extra, least) entries of every axis that is
+// narrowed by it.
+typedef struct {
+  int64_t operand;
+  int64_t extra;
+  int64_t least;
+} TcLength;
+
+// The axis of an operand or output that a length narrows. An output is narrowed along axis 0 only;
+// the rest of it is filled with zeros.
+typedef struct {
+  int32_t length;  // position among the plan's lengths, -1: not narrowed
+  int32_t axis;
+} TcNarrowing;
+
 // Everything about one call that is settled when the JAX program is traced. All pointers are read
 // during `plan_create` only.
 typedef struct {
   const DLTensor* inputs;   // shapes and dtypes of the operands as XLA hands them over
   const DLDataType* casts;  // per operand; bits == 0: no cast
+  const TcNarrowing* input_narrowings;
   const char* const* input_names;
   int64_t num_inputs;
   const DLTensor* outputs;
+  const TcNarrowing* output_narrowings;
   const char* const* output_names;
   int64_t num_outputs;
+  const TcLength* lengths;
+  int64_t num_lengths;
   const TcNode* arguments;  // a tuple (positional) and a dict (keywords), in preorder
   int64_t num_arguments;
   const TcNode* results;  // the structure that the model must return

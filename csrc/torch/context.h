@@ -27,11 +27,14 @@ class CallContext {
   // The position of an input that was written to although the plan foresaw none, or -1.
   int64_t FindUnforeseenWrite() const;
 
+  // What each of the plan's lengths comes to in this call; set before Prepare.
+  std::vector<int64_t>& sizes() { return sizes_; }
   std::vector<const at::Tensor*>& outputs() { return outputs_; }
   std::vector<c10::IValue>& stack() { return stack_; }
 
  private:
   struct Input {
+    // Both undefined for a length, which the model does not see.
     at::Tensor shell;  // refers to the caller's buffer while the call runs
     at::Tensor given;  // what the model gets: the shell, or its cast or copied twin
     size_t tensor_uses = 0;
@@ -40,9 +43,11 @@ class CallContext {
   };
 
   bool Kept(const Input& input) const;
+  void Narrow(const Input& input, const TcNarrowing& narrowing);
 
   const Plan& plan_;
   std::vector<Input> inputs_;
+  std::vector<int64_t> sizes_;
   std::vector<c10::IValue> containers_;
   std::vector<size_t> container_uses_;
   std::vector<c10::IValue> arguments_;

@@ -3,6 +3,7 @@
 #include <ATen/Functions.h>
 #include <ATen/ops/from_blob.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <numeric>
@@ -41,35 +42,76 @@ Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec)
       call_(ParseTree(spec.arguments, spec.num_arguments)),
       result_(ParseTree(spec.results, spec.num_results)),
       builder_(call_, model_->schema(), model_->is_method()) {
-  for (int64_t i = 0; i < spec.num_inputs; ++i) {
-    Operand operand;
-    operand.name = spec.input_names[i];
-    operand.shape = ShapeOf(spec.inputs[i]);
-    operand.dtype = DtypeOf(spec.inputs[i].dtype, spec.input_names[i]);
-    if (spec.casts[i].bits != 0) {
-      const c10::ScalarType cast = DtypeOf(spec.casts[i], spec.input_names[i]);
-      if (cast != operand.dtype) operand.cast = cast;
-    }
-    operand.bytes = BytesOf(operand.shape, operand.dtype);
-    const InputUse& use = model_->use().inputs.at(builder_.argument_of_operand().at(i));
-    operand.written = use.tensors_written;
-    copied_per_call_ += operand.written ? 1 : 0;
-    rebuild_ = rebuild_ || use.tensors_written || use.containers_written;
-    operands_.push_back(std::move(operand));
-  }
-  for (int64_t i = 0; i < spec.num_outputs; ++i) {
-    Output output;
-    output.name = spec.output_names[i];
-    output.shape = ShapeOf(spec.outputs[i]);
-    output.dtype = DtypeOf(spec.outputs[i].dtype, spec.output_names[i]);
-    output.bytes = BytesOf(output.shape, output.dtype);
-    outputs_.push_back(std::move(output));
-  }
+  lengths_.assign(spec.lengths, spec.lengths + spec.num_lengths);
+  for (int64_t i = 0; i < spec.num_inputs; ++i) AddOperand(spec, i);
+  for (int64_t i = 0; i < spec.num_outputs; ++i) AddOutput(spec, i);
   // Builds the arguments once, so that a structure that the signature refuses is an error now.
   GiveBack(std::make_unique<CallContext>(*this));
 }
 
 Plan::~Plan() = default;
+
+void Plan::AddOperand(const TcPlanSpec& spec, int64_t i) {
+  Operand operand;
+  operand.name = spec.input_names[i];
+  operand.shape = ShapeOf(spec.inputs[i]);
+  operand.dtype = DtypeOf(spec.inputs[i].dtype, spec.input_names[i]);
+  operand.narrowing = spec.input_narrowings[i];
+  operand.bytes = BytesOf(operand.shape, operand.dtype);
+  for (const TcLength& length : lengths_) {
+    operand.is_length = operand.is_length || length.operand == i;
+  }
+  if (operand.is_length) {
+    if (operand.dtype != c10::ScalarType::Int || !operand.shape.empty()) {
+      throw std::invalid_argument(operand.name + ": expected int32 (), got " +
+                                  TypeAndShape(operand.dtype, operand.shape));
+    }
+  } else {
+    if (spec.casts[i].bits != 0) {
+      const c10::ScalarType cast = DtypeOf(spec.casts[i], spec.input_names[i]);
+      if (cast != operand.dtype) operand.cast = cast;
+    }
+    const InputUse& use = model_->use().inputs.at(builder_.argument_of_operand().at(i));
+    operand.written = use.tensors_written;
+    copied_per_call_ += operand.written ? 1 : 0;
+    rebuild_ = rebuild_ || use.tensors_written || use.containers_written;
+  }
+  operands_.push_back(std::move(operand));
+}
+
+void Plan::AddOutput(const TcPlanSpec& spec, int64_t i) {
+  Output output;
+  output.name = spec.output_names[i];
+  output.shape = ShapeOf(spec.outputs[i]);
+  output.dtype = DtypeOf(spec.outputs[i].dtype, spec.output_names[i]);
+  output.narrowing = spec.output_narrowings[i];
+  output.bytes = BytesOf(output.shape, output.dtype);
+  if (output.narrowing.length >= 0 && (output.narrowing.axis != 0 || output.shape.empty())) {
+    throw std::invalid_argument(output.name + ": expected to be narrowed along axis 0");
+  }
+  outputs_.push_back(std::move(output));
+}
+
+void Plan::ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const {
+  for (size_t i = 0; i < lengths_.size(); ++i) {
+    const int64_t valid = *static_cast<const int32_t*>(inputs[lengths_[i].operand].data);
+    if (valid < 0) {
+      throw std::invalid_argument(operands_[lengths_[i].operand].name +
+                                  ": expected a length >= 0, got " + std::to_string(valid));
+    }
+    sizes[i] = std::max(valid + lengths_[i].extra, lengths_[i].least);
+  }
+  for (const Operand& operand : operands_) {
+    if (operand.narrowing.length < 0) continue;
+    const int64_t size = sizes[operand.narrowing.length];
+    const int64_t capacity = operand.shape[operand.narrowing.axis];
+    if (size > capacity) {
+      throw std::invalid_argument(operand.name + ": expected room for " + std::to_string(size) +
+                                  " entries along axis " + std::to_string(operand.narrowing.axis) +
+                                  ", got a capacity of " + std::to_string(capacity));
+    }
+  }
+}
 
 std::unique_ptr<CallContext> Plan::Acquire() {
   if (!rebuild_) {
@@ -89,25 +131,36 @@ void Plan::GiveBack(std::unique_ptr<CallContext> context) {
   if (pool_.size() < kMostPooled) pool_.push_back(std::move(context));
 }
 
-void Plan::CopyOut(const Output& output, const at::Tensor& tensor, void* destination) const {
-  if (tensor.scalar_type() != output.dtype || !tensor.sizes().equals(output.shape)) {
-    throw std::invalid_argument("output " + output.name + ": expected " +
-                                TypeAndShape(output.dtype, output.shape) + ", got " +
+void Plan::CopyOut(const Output& output, const at::Tensor& tensor,
+                   const std::vector<int64_t>& sizes, void* destination) const {
+  const bool narrowed = output.narrowing.length >= 0;
+  const int64_t rows = narrowed ? sizes[output.narrowing.length] : 0;
+  const auto expected = [&] {
+    std::vector<int64_t> shape = output.shape;
+    if (narrowed) shape[0] = rows;
+    return shape;
+  };
+  const bool fits = narrowed ? tensor.sizes() == c10::IntArrayRef(expected())
+                             : tensor.sizes() == c10::IntArrayRef(output.shape);
+  if (tensor.scalar_type() != output.dtype || !fits) {
+    throw std::invalid_argument(output.name + ": expected " +
+                                TypeAndShape(output.dtype, expected()) + ", got " +
                                 TypeAndShape(tensor.scalar_type(), tensor.sizes()));
   }
   if (tensor.layout() != at::kStrided || !tensor.is_cpu()) {
-    throw std::invalid_argument("output " + output.name +
-                                ": expected a dense tensor on the cpu, got " +
+    throw std::invalid_argument(output.name + ": expected a dense tensor on the cpu, got " +
                                 c10::str(tensor.layout()) + " on " + tensor.device().str());
   }
   if (output.bytes == 0) return;
+  const size_t bytes = narrowed ? output.bytes / output.shape[0] * rows : output.bytes;
   // A conjugated or negated view is a flag on other bits: only torch can read it.
   if (tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
-    std::memcpy(destination, tensor.const_data_ptr(), output.bytes);
-    return;
+    std::memcpy(destination, tensor.const_data_ptr(), bytes);
+  } else {
+    const TorchStateGuard guard(Autograd::kOff);
+    at::from_blob(destination, tensor.sizes(), tensor.options()).copy_(tensor);
   }
-  const TorchStateGuard guard(Autograd::kOff);
-  at::from_blob(destination, output.shape, tensor.options()).copy_(tensor);
+  std::memset(static_cast<char*>(destination) + bytes, 0, output.bytes - bytes);
 }
 
 void Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
@@ -128,6 +181,8 @@ void Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
   } finisher{this, context};
 
   const TorchStateGuard guard(model_->autograd());
+  std::vector<int64_t>& sizes = context->sizes();
+  ReadLengths(inputs, sizes);
   std::vector<c10::IValue>& stack = context->Prepare(inputs, *instance);
   torch::jit::InterpreterState(instance->code).run(stack);
   if (stack.size() != 1) {
@@ -135,12 +190,12 @@ void Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
   }
   const int64_t written = context->FindUnforeseenWrite();
   if (written >= 0) {
-    throw std::runtime_error("operand " + operands_[written].name +
+    throw std::runtime_error(operands_[written].name +
                              ": expected to be read only, but the model wrote to it in place");
   }
   FlattenResult(stack.back(), result_, context->outputs());
   for (size_t i = 0; i < outputs_.size(); ++i) {
-    CopyOut(outputs_[i], *context->outputs()[i], outputs[i].data);
+    CopyOut(outputs_[i], *context->outputs()[i], sizes, outputs[i].data);
   }
   finisher.succeeded = true;
 }
@@ -151,10 +206,17 @@ double Plan::TimeForward(const DLTensor* inputs, int64_t iterations) const {
   std::vector<at::Tensor> tensors;
   {
     const TorchStateGuard guard(Autograd::kOff);
+    std::vector<int64_t> sizes(lengths_.size());
+    ReadLengths(inputs, sizes);
     for (size_t i = 0; i < operands_.size(); ++i) {
-      const at::Tensor view =
-          at::from_blob(inputs[i].data, operands_[i].shape, at::TensorOptions(operands_[i].dtype));
-      tensors.push_back(view.to(operands_[i].cast.value_or(operands_[i].dtype)).clone());
+      const Operand& operand = operands_[i];
+      at::Tensor view =
+          at::from_blob(inputs[i].data, operand.shape, at::TensorOptions(operand.dtype));
+      if (operand.narrowing.length >= 0) {
+        view = view.narrow(operand.narrowing.axis, 0, sizes[operand.narrowing.length]);
+      }
+      tensors.push_back(
+          view.to(operand.cast.value_or(operand.dtype)).clone(at::MemoryFormat::Contiguous));
     }
   }
   std::vector<c10::IValue> containers;

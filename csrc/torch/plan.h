@@ -36,23 +36,32 @@ class Plan {
     std::vector<int64_t> shape;
     c10::ScalarType dtype;
     std::optional<c10::ScalarType> cast;
-    bool written = false;  // the model may write to it: it gets a copy
+    TcNarrowing narrowing;
+    bool is_length = false;  // read by the plan, not passed to the model
+    bool written = false;    // the model may write to it: it gets a copy
     size_t bytes;
   };
   struct Output {
     std::string name;
     std::vector<int64_t> shape;
     c10::ScalarType dtype;
+    TcNarrowing narrowing;
     size_t bytes;
   };
 
   std::unique_ptr<CallContext> Acquire();
   void GiveBack(std::unique_ptr<CallContext> context);
-  void CopyOut(const Output& output, const at::Tensor& tensor, void* destination) const;
+  void AddOperand(const TcPlanSpec& spec, int64_t i);
+  void AddOutput(const TcPlanSpec& spec, int64_t i);
+  // Throws std::invalid_argument where a length is negative or exceeds an axis.
+  void ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const;
+  void CopyOut(const Output& output, const at::Tensor& tensor, const std::vector<int64_t>& sizes,
+               void* destination) const;
 
   std::shared_ptr<Model> model_;
   std::vector<Operand> operands_;
   std::vector<Output> outputs_;
+  std::vector<TcLength> lengths_;
   Tree call_;
   Tree result_;
   ArgumentBuilder builder_;

@@ -27,9 +27,11 @@ namespace nb = nanobind;
 
 // (kind, payload): the kind is a TcNodeKind, the payload a value, an index or a number of children.
 using PyNode = std::tuple<int, std::variant<std::monostate, int64_t, double, std::string>>;
-// (name, dtype, shape, cast)
-using PyArray =
-    std::tuple<std::string, std::string, std::vector<int64_t>, std::optional<std::string>>;
+// (name, dtype, shape, cast, (length, axis) that narrows it)
+using PyArray = std::tuple<std::string, std::string, std::vector<int64_t>,
+                           std::optional<std::string>, std::optional<std::tuple<int, int>>>;
+// (operand, extra, least), as in TcLength
+using PyLength = std::tuple<int64_t, int64_t, int64_t>;
 
 const DtypeEntry* DtypeOf(const std::string& name) {
   const DtypeEntry* entry = FindDtype(name);
@@ -39,10 +41,18 @@ const DtypeEntry* DtypeOf(const std::string& name) {
 
 std::vector<ArraySpec> ArraySpecs(const std::vector<PyArray>& arrays) {
   std::vector<ArraySpec> specs;
-  for (const auto& [name, dtype, shape, cast] : arrays) {
-    specs.push_back({DtypeOf(dtype), cast ? DtypeOf(*cast) : nullptr, shape, name});
+  for (const auto& [name, dtype, shape, cast, narrow] : arrays) {
+    const TcNarrowing narrowing =
+        narrow ? TcNarrowing{std::get<0>(*narrow), std::get<1>(*narrow)} : TcNarrowing{-1, 0};
+    specs.push_back({DtypeOf(dtype), cast ? DtypeOf(*cast) : nullptr, shape, name, narrowing});
   }
   return specs;
+}
+
+std::vector<TcLength> Lengths(const std::vector<PyLength>& py) {
+  std::vector<TcLength> lengths;
+  for (const auto& [operand, extra, least] : py) lengths.push_back({operand, extra, least});
+  return lengths;
 }
 
 // The nodes point into `py`'s strings.
@@ -144,9 +154,11 @@ class PyPlan {
  public:
   PyPlan(const PyModel& model, const std::string& name, int64_t signature,
          const std::vector<PyArray>& inputs, const std::vector<PyArray>& outputs,
-         const std::vector<PyNode>& arguments, const std::vector<PyNode>& results)
+         const std::vector<PyLength>& lengths, const std::vector<PyNode>& arguments,
+         const std::vector<PyNode>& results)
       : plan_(std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
-                                         ArraySpecs(outputs), Nodes(arguments), Nodes(results))),
+                                         ArraySpecs(outputs), Lengths(lengths), Nodes(arguments),
+                                         Nodes(results))),
         id_(PlanRegistry::Get().Add(signature, plan_)) {}
   ~PyPlan() { PlanRegistry::Get().Remove(id_); }
   PyPlan(const PyPlan&) = delete;
@@ -221,10 +233,10 @@ NB_MODULE(_bridge, m) {
 
   nb::class_<PyPlan>(m, "Plan")
       .def(nb::init<const PyModel&, const std::string&, int64_t, const std::vector<PyArray>&,
-                    const std::vector<PyArray>&, const std::vector<PyNode>&,
-                    const std::vector<PyNode>&>(),
+                    const std::vector<PyArray>&, const std::vector<PyLength>&,
+                    const std::vector<PyNode>&, const std::vector<PyNode>&>(),
            nb::arg("model"), nb::arg("name"), nb::arg("signature"), nb::arg("inputs"),
-           nb::arg("outputs"), nb::arg("arguments"), nb::arg("results"))
+           nb::arg("outputs"), nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"))
       .def_prop_ro("id", &PyPlan::id)
       .def("time_forward", &PyPlan::TimeForward, nb::arg("addresses"), nb::arg("iterations"));
 }

@@ -46,9 +46,9 @@ bool Fits(const ffi::AnyBuffer& buffer, const ArraySpec& spec) {
          std::equal(dims.begin(), dims.end(), spec.shape.begin());
 }
 
-std::string Mismatch(const char* what, const ArraySpec& spec, const ffi::AnyBuffer& buffer) {
+std::string Mismatch(const ArraySpec& spec, const ffi::AnyBuffer& buffer) {
   const auto dims = buffer.dimensions();
-  return std::string(what) + " " + spec.name + ": expected " + spec.dtype->name + " " +
+  return spec.name + ": expected " + spec.dtype->name + " " +
          ShapeText(spec.shape.data(), spec.shape.size()) + ", got " +
          DtypeName(buffer.element_type()) + " " + ShapeText(dims.begin(), dims.size());
 }
@@ -63,33 +63,42 @@ size_t ArraySpec::Bytes(const DtypeEntry& as) const {
 
 CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
                    std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
-                   const std::vector<TcNode>& arguments, const std::vector<TcNode>& results)
+                   const std::vector<TcLength>& lengths, const std::vector<TcNode>& arguments,
+                   const std::vector<TcNode>& results)
     : model_name_(std::move(model_name)),
       counters_(std::move(counters)),
       inputs_(std::move(inputs)),
       outputs_(std::move(outputs)) {
   std::vector<DLDataType> casts;
+  std::vector<TcNarrowing> input_narrowings;
+  std::vector<TcNarrowing> output_narrowings;
   std::vector<const char*> input_names;
   std::vector<const char*> output_names;
   for (ArraySpec& spec : inputs_) {
     input_tensors_.push_back(TensorOf(spec, *spec.dtype));
     casts.push_back(spec.cast ? spec.cast->dl : DLDataType{0, 0, 0});
+    input_narrowings.push_back(spec.narrowing);
     input_names.push_back(spec.name.c_str());
     if (spec.cast && spec.cast != spec.dtype) bytes_copied_per_call_ += spec.Bytes(*spec.cast);
   }
   for (ArraySpec& spec : outputs_) {
     output_tensors_.push_back(TensorOf(spec, *spec.dtype));
+    output_narrowings.push_back(spec.narrowing);
     output_names.push_back(spec.name.c_str());
     bytes_copied_per_call_ += spec.Bytes(*spec.dtype);
   }
   const TcPlanSpec spec = {
       input_tensors_.data(),
       casts.data(),
+      input_narrowings.data(),
       input_names.data(),
       static_cast<int64_t>(inputs_.size()),
       output_tensors_.data(),
+      output_narrowings.data(),
       output_names.data(),
       static_cast<int64_t>(outputs_.size()),
+      lengths.data(),
+      static_cast<int64_t>(lengths.size()),
       arguments.data(),
       static_cast<int64_t>(arguments.size()),
       results.data(),
@@ -124,7 +133,7 @@ ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results
     const auto buffer = operands.get<ffi::AnyBuffer>(i);
     if (!buffer) return buffer.error();
     if (!Fits(*buffer, inputs_[i])) {
-      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch("operand", inputs_[i], *buffer));
+      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(inputs_[i], *buffer));
     }
     inputs.data()[i].data = buffer->untyped_data();
   }
@@ -132,7 +141,7 @@ ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results
     auto buffer = results.get<ffi::AnyBuffer>(i);
     if (!buffer) return buffer.error();
     if (!Fits(**buffer, outputs_[i])) {
-      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch("output", outputs_[i], **buffer));
+      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(outputs_[i], **buffer));
     }
     outputs.data()[i].data = (*buffer)->untyped_data();
   }

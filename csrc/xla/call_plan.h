@@ -22,6 +22,7 @@ struct ArraySpec {
   const DtypeEntry* cast;  // nullptr: none
   std::vector<int64_t> shape;
   std::string name;
+  TcNarrowing narrowing;
 
   size_t Bytes(const DtypeEntry& as) const;
 };
@@ -37,7 +38,8 @@ class CallPlan {
   // `arguments` and `results` are read at once. Throws std::invalid_argument with torch's words.
   CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
            std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
-           const std::vector<TcNode>& arguments, const std::vector<TcNode>& results);
+           const std::vector<TcLength>& lengths, const std::vector<TcNode>& arguments,
+           const std::vector<TcNode>& results);
 
   // Thread-safe; needs no GIL.
   xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results);

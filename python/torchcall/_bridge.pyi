@@ -46,8 +46,9 @@ class Plan:
         model: Model,
         name: str,
         signature: int,
-        inputs: Sequence[tuple[str, str, Sequence[int], str | None]],
-        outputs: Sequence[tuple[str, str, Sequence[int], str | None]],
+        inputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None]],
+        outputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None]],
+        lengths: Sequence[tuple[int, int, int]],
         arguments: Sequence[tuple[int, None | int | float | str]],
         results: Sequence[tuple[int, None | int | float | str]],
     ) -> None: ...

@@ -3,12 +3,30 @@
 import hashlib
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from torchcall import _bridge
+from torchcall._narrowing import Axis
 from torchcall._tree import Node
+
+
+class Operand(NamedTuple):
+    """An array that XLA hands over: what it is called, what it is cast to, how it is narrowed."""
+
+    name: str
+    spec: jax.ShapeDtypeStruct
+    cast: str | None = None
+    narrow: Axis | None = None
+
+
+class Output(NamedTuple):
+    """An array that the model returns."""
+
+    name: str
+    spec: jax.ShapeDtypeStruct
+    narrow: Axis | None = None
 
 
 class CallPlan:
@@ -27,25 +45,39 @@ class CallPlan:
         self,
         model: _bridge.Model,
         model_name: str,
-        inputs: Sequence[tuple[str, jax.ShapeDtypeStruct, str | None]],
-        outputs: Sequence[tuple[str, jax.ShapeDtypeStruct]],
+        inputs: Sequence[Operand],
+        outputs: Sequence[Output],
+        lengths: Sequence[tuple[int, int, int]],
         arguments: list[Node],
         results: list[Node],
     ) -> None:
-        native_inputs = [(n, str(s.dtype), list(s.shape), cast) for n, s, cast in inputs]
-        native_outputs = [(n, str(s.dtype), list(s.shape), None) for n, s in outputs]
+        native_inputs = [
+            (o.name, str(o.spec.dtype), list(o.spec.shape), o.cast, o.narrow) for o in inputs
+        ]
+        native_outputs = [
+            (o.name, str(o.spec.dtype), list(o.spec.shape), None, o.narrow) for o in outputs
+        ]
         text = repr(
-            (model_name, model.fingerprint, native_inputs, native_outputs, arguments, results)
+            (
+                model_name,
+                model.fingerprint,
+                native_inputs,
+                native_outputs,
+                lengths,
+                arguments,
+                results,
+            )
         )
         digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
         self.model_name = model_name
-        self.outputs = [spec for _, spec in outputs]
+        self.outputs = [output.spec for output in outputs]
         self._native = _bridge.Plan(
             model,
             model_name,
             int.from_bytes(digest, "big"),
             native_inputs,
             native_outputs,
+            list(lengths),
             arguments,
             results,
         )

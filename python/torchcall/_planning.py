@@ -9,7 +9,8 @@ import torch
 
 from torchcall import _bridge
 from torchcall._inference import infer_outputs
-from torchcall._plan import CallPlan
+from torchcall._narrowing import Narrowing, is_axis
+from torchcall._plan import CallPlan, Operand, Output
 from torchcall._primitive import bind
 from torchcall._specs import (
     DTYPE_NAMES,
@@ -35,6 +36,7 @@ class CallRequest:
         treedef: the structure of `(args, kwargs)` over those leaves.
         input_spec, output_spec, requires_grad: the wrapper's options.
         python_module: returns the model as something that fake tensors can follow.
+        narrowing: the padded axes of which the model sees a prefix, if any.
     """
 
     args: tuple[Any, ...]
@@ -45,6 +47,7 @@ class CallRequest:
     output_spec: Any
     requires_grad: bool
     python_module: Callable[[], Any]
+    narrowing: Narrowing | None = None
 
 
 class Prepared:
@@ -72,12 +75,13 @@ def leaf_specs(treedef: Any, leaves: list[Any]) -> list[Any]:
     return specs
 
 
-def plan_key(treedef: Any, specs: list[Any]) -> Hashable:
+def plan_key(treedef: Any, specs: list[Any], narrowing: Narrowing | None) -> Hashable:
     """Equal for calls that one plan serves."""
     leaves = tuple(
         static_key(spec) if is_static(spec) else (spec.shape, str(spec.dtype)) for spec in specs
     )
-    return treedef, leaves, jax.dtypes.canonicalize_dtype(float)
+    narrowed = None if narrowing is None else narrowing.key()
+    return treedef, leaves, narrowed, jax.dtypes.canonicalize_dtype(float)
 
 
 def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prepared:
@@ -89,25 +93,45 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
     names = _leaf_names(request.treedef)
     casts = _casts(request, names)
     arguments = _arguments(request)
+    narrowing = request.narrowing
+    axes = (None,) * len(names) if narrowing is None else narrowing.inputs
     operands = [
-        (name, spec, cast)
-        for name, spec, cast in zip(names, request.specs, casts, strict=True)
+        Operand(name, spec, cast, axis)
+        for name, spec, cast, axis in zip(names, request.specs, casts, axes, strict=True)
         if not is_static(spec)
     ]
     model.check_arguments(arguments, len(operands))
     output_tree = _output_tree(model, request, casts)
-    paths, structure = jax.tree_util.tree_flatten_with_path(output_tree)
-    outputs = [(path_name("", path) or "(the only one)", spec) for path, spec in paths]
-    for name, spec in outputs:
-        _check_output(name, spec)
+    outputs, structure = _outputs(output_tree, narrowing)
+    lengths = []
+    if narrowing is not None:
+        scalar = jax.ShapeDtypeStruct((), jax.numpy.int32)
+        first = len(operands)
+        lengths = [
+            (first + i, narrowing.extra, narrowing.least) for i in range(len(narrowing.names))
+        ]
+        operands += [Operand(f"length {name}", scalar) for name in narrowing.names]
     slot = iter(range(len(outputs)))
 
     def result_node(leaf: Any) -> Node:
         return scalar_node(None) if leaf is None else (TENSOR, next(slot))
 
     results = list(encode(output_tree, result_node, "output "))
-    plan = CallPlan(model, model_name, operands, outputs, arguments, results)
+    plan = CallPlan(model, model_name, operands, outputs, lengths, arguments, results)
     return Prepared(plan, structure)
+
+
+def _outputs(output_tree: Any, narrowing: Narrowing | None) -> tuple[list[Output], Any]:
+    paths, structure = jax.tree_util.tree_flatten_with_path(output_tree)
+    axes: list[Any] = [None] * len(paths)
+    if narrowing is not None:
+        axes = broadcast_prefix(narrowing.outputs, output_tree, is_axis, "narrowing")
+    outputs = []
+    for (path, spec), axis in zip(paths, axes, strict=True):
+        name = path_name("output ", path).strip()
+        _check_output(name, spec)
+        outputs.append(Output(name, spec, axis))
+    return outputs, structure
 
 
 def _arguments(request: CallRequest) -> list[Node]:
@@ -129,7 +153,7 @@ def _casts(request: CallRequest, names: list[str]) -> list[str | None]:
     cast_names = [None if cast is None else _cast_name(cast) for cast in casts]
     for name, spec, cast in zip(names, request.specs, cast_names, strict=True):
         if cast is not None and is_static(spec):
-            raise ValueError(f"input_spec: operand {name}: expected an array to cast, got {spec!r}")
+            raise ValueError(f"input_spec: {name}: expected an array to cast, got {spec!r}")
     return cast_names
 
 
@@ -158,7 +182,9 @@ def _output_tree(model: _bridge.Model, request: CallRequest, casts: list[str | N
 def _leaf_names(treedef: Any) -> list[str]:
     indexed = jax.tree.unflatten(treedef, range(treedef.num_leaves))
     paths, _ = jax.tree_util.tree_flatten_with_path(indexed)
-    return [path_name(("args", "kwargs")[path[0].idx], path[1:]) for path, _ in paths]
+    return [
+        path_name(("operand args", "operand kwargs")[path[0].idx], path[1:]) for path, _ in paths
+    ]
 
 
 def _is_cast(value: object) -> bool:
@@ -175,15 +201,15 @@ def _cast_name(cast: torch.dtype) -> str:
 def _check_output(name: str, spec: Any) -> None:
     if not (hasattr(spec, "shape") and hasattr(spec, "dtype")):
         raise TypeError(
-            f"output_spec: output {name}: expected a jax.ShapeDtypeStruct, got {type_name(spec)}"
+            f"output_spec: {name}: expected a jax.ShapeDtypeStruct, got {type_name(spec)}"
         )
     if str(spec.dtype) not in DTYPE_NAMES:
         raise TypeError(
-            f"output {name}: expected one of the dtypes that JAX and torch share, got {spec.dtype}"
+            f"{name}: expected one of the dtypes that JAX and torch share, got {spec.dtype}"
         )
     held = jax.dtypes.canonicalize_dtype(spec.dtype)
     if held != spec.dtype:
         raise TypeError(
-            f"output {name}: expected a dtype that JAX can hold, got {describe(spec)} with x64 off;"
+            f"{name}: expected a dtype that JAX can hold, got {describe(spec)} with x64 off;"
             f" return {held} from the model, or set jax.config.update('jax_enable_x64', True)"
         )

@@ -35,10 +35,10 @@ def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
         TypeError: if the value is no array, or of a dtype that only one side has.
     """
     if isinstance(value, torch.Tensor):
-        raise TypeError(f"operand {name}: expected a JAX or NumPy array, got a torch.Tensor")
+        raise TypeError(f"{name}: expected a JAX or NumPy array, got a torch.Tensor")
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
         raise TypeError(
-            f"operand {name}: expected an array or a Python scalar (int, float, bool, str, None), "
+            f"{name}: expected an array or a Python scalar (int, float, bool, str, None), "
             f"got {type_name(value)}"
         )
     dtype = value.dtype
@@ -46,7 +46,7 @@ def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
         dtype = jax.dtypes.canonicalize_dtype(dtype) if dtype.kind in "biufcV" else dtype
     if str(dtype) not in DTYPE_NAMES:
         raise TypeError(
-            f"operand {name}: expected one of the dtypes that JAX and torch share "
+            f"{name}: expected one of the dtypes that JAX and torch share "
             f"({', '.join(sorted(DTYPE_NAMES))}), got {dtype}"
         )
     return jax.ShapeDtypeStruct(np.shape(value), dtype)
@@ -68,5 +68,5 @@ def describe(spec: Any) -> str:
 
 
 def path_name(root: str, path: tuple[Any, ...]) -> str:
-    """args[0]['pos'], kwargs['x'], ['energy']."""
+    """operand args[0]['pos'], operand kwargs['x'], output ['energy']."""
     return root + jax.tree_util.keystr(path)

@@ -3,7 +3,7 @@
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from jax.core import Tracer
 
 from torchcall import _bridge
+from torchcall._narrowing import Narrowing
 from torchcall._plan import CallPlan
 from torchcall._planning import CallRequest, Prepared, leaf_specs, plan_key, prepare
 from torchcall._primitive import bind
@@ -93,9 +94,20 @@ class TorchModuleWrapper:
     # Calls
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._call(args, kwargs)
+
+    def _call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        narrowing: Narrowing | None = None,
+        lengths: Sequence[Any] = (),
+    ) -> Any:
+        """A call; `lengths` are int32 scalars that say how much of padded axes the model sees."""
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda x: x is None)
         operands = [leaf for leaf in leaves if not is_static(leaf)]
-        prepared = self._prepare(args, kwargs, leaves, treedef)
+        operands += lengths
+        prepared = self._prepare(args, kwargs, leaves, treedef, narrowing)
         traced = any(isinstance(operand, Tracer) for operand in operands)
         outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
         return jax.tree.unflatten(prepared.structure, outputs)
@@ -169,7 +181,12 @@ class TorchModuleWrapper:
     # Plans
 
     def _prepare(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], leaves: list[Any], treedef: Any
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        leaves: list[Any],
+        treedef: Any,
+        narrowing: Narrowing | None = None,
     ) -> Prepared:
         if os.getpid() != self._pid:
             raise RuntimeError(
@@ -177,11 +194,11 @@ class TorchModuleWrapper:
             )
         try:
             specs = leaf_specs(treedef, leaves)
-            key = plan_key(treedef, specs)
+            key = plan_key(treedef, specs, narrowing)
             prepared = self._prepared.get(key)
             if prepared is None:
                 prepared = prepare(
-                    self._model, self._name, self._request(args, kwargs, specs, treedef)
+                    self._model, self._name, self._request(args, kwargs, specs, treedef, narrowing)
                 )
                 self._remember(key, prepared)
         except (ValueError, TypeError) as error:
@@ -190,7 +207,12 @@ class TorchModuleWrapper:
         return prepared
 
     def _request(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], specs: list[Any], treedef: Any
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        specs: list[Any],
+        treedef: Any,
+        narrowing: Narrowing | None,
     ) -> CallRequest:
         return CallRequest(
             args=args,
@@ -201,6 +223,7 @@ class TorchModuleWrapper:
             output_spec=self._options["output_spec"],
             requires_grad=self._options["requires_grad"],
             python_module=self._follow,
+            narrowing=narrowing,
         )
 
     def _follow(self) -> Any:
