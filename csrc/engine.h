@@ -49,7 +49,7 @@ typedef struct {
   int64_t size;
   int64_t integer;
   double real;
-  const char* text;
+  const char* text;  // of TC_STRING: `size` bytes
 } TcNode;
 
 typedef struct {

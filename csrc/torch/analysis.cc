@@ -11,6 +11,7 @@
 #include "analysis.h"
 
 #include <ATen/core/alias_info.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/runtime/operator.h>
 
@@ -69,6 +70,22 @@ bool ChangesMembers(std::string_view op) {
   return OneOf(op, {"aten::append", "aten::insert", "aten::extend", "aten::_set_item",
                     "aten::Delete", "aten::pop", "aten::popitem", "aten::clear", "aten::remove",
                     "aten::reverse", "aten::sort", "aten::setdefault", "aten::update"});
+}
+
+// Batch and instance norms update these in training mode; their schemas do not say so. Those of the
+// module itself are its own business.
+bool IsRunningStatistic(std::string_view argument) {
+  return OneOf(argument, {"running_mean", "running_var"});
+}
+
+// Schemas tell which outputs are views of which inputs, but not where an operator is composed of
+// others and returns what one of them returns: `dropout` in eval mode, `type_as`, `einsum` may hand
+// an input back. Operators with kernels of their own always allocate what the schema calls new; the
+// ones named unsafe say so of views.
+bool MayReturnAnInput(const c10::FunctionSchema& schema) {
+  if (schema.name().find("unsafe_") != std::string::npos) return true;
+  const auto handle = c10::Dispatcher::singleton().findSchema(schema.operator_name());
+  return handle && handle->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
 }
 
 // Nodes without a schema whose outputs are new objects with the inputs inside.
@@ -133,8 +150,7 @@ class Follower {
       Visit(graph_.block());
     } while (changed_);
     for (size_t i = 0; i < use_.inputs.size(); ++i) {
-      const bool is_self = graph_.inputs()[i]->type()->kind() == c10::TypeKind::ClassType;
-      if (is_self && (use_.inputs[i].tensors_written || use_.inputs[i].containers_written)) {
+      if (IsSelf(i) && (use_.inputs[i].tensors_written || use_.inputs[i].containers_written)) {
         use_.keeps_state = true;
       }
     }
@@ -142,6 +158,10 @@ class Follower {
   }
 
  private:
+  bool IsSelf(size_t input) const {
+    return graph_.inputs()[input]->type()->kind() == c10::TypeKind::ClassType;
+  }
+
   void Visit(Block* block) {
     for (Node* node : block->nodes()) Visit(node);
   }
@@ -199,6 +219,7 @@ class Follower {
     const auto& arguments = schema.arguments();
     for (size_t i = 0; i < arguments.size() && i < node->inputs().size(); ++i) {
       const AliasInfo* info = arguments[i].alias_info();
+      if (IsRunningStatistic(arguments[i].name())) UpdateStatistic(node->inputs()[i]);
       if (info == nullptr || !IsWrite(*info) || WritesOnlyFlags(op)) continue;
       Value* target = node->inputs()[i];
       if (!IsContainer(target)) {
@@ -211,9 +232,20 @@ class Follower {
         if (k != i) Store(node->inputs()[k], target);
       }
     }
+    if (op == "aten::set_" && node->inputs().size() > 1) {
+      Flow(node->inputs()[1], node->inputs()[0]);  // from now on they share their memory
+    }
     for (size_t k = 0; k < schema.returns().size() && k < node->outputs().size(); ++k) {
       const AliasInfo* returned = schema.returns()[k].alias_info();
-      if (returned == nullptr) continue;
+      if (returned == nullptr) {
+        if (Differentiates(op)) {
+          // Gradients are new, but for the ones that are passed in and may come back.
+          if (node->inputs().size() > 2) Grow(node->outputs()[k], {}, All(node->inputs()[2]));
+        } else {
+          ReturnUnannotated(node, node->outputs()[k], schema);
+        }
+        continue;
+      }
       for (size_t i = 0; i < arguments.size() && i < node->inputs().size(); ++i) {
         const AliasInfo* info = arguments[i].alias_info();
         if (IsWildcard(*returned)) {
@@ -224,6 +256,15 @@ class Follower {
           Grow(node->outputs()[k], {}, All(node->inputs()[i]));
         }
       }
+    }
+  }
+
+  // A container that is new may hold parts of the inputs, as `list(x)` does.
+  void ReturnUnannotated(Node* node, const Value* output, const c10::FunctionSchema& schema) {
+    const bool may_be_input = MayReturnAnInput(schema);
+    for (Value* input : node->inputs()) {
+      if (may_be_input) Grow(output, All(input), All(input));
+      if (IsContainer(output)) Grow(output, {}, All(input));
     }
   }
 
@@ -276,6 +317,11 @@ class Follower {
     Grow(container, {}, all);
   }
 
+  void UpdateStatistic(const Value* value) {
+    for (const size_t input : origins_[value].self) {
+      if (!IsSelf(input)) use_.inputs[input].tensors_written = true;
+    }
+  }
   void WriteTensor(const Value* value) {
     for (const size_t input : origins_[value].self) use_.inputs[input].tensors_written = true;
   }

@@ -29,7 +29,7 @@ Tree ParseNode(const TcNode* nodes, int64_t count, int64_t& next) {
       tree.scalar = node.integer != 0;
       break;
     case TC_STRING:
-      tree.scalar = std::string(node.text);
+      tree.scalar = std::string(node.text, node.size);
       break;
     case TC_LIST:
     case TC_TUPLE:
@@ -145,7 +145,14 @@ c10::IValue BuildDict(const Tree& tree, const c10::TypePtr& type, const std::str
 c10::IValue BuildUnion(const Tree& tree, const c10::TypePtr& type, const std::string& path,
                        const std::vector<at::Tensor>& tensors,
                        std::vector<c10::IValue>& containers) {
-  for (const c10::TypePtr& choice : type->expectRef<c10::UnionType>().containedTypes()) {
+  const auto choices = type->expectRef<c10::UnionType>().containedTypes();
+  // An int is an int first, and a float only where the union has no int.
+  if (tree.kind == TC_INT) {
+    for (const c10::TypePtr& choice : choices) {
+      if (choice->kind() == c10::TypeKind::IntType) return tree.scalar;
+    }
+  }
+  for (const c10::TypePtr& choice : choices) {
     const size_t made = containers.size();
     try {
       return BuildValue(tree, choice, path, tensors, containers);

@@ -62,7 +62,10 @@ std::vector<TcNode> Nodes(const std::vector<PyNode>& py) {
     TcNode node = {static_cast<TcNodeKind>(kind), 0, 0, 0.0, nullptr};
     if (const auto* integer = std::get_if<int64_t>(&payload)) node.integer = node.size = *integer;
     if (const auto* real = std::get_if<double>(&payload)) node.real = *real;
-    if (const auto* text = std::get_if<std::string>(&payload)) node.text = text->c_str();
+    if (const auto* text = std::get_if<std::string>(&payload)) {
+      node.text = text->data();
+      node.size = static_cast<int64_t>(text->size());
+    }
     nodes.push_back(node);
   }
   return nodes;

@@ -43,7 +43,8 @@ def infer_outputs(
         InferenceError: with torch's own message.
     """
     if keeps_state:
-        module = copy.deepcopy(module)
+        with torch.no_grad():  # else the copies of the weights would have a history
+            module = copy.deepcopy(module)
     try:
         with (
             FakeTensorMode(allow_non_fake_inputs=True),

@@ -22,7 +22,15 @@ from torchcall._specs import (
     torch_dtype_name,
     type_name,
 )
-from torchcall._tree import TENSOR, TUPLE, Node, broadcast_prefix, encode, scalar_node
+from torchcall._tree import (
+    TENSOR,
+    TUPLE,
+    Node,
+    UnsupportedNodeError,
+    broadcast_prefix,
+    encode,
+    scalar_node,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +99,8 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
         ValueError, TypeError: naming the operand, output or option that is at fault.
     """
     names = _leaf_names(request.treedef)
+    arguments = _arguments(request, names)
     casts = _casts(request, names)
-    arguments = _arguments(request)
     narrowing = request.narrowing
     axes = (None,) * len(names) if narrowing is None else narrowing.inputs
     operands = [
@@ -134,7 +142,12 @@ def _outputs(output_tree: Any, narrowing: Narrowing | None) -> tuple[list[Output
     return outputs, structure
 
 
-def _arguments(request: CallRequest) -> list[Node]:
+def _arguments(request: CallRequest, names: list[str]) -> list[Node]:
+    for name, spec in zip(names, request.specs, strict=True):
+        try:
+            _ = is_static(spec) and scalar_node(spec)
+        except UnsupportedNodeError as error:
+            raise UnsupportedNodeError(f"{name}: {error}") from None
     position = iter(range(len(request.specs)))
     remaining = iter(request.specs)
 

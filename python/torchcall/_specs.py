@@ -3,7 +3,6 @@
 from typing import Any, TypeGuard
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 
@@ -41,9 +40,10 @@ def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
             f"{name}: expected an array or a Python scalar (int, float, bool, str, None), "
             f"got {type_name(value)}"
         )
-    dtype = value.dtype
-    if not jnp.issubdtype(dtype, jax.dtypes.extended):
-        dtype = jax.dtypes.canonicalize_dtype(dtype) if dtype.kind in "biufcV" else dtype
+    try:
+        dtype = jax.typeof(value).dtype  # as a jitted function would take it
+    except TypeError:
+        dtype = value.dtype
     if str(dtype) not in DTYPE_NAMES:
         raise TypeError(
             f"{name}: expected one of the dtypes that JAX and torch share "

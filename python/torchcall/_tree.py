@@ -4,6 +4,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
+
 Node = tuple[int, int | float | str | None]
 
 # The node kinds of csrc/engine.h.
@@ -29,10 +31,16 @@ def scalar_node(value: object) -> Node:
         case bool():
             return BOOL, int(value)
         case int():
+            if not -(2**63) <= value < 2**63:
+                raise UnsupportedNodeError(f"expected an int of 64 bits, got {value}")
             return INT, value
         case float():
             return FLOAT, value
         case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise UnsupportedNodeError(f"expected text that is UTF-8, got {value!r}") from error
             return STRING, value
     raise UnsupportedNodeError(f"got {type(value).__name__}")
 
@@ -59,6 +67,10 @@ def encode(tree: Any, leaf: Callable[[Any], Node], path: str) -> Iterator[Node]:
             for i, value in enumerate(tree):
                 yield from encode(value, leaf, f"{path}[{i}]")
         case _:
+            if tree is not None and not jax.tree_util.all_leaves([tree]):
+                raise UnsupportedNodeError(
+                    f"{path}: expected a dict, list or (named) tuple, got {type(tree).__name__}"
+                )
             yield leaf(tree)
 
 

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from torchcall.demo._system import DemoError, Structure
-from torchcall.mliap import neighbor_list
-from torchcall.mliap._input import AtomGraphInput, with_phantoms
+from torchcall.mliap import AtomGraph, AtomGraphInput, neighbor_list, pad_graph
 
 Model = Callable[[AtomGraphInput], dict[str, Array]]
 """A module that obeys `TorchMliapForward`, callable from JAX by whatever means."""
@@ -81,15 +80,17 @@ def graph_of(
     positions: Float[Array, "n 3"], neighbors: Any, constants: Constants, cutoff: float
 ) -> AtomGraphInput:
     """The model's input for these positions."""
-    return with_phantoms(
-        positions,
-        constants.atomic_numbers,
-        constants.cell,
-        constants.pbc,
-        neighbors.edge_index,
-        neighbors.cell_offsets,
-        cutoff=cutoff,
+    graph = AtomGraph(
+        positions=positions,
+        atomic_numbers=constants.atomic_numbers,
+        cell=constants.cell,
+        pbc=constants.pbc,
+        batch=None,
+        edge_index=neighbors.edge_index,
+        cell_offsets=neighbors.cell_offsets,
+        n_edges=neighbors.n_edges,
     )
+    return pad_graph(graph, cutoff=cutoff)[0]
 
 
 def with_gradients(model: Model, state: State, constants: Constants, cutoff: float) -> State:

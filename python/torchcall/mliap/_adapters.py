@@ -1,0 +1,187 @@
+"""Other libraries' atoms and neighbour lists as the arrays that a graph takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from ._neighbors_frame import make_frame
+
+
+class Edges(NamedTuple):
+    """The arrays of a neighbour list: ``r = x_j − x_i + S h``.
+
+    Attributes:
+        edge_index: (2, E) int32, row 0 sender, row 1 receiver; valid edges first, sorted by sender;
+            unused slots ``(N, N)``.
+        cell_offsets: (E, 3), S; ``(1, 0, 0)`` in unused slots.
+        n_edges: () int32.
+        did_overflow: () bool.
+    """
+
+    edge_index: Int[Array, "2 E"]
+    cell_offsets: Float[Array, "E 3"]
+    n_edges: Int[Array, ""]
+    did_overflow: Bool[Array, ""]
+
+
+class Geometry(NamedTuple):
+    """The arguments of `NeighborListFn.allocate`, in order.
+
+    Attributes:
+        positions: (N, 3), in Å.
+        cell: (B, 3, 3), rows are lattice vectors, in Å.
+        pbc: (B, 3) bool.
+        batch: (N,) int32.
+    """
+
+    positions: Float[np.ndarray, "N 3"]
+    cell: Float[np.ndarray, "B 3 3"]
+    pbc: Bool[np.ndarray, "B 3"]
+    batch: Int[np.ndarray, " N"]
+
+
+def geometry_from_ase(atoms: Any, *, dtype: Any = np.float32) -> Geometry:
+    """Positions, cells, periodicity and system numbers of ASE atoms.
+
+    Args:
+        atoms: one ``ase.Atoms``, or a sequence of them, one system each.
+        dtype: float32 or float64.
+
+    Returns:
+        The arrays, so that ``neighbor_list(cutoff).allocate(*geometry_from_ase(atoms))`` works.
+    """
+    systems: Sequence[Any] = [atoms] if hasattr(atoms, "get_positions") else list(atoms)
+    sizes = [len(system) for system in systems]
+    return Geometry(
+        np.concatenate([np.zeros((0, 3)), *(system.get_positions() for system in systems)]).astype(
+            dtype
+        ),
+        np.array([np.asarray(system.cell) for system in systems], dtype).reshape(-1, 3, 3),
+        np.array([system.pbc for system in systems], np.bool_).reshape(-1, 3),
+        np.repeat(np.arange(len(systems)), sizes).astype(np.int32),
+    )
+
+
+def edges_from_pairs(
+    senders: Any,
+    receivers: Any,
+    shifts: Any,
+    *,
+    n_atoms: int,
+    capacity: int | None = None,
+    dtype: Any = np.float32,
+) -> Edges:
+    """The lists ``i, j, S`` of vesin (``quantities="ijS"``) or ``ase.neighborlist``, sorted and
+    padded.
+
+    Both libraries mean ``r = x_j − x_i + S h``, as here.
+
+    Args:
+        senders: (n,), i.
+        receivers: (n,), j.
+        shifts: (n, 3), S.
+        n_atoms: number of atoms, N.
+        capacity: slots, at least 2; as many as there are pairs if None.
+        dtype: of the offsets.
+
+    Returns:
+        The arrays; ``did_overflow`` is never true.
+
+    Raises:
+        ValueError: shapes disagree, an atom is out of range, or there are more pairs than capacity.
+    """
+    where = "torchcall: edges_from_pairs"
+    i, j, s = np.asarray(senders), np.asarray(receivers), np.asarray(shifts)
+    if i.ndim != 1 or j.shape != i.shape or s.shape != (*i.shape, 3):
+        raise ValueError(
+            f"{where}: expected shapes (n,), (n,), (n, 3), got {i.shape}, {j.shape}, {s.shape}"
+        )
+    n = i.shape[0]
+    slots = max(2, n) if capacity is None else capacity
+    if slots < max(2, n):
+        raise ValueError(f"{where}: capacity: expected at least {max(2, n)}, got {capacity}")
+    if n and not (min(i.min(), j.min()) >= 0 and max(i.max(), j.max()) < n_atoms):
+        raise ValueError(
+            f"{where}: expected atoms in [0, {n_atoms}), "
+            f"got {min(i.min(), j.min())} to {max(i.max(), j.max())}"
+        )
+    order = np.argsort(i, kind="stable")
+    edge_index = np.full((2, slots), n_atoms, np.int32)
+    edge_index[:, :n] = i[order], j[order]
+    offsets = np.tile(np.array([1, 0, 0], dtype), (slots, 1))
+    offsets[:n] = s[order]
+    return Edges(
+        jnp.asarray(edge_index),
+        jnp.asarray(offsets),
+        jnp.asarray(np.int32(n)),
+        jnp.asarray(np.bool_(False)),
+    )
+
+
+def edges_from_jax_md(
+    neighbors: Any,
+    positions: Float[Array | np.ndarray, "N 3"],
+    cell: Float[Array | np.ndarray, "1 3 3"],
+    pbc: Bool[Array | np.ndarray, "1 3"],
+    *,
+    cutoff: float,
+) -> Edges:
+    """A jax-md list of one system, with ``S = −round((x_j − x_i) h⁻¹)``, its only image; works
+    inside ``jit``.
+
+    jax-md keeps pairs, not images, and knows the nearest image alone. ``did_overflow`` is therefore
+    true when the cutoff exceeds half the distance between two opposite periodic faces, as well as
+    when jax-md's own flag is.
+
+    Args:
+        neighbors: ``jax_md.partition.NeighborList``, dense, sparse or ordered sparse.
+        positions: (N, 3), real space, in Å.
+        cell: (1, 3, 3), rows are lattice vectors, in Å.
+        pbc: (1, 3) bool.
+        cutoff: in Å; jax-md's list holds pairs beyond it, up to its ``dr_threshold``.
+
+    Returns:
+        The arrays, with as many slots as jax-md's list has (twice as many for an ordered one).
+    """
+    positions, cell, pbc = jnp.asarray(positions), jnp.asarray(cell), jnp.asarray(pbc)
+    n_atoms = positions.shape[0]
+    index = neighbors.idx
+    if neighbors.format.name == "Dense":
+        i = jnp.broadcast_to(jnp.arange(n_atoms, dtype=index.dtype)[:, None], index.shape).reshape(
+            -1
+        )
+        j = index.reshape(-1)
+    else:
+        i, j = index[1], index[0]
+        if neighbors.format.name == "OrderedSparse":
+            i, j = jnp.concatenate([i, j]), jnp.concatenate([j, i])
+    frame = make_frame(positions, cell, pbc, cutoff)
+    real = (i < n_atoms) & (j < n_atoms)
+    i, j = jnp.where(real, i, 0), jnp.where(real, j, 0)
+    difference = positions[j] - positions[i]
+    offsets = jnp.where(
+        pbc[0], -jnp.round(jnp.dot(difference, frame.inverse[0], precision="highest")), 0
+    )
+    r = difference + jnp.dot(offsets, cell[0], precision="highest")
+    square = jnp.sum(r * r, axis=-1)
+    valid = real & (square > 0) & (jnp.sqrt(square) < cutoff)
+    key = jnp.where(valid, i, n_atoms).astype(jnp.int32)
+    slots = max(2, key.shape[0])
+    pad = slots - key.shape[0]
+    key, j = jnp.pad(key, (0, pad), constant_values=n_atoms), jnp.pad(j, (0, pad))
+    offsets = jnp.pad(offsets, ((0, pad), (0, 0)))
+    _, order = lax.sort((key, lax.iota(jnp.int32, slots)), num_keys=2)
+    used = (key[order] < n_atoms)[:, None]
+    unused = jnp.array([1, 0, 0], offsets.dtype)
+    edge_index = jnp.where(used[:, 0], jnp.stack([key[order], j[order]]), n_atoms).astype(jnp.int32)
+    too_long = jnp.any(pbc[0] & (2 * cutoff > frame.heights[0]))
+    flag = too_long | (jnp.asarray(neighbors.did_buffer_overflow) != 0) | ~frame.finite
+    return Edges(
+        edge_index, jnp.where(used, offsets[order], unused), jnp.sum(valid, dtype=jnp.int32), flag
+    )

@@ -1,0 +1,190 @@
+"""Energies that JAX differentiates with the gradients that the model returned."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Int
+
+from ._graph import AtomGraph, check_graph, pad_graph
+from ._input import AtomGraphInput
+from ._merge import merge_graphs
+from ._model import TorchMliap
+
+
+class EnergyAndGradients(NamedTuple):
+    """What one evaluation gives, without phantoms and in the caller's order.
+
+    Attributes:
+        energy: (b,), in eV.
+        position_gradients: (n, 3), ∂E/∂r in eV/Å; exactly zero for padded atoms.
+        cell_gradients: (b, 3, 3), ∂E/∂h in eV/Å at fixed Cartesian positions; None unless the model
+            computes them.
+    """
+
+    energy: Float[Array, " b"]
+    position_gradients: Float[Array, "n 3"]
+    cell_gradients: Float[Array, "b 3 3"] | None
+
+
+def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
+    """`E[s]` of each system in eV, with `dE = Σ ∂E/∂r · dr + Σ ∂E/∂h · dh`.
+
+    `jax.grad`, `jax.value_and_grad` and `jax.jvp` in positions and cell take one evaluation of the
+    model and use the gradients that it returned. Under `jax.vmap`, the mapped graphs are merged
+    into one batched graph: one call of the model, however many are mapped.
+
+    Edges are constants: with them fixed, the cell's derivative is that at fixed Cartesian
+    positions. For fixed fractional coordinates let positions depend on the cell, `r = s @ h`.
+
+    Args:
+        model: the potential.
+        graph: positions and cell are differentiable, charge and spin are not.
+
+    Returns:
+        (b,), in the positions' dtype.
+
+    Raises:
+        ValueError: a shape is wrong, the neighbour list has another cutoff than the model, a
+            capacity is exceeded, or the cell is differentiated and the model computes no gradients
+            of it.
+        NotImplementedError: the derivative asked for is of second order, or in charge or spin.
+    """
+    check_graph(graph)
+    model.check_cutoff(graph)
+    # Offsets are integers: constant wherever they are differentiable.
+    offsets = jax.lax.stop_gradient(graph.cell_offsets)
+    return _energy(jax.lax.stop_gradient(model), replace(graph, cell_offsets=offsets))
+
+
+def energy_and_gradients(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
+    """`E`, `∂E/∂r` and, where the model computes it, `∂E/∂h`, from one evaluation.
+
+    Args:
+        model: the potential.
+        graph: the atoms and their edges. Nothing is differentiable here; `energy` is.
+
+    Returns:
+        Energies in eV, gradients in eV/Å, in the positions' dtype. Under `jax.vmap` the mapped
+        graphs are merged into one batched graph.
+
+    Raises:
+        ValueError: as for `energy`.
+        NotImplementedError: when differentiated.
+    """
+    check_graph(graph)
+    model.check_cutoff(graph)
+    return _guarded(model, graph)
+
+
+@jax.custom_jvp
+def _energy(model: TorchMliap, graph: AtomGraph) -> Array:
+    return _guarded(model, graph).energy
+
+
+def _energy_jvp(
+    primals: tuple[TorchMliap, AtomGraph], tangents: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    model, graph = primals
+    moves = tangents[1]
+    out = _guarded(model, graph)
+    for name in ("charge", "spin"):
+        if _moves(getattr(moves, name)):
+            raise NotImplementedError(
+                f"torchcall: energy: differentiation in graph.{name} is not supported: models "
+                "return gradients of positions and cell; use jax.lax.stop_gradient on it"
+            )
+    change = jnp.zeros_like(out.energy)
+    if _moves(moves.positions):
+        per_atom = jnp.sum(out.position_gradients * moves.positions, axis=-1)
+        change = change + _sum_by_system(per_atom, graph)
+    if _moves(moves.cell):
+        if out.cell_gradients is None:
+            raise ValueError(
+                "torchcall: energy: graph.cell: expected a model with "
+                "compute_cell_gradients=True to differentiate in the cell, got one without"
+            )
+        change = change + jnp.sum(out.cell_gradients * moves.cell, axis=(-2, -1))
+    return out.energy, change
+
+
+_energy.defjvp(_energy_jvp, symbolic_zeros=True)
+
+
+def _moves(tangent: Any) -> bool:
+    return tangent is not None and not isinstance(tangent, SymbolicZero)
+
+
+def _sum_by_system(values: Array, graph: AtomGraph) -> Array:
+    n_systems = graph.cell.shape[0]
+    if n_systems == 1:
+        # Padded atoms have gradients of exactly zero.
+        return jnp.sum(values)[None]
+    assert graph.batch is not None
+    system = jnp.where(graph.batch < 0, n_systems, graph.batch)
+    return jnp.zeros(n_systems, values.dtype).at[system].add(values, mode="drop")
+
+
+@jax.custom_jvp
+def _guarded(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
+    return _evaluation(model, graph)
+
+
+@_guarded.defjvp
+def _guarded_jvp(primals: Any, tangents: Any) -> Any:
+    del primals, tangents
+    raise NotImplementedError(
+        "torchcall: second derivatives are not supported: a model returns energies and their first "
+        "gradients. Differentiate `energy`, once; where gradients enter a function that is "
+        "differentiated (a trajectory, a Hessian), take them through jax.lax.stop_gradient or use "
+        "finite differences"
+    )
+
+
+@custom_vmap
+def _evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
+    """One evaluation, in the caller's order; every way to the model leads through here."""
+    n_systems = graph.cell.shape[0]
+    atoms, edges, systems = model.capacity or (None, None, None)
+    padded, masks = pad_graph(
+        graph, cutoff=model.cutoff, n_atoms=atoms, n_edges=edges, n_systems=systems
+    )
+    out = _evaluate(model, padded, masks.n_atoms, masks.n_edges)
+    real = (masks.rows < masks.n_atoms)[:, None]
+    cells = out.get("cell_gradients")
+    return EnergyAndGradients(
+        out["energy"][:n_systems],
+        jnp.where(real, out["position_gradients"][masks.rows], 0),
+        None if cells is None else cells[:n_systems],
+    )
+
+
+def _evaluate(
+    model: TorchMliap,
+    padded: AtomGraphInput,
+    n_valid_atoms: Int[Array, ""],
+    n_valid_edges: Int[Array, ""],
+) -> dict[str, Array]:
+    """The model's outputs for a padded graph whose first atoms and edges are the valid ones."""
+    del n_valid_atoms, n_valid_edges
+    return model.call(padded)
+
+
+@_evaluation.def_vmap
+def _evaluate_merged(
+    axis_size: int, in_batched: list[Any], model: TorchMliap, graph: AtomGraph
+) -> tuple[EnergyAndGradients, EnergyAndGradients]:
+    # One cutoff serves all systems; more than one only matter for the phantom's size.
+    data = jnp.max(model.cutoff.data, keepdims=True).reshape(1)
+    model = replace(model, cutoff=replace(model.cutoff, keys=model.cutoff.keys[:1], data=data))
+    out = _evaluation(model, merge_graphs(graph, in_batched[1], axis_size))
+
+    def split(values: Array) -> Array:
+        return values.reshape(axis_size, values.shape[0] // axis_size, *values.shape[1:])
+
+    return jax.tree.map(split, out), jax.tree.map(lambda _: True, out)

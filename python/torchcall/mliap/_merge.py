@@ -1,0 +1,87 @@
+"""Mapped graphs as one batched graph: their atoms, systems and edges, one after another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+from ._graph import AtomGraph
+
+
+def merge_graphs(graph: AtomGraph, mapped: AtomGraph, count: int) -> AtomGraph:
+    """The disjoint union of `count` graphs; atom a of graph k becomes atom `k n + a`, system s
+    becomes `k b + s`.
+
+    Args:
+        graph: fields with a leading axis of length `count` where `mapped` says so.
+        mapped: a bool for each field.
+        count: number of graphs.
+
+    Returns:
+        The graph of all atoms, its valid edges a prefix again.
+    """
+
+    def spread(value: Array, is_mapped: bool) -> Array:
+        return value if is_mapped else jnp.broadcast_to(value, (count, *value.shape))
+
+    return _merge(jax.tree.map(spread, graph, mapped))
+
+
+@jax.jit
+def _merge(graph: AtomGraph) -> AtomGraph:
+    count, n = graph.positions.shape[:2]
+    b, e = graph.cell.shape[1], graph.edge_index.shape[2]
+    copy = lax.iota(jnp.int32, count)[:, None]
+    if graph.batch is None:
+        batch = jnp.broadcast_to(copy, (count, n))
+    else:
+        # Padding of one graph must not become an atom of the next.
+        real = (graph.batch >= 0) & (graph.batch < b)
+        batch = jnp.where(real, graph.batch + (copy * b).astype(graph.batch.dtype), count * b)
+    shift = (copy * n).astype(graph.edge_index.dtype)[:, None]
+    known = (graph.edge_index >= 0) & (graph.edge_index < n)
+    edge_index = jnp.where(known, graph.edge_index + shift, count * n)
+    edge_index = jnp.moveaxis(edge_index, 0, 1)
+    offsets, n_edges = graph.cell_offsets, graph.n_edges
+    if n_edges is None:
+        edge_index, offsets = edge_index.reshape(2, -1), offsets.reshape(-1, 3)
+    else:
+        lengths = jnp.clip(n_edges.astype(jnp.int32), 0, e)
+        edge_index = _join(edge_index, lengths, axis=1)
+        offsets = _join(offsets, lengths, axis=0)
+        n_edges = jnp.sum(lengths)
+
+    def flat(values: Array | None) -> Array | None:
+        return None if values is None else values.reshape(-1, *values.shape[2:])
+
+    return replace(
+        jax.tree.map(flat, replace(graph, n_edges=None, edge_index=None, batch=None)),
+        batch=batch.reshape(-1),
+        edge_index=edge_index,
+        cell_offsets=offsets,
+        n_edges=n_edges,
+    )
+
+
+def _join(values: Array, lengths: Int[Array, " R"], axis: int) -> Array:
+    """The first `lengths[k]` entries of each part k, one after another; what follows is arbitrary.
+
+    Args:
+        values: parts along `axis`, their entries along the next one.
+        lengths: of the parts.
+        axis: of the parts.
+    """
+    parts, slots = values.shape[axis : axis + 2]
+    starts = jnp.cumsum(lengths) - lengths
+    shape = (*values.shape[:axis], parts * slots, *values.shape[axis + 2 :])
+
+    def place(k: Array, joined: Array) -> Array:
+        part = lax.dynamic_index_in_dim(values, k, axis, keepdims=False)
+        # Whole parts in rising order: each covers the unused slots of the one before.
+        return lax.dynamic_update_slice_in_dim(joined, part, starts[k], axis)
+
+    return lax.fori_loop(0, parts, place, jnp.zeros(shape, values.dtype))

@@ -1,0 +1,174 @@
+"""A torch potential as JAX programs hold it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from jax.core import Tracer
+from jaxtyping import Array, Float
+
+from torchcall._wrapper import TorchModuleWrapper
+
+from ._graph import AtomGraph
+from ._input import AtomGraphInput, input_dtypes, output_specs
+from ._table import SystemId, Table
+
+
+class TorchMliapForward(Protocol):
+    """What a module has to be: a function of an `AtomGraphInput` of tensors.
+
+    It returns a dict with
+
+    - `energy` (B,), in eV;
+    - `position_gradients` (N, 3), ∂E/∂r in eV/Å: gradients, not forces;
+    - `cell_gradients` (B, 3, 3), ∂E/∂h in eV/Å at fixed Cartesian positions, when asked for.
+    """
+
+    def __call__(self, input: AtomGraphInput) -> dict[str, Any]:
+        """Evaluates the potential."""
+        ...
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cutoff"],
+    meta_fields=["wrapper", "compute_cell_gradients", "narrow", "capacity"],
+)
+@dataclass(frozen=True)
+class TorchMliap:
+    """A potential: what calls its module, and how far its atoms see; a pytree.
+
+    Attributes:
+        cutoff: in Å, by system; one entry serves every system.
+        wrapper: the module, static.
+        compute_cell_gradients: whether the module returns `cell_gradients`, static.
+        narrow: "auto" lets the module see as few padded rows as it needs, where that is possible;
+            False always gives it the padded shapes. Static.
+        capacity: (atoms, edges, systems), phantoms included, of a module that serves these shapes
+            only; static.
+    """
+
+    cutoff: Table[SystemId, Float[Array, " B"]]
+    wrapper: Any
+    compute_cell_gradients: bool = False
+    narrow: Literal["auto", False] = "auto"
+    capacity: tuple[int, int, int] | None = None
+
+    @classmethod
+    def from_module(
+        cls,
+        module: torch.jit.ScriptModule | torch.nn.Module | str | Path,
+        cutoff: float | Table[SystemId, Float[Array, " B"]],
+        compute_cell_gradients: bool = False,
+        *,
+        narrow: Literal["auto", False] = "auto",
+        capacity: tuple[int, int, int] | None = None,
+        **options: Any,
+    ) -> TorchMliap:
+        """Wraps a module that obeys `TorchMliapForward`.
+
+        Args:
+            module: anything that `TorchModuleWrapper` takes.
+            cutoff: in Å; a number for all systems.
+            compute_cell_gradients: whether the module returns `cell_gradients`.
+            narrow, capacity: see the attributes.
+            **options: those of `TorchModuleWrapper`, but for the specs, which the form of a
+                potential fixes. `requires_grad` is True unless given: potentials differentiate
+                inside. Those that do not are faster with False.
+
+        Raises:
+            ValueError: the cutoff is not positive, or an option is wrong.
+            TypeError: a spec was given, or the module is of a kind that cannot be called.
+        """
+        for name in ("input_spec", "output_spec"):
+            if name in options:
+                raise TypeError(
+                    f"torchcall: TorchMliap.from_module: {name} follows from the form of a "
+                    "potential; pass TorchMliap(cutoff, wrapper) a wrapper of your own instead"
+                )
+        if narrow not in ("auto", False):
+            raise ValueError(
+                "torchcall: TorchMliap.from_module: narrow: expected 'auto' or False, "
+                f"got {narrow!r}"
+            )
+        wrapper = TorchModuleWrapper(
+            module,
+            input_spec=((input_dtypes(),), {}),
+            output_spec=partial(output_specs, compute_cell_gradients=compute_cell_gradients),
+            **{"requires_grad": True, **options},
+        )
+        table = cutoff if isinstance(cutoff, Table) else _one_cutoff(cutoff)
+        return cls(table, wrapper, compute_cell_gradients, narrow, capacity)
+
+    def call(self, input: AtomGraphInput) -> dict[str, Array]:
+        """What the module returns for this input: no padding, no dropping.
+
+        Args:
+            input: floats in one dtype.
+
+        Returns:
+            `energy` (B,), `position_gradients` (N, 3) and, where asked for, `cell_gradients`
+            (B, 3, 3), in the positions' dtype.
+
+        Raises:
+            TypeError, ValueError: something is missing or misshapen; the message names it.
+            jax.errors.JaxRuntimeError: likewise, where only the call itself can tell.
+        """
+        return self.checked(input, self.wrapper(input))
+
+    def checked(self, input: AtomGraphInput, out: Any) -> dict[str, Array]:
+        """The outputs that the form of a potential names, if they are all there."""
+        name = getattr(self.wrapper, "__name__", type(self.wrapper).__name__)
+        if not isinstance(out, dict):
+            raise TypeError(
+                f"torchcall: {name}: output: expected a dict with 'energy' and "
+                f"'position_gradients', got {type(out).__name__}"
+            )
+        result: dict[str, Array] = {}
+        specs = output_specs(input, compute_cell_gradients=self.compute_cell_gradients)
+        for key, spec in specs.items():
+            if key not in out:
+                raise ValueError(
+                    f"torchcall: {name}: output ['{key}']: expected this key, got {sorted(out)}"
+                )
+            if out[key].shape != spec.shape:
+                raise ValueError(
+                    f"torchcall: {name}: output ['{key}']: expected shape {spec.shape}, "
+                    f"got {out[key].shape}"
+                )
+            result[key] = out[key].astype(spec.dtype)
+        return result
+
+    def check_cutoff(self, graph: AtomGraph) -> None:
+        """Compares with the cutoff of the graph's neighbour list, where both are known.
+
+        Raises:
+            ValueError: they differ. A shorter list lacks pairs; a longer one holds pairs that the
+                form of a potential excludes.
+        """
+        cutoff = self.cutoff.data
+        if graph.list_cutoff is None or isinstance(cutoff, Tracer):
+            return
+        largest, listed = float(np.max(np.asarray(cutoff))), graph.list_cutoff
+        if abs(largest - listed) <= 1e-6 * listed:
+            return
+        what = "lacks pairs" if listed < largest else "holds pairs beyond it"
+        raise ValueError(
+            f"torchcall: cutoff: expected a neighbour list of the model's cutoff {largest:g} Å, "
+            f"got one of {listed:g} Å, which {what}"
+        )
+
+
+def _one_cutoff(cutoff: float) -> Table[SystemId, Array]:
+    if not 0 < cutoff < float("inf"):
+        raise ValueError(
+            f"torchcall: TorchMliap: cutoff: expected a positive length in Å, got {cutoff}"
+        )
+    return Table((SystemId(0),), jnp.asarray([cutoff], float))
