@@ -28,8 +28,8 @@ from torchcall.demo._peers import (
 )
 from torchcall.demo._system import load_example
 from torchcall.demo._timing import Run, Timing, interleave, machine, timed, versions
-from torchcall.mliap import neighbor_list
-from torchcall.mliap._input import input_dtypes, output_specs, with_phantoms
+from torchcall.mliap import AtomGraph, neighbor_list, pad_graph
+from torchcall.mliap._input import input_dtypes, output_specs
 
 FLOOR, PYTHON, TORCHCALL = "torch, C++ loop", "torch, Python loop", "torchcall"
 BUFFER, WRAP, PURE = "buffer_callback", "wrap_torch2jax", "pure_callback"
@@ -195,9 +195,17 @@ def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff:
     pos, batch = jnp.asarray(positions, jnp.float32), jnp.zeros(len(positions), jnp.int32)
     neighbors = neighbor_list(cutoff, capacity_multiplier=1.0).allocate(pos, *system, batch)
     numbers = jnp.full(len(positions), 18, jnp.int32)
-    graph = with_phantoms(
-        pos, numbers, *system, neighbors.edge_index, neighbors.cell_offsets, cutoff=cutoff
+    atoms = AtomGraph(
+        positions=pos,
+        atomic_numbers=numbers,
+        cell=system[0],
+        pbc=system[1],
+        batch=None,
+        edge_index=neighbors.edge_index,
+        cell_offsets=neighbors.cell_offsets,
+        n_edges=neighbors.n_edges,
     )
+    graph, _ = pad_graph(atoms, cutoff=cutoff)
     module = torch.jit.script(load_example("lennard_jones").LennardJones(cutoff=cutoff).eval())
     return Problem(
         f"{case}, {len(positions)} atoms, {graph['edge_index'].shape[1]} edges",

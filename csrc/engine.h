@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 2
+#define TC_ABI_VERSION 3
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -65,6 +65,7 @@ typedef struct {
   int32_t differentiates;        // calls torch.autograd.grad or backward
   int32_t keeps_state;           // assigns attributes or mutates containers
   int32_t draws_random_numbers;  // any node that is nondeterministic from a seed
+  int32_t exchanges_lists;       // makes tensors from lists or lists from tensors
   int32_t training;              // the module is in training mode
 } TcModelInfo;
 

@@ -85,6 +85,7 @@ TcStatus Guarded(TcSink error, const Body& body) {
 
 TcStatus ModelFromFile(const char* path, TcModelOptions options, TcModel** out, TcSink error) {
   return Guarded(error, [&] {
+    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
     *out = new TcModel{Model::FromModule(torch::jit::load(std::string(path), c10::kCPU), options)};
   });
 }
@@ -92,6 +93,7 @@ TcStatus ModelFromFile(const char* path, TcModelOptions options, TcModel** out, 
 TcStatus ModelFromBytes(const char* data, size_t size, TcModelOptions options, TcModel** out,
                         TcSink error) {
   return Guarded(error, [&] {
+    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
     std::istringstream stream(std::string(data, size));
     *out = new TcModel{Model::FromModule(torch::jit::load(stream, c10::kCPU), options)};
   });
@@ -100,6 +102,7 @@ TcStatus ModelFromBytes(const char* data, size_t size, TcModelOptions options, T
 TcStatus ModelFromLiveModule(const void* live, TcModelOptions options, TcModel** out,
                              TcSink error) {
   return Guarded(error, [&] {
+    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
     *out = new TcModel{Model::FromModule(*static_cast<const torch::jit::Module*>(live), options)};
   });
 }
@@ -107,6 +110,7 @@ TcStatus ModelFromLiveModule(const void* live, TcModelOptions options, TcModel**
 TcStatus ModelFromLiveFunction(const void* live, TcModelOptions options, TcModel** out,
                                TcSink error) {
   return Guarded(error, [&] {
+    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
     *out = new TcModel{
         Model::FromFunction(*static_cast<const torch::jit::StrongFunctionPtr*>(live), options)};
   });

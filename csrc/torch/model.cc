@@ -1,5 +1,6 @@
 #include "model.h"
 
+#include <torch/csrc/jit/passes/autocast.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
 #include <torch/csrc/jit/passes/constant_pooling.h>
 #include <torch/csrc/jit/passes/constant_propagation.h>
@@ -87,7 +88,9 @@ std::shared_ptr<Graph> PlainGraph(torch::jit::Function& function) {
 // recompiles during the first calls, and on a CPU its fusions pay nothing for these models.
 std::shared_ptr<Graph> Simplified(const std::shared_ptr<Graph>& plain) {
   std::shared_ptr<Graph> graph = plain->copy();
-  torch::jit::ConstantPropagation(graph);
+  torch::jit::Autocast(graph);  // what `with torch.autocast(...)` inside the model stands for
+  // Of immutable types only: a tensor that the model makes must be a new one at each call.
+  torch::jit::ConstantPropagationImmutableTypes(graph);
   torch::jit::EliminateCommonSubexpression(graph);
   torch::jit::ConstantPooling(graph);
   torch::jit::EliminateDeadCode(graph);
@@ -109,6 +112,29 @@ ModelInstance MakeInstance(torch::jit::Function& function) {
   return instance;
 }
 
+// Without the numbers that tell apart types of one name; they depend on what was scripted before.
+std::string WithoutMangling(std::string text) {
+  static const std::string kMark = "___torch_mangle_";
+  for (size_t at = text.find(kMark); at != std::string::npos; at = text.find(kMark, at)) {
+    const size_t end = text.find('.', at);
+    text.erase(at, end == std::string::npos ? end : end + 1 - at);
+  }
+  return text;
+}
+
+// Of the code alone, so from before the weights are frozen into it.
+uint64_t FingerprintOf(torch::jit::Function& function) {
+  return Fingerprint(WithoutMangling(PlainGraph(function)->toString(false)));
+}
+
+void RefuseHooks(const Module& module) {
+  const auto type = module.type();
+  if (type->getForwardHooks().empty() && type->getForwardPreHooks().empty()) return;
+  throw std::invalid_argument(
+      "expected a module without forward hooks of its own, got one with hooks, which only Python "
+      "runs; make it the submodule of a module whose forward calls it");
+}
+
 std::string LastPart(const std::string& qualified_name) {
   return qualified_name.substr(qualified_name.rfind('.') + 1);
 }
@@ -124,7 +150,9 @@ std::unique_ptr<Model> Model::FromModule(Module module, TcModelOptions options) 
   if (!module.find_method("forward")) {
     throw std::invalid_argument("the module has no method 'forward'");
   }
+  RefuseHooks(module);
   RefuseMetaTensors(module);
+  const uint64_t fingerprint = FingerprintOf(module.get_method("forward").function());
   if (LivesElsewhere(module)) {
     module = module.deepcopy();
     module.to(at::kCPU);
@@ -143,7 +171,7 @@ std::unique_ptr<Model> Model::FromModule(Module module, TcModelOptions options) 
   }
   ModelInstance instance = MakeInstance(module.get_method("forward").function());
   instance.module = std::move(module);
-  return std::unique_ptr<Model>(new Model(std::move(instance), name, options));
+  return std::unique_ptr<Model>(new Model(std::move(instance), name, fingerprint, options));
 }
 
 std::unique_ptr<Model> Model::FromFunction(const torch::jit::StrongFunctionPtr& function,
@@ -151,17 +179,17 @@ std::unique_ptr<Model> Model::FromFunction(const torch::jit::StrongFunctionPtr& 
   if (options.freeze) throw std::invalid_argument("freeze=True: expected a module, got a function");
   ModelInstance instance = MakeInstance(*function.function_);
   instance.unit = function.cu_;
-  return std::unique_ptr<Model>(
-      new Model(std::move(instance), function.function_->name(), options));
+  return std::unique_ptr<Model>(new Model(std::move(instance), function.function_->name(),
+                                          FingerprintOf(*function.function_), options));
 }
 
-Model::Model(ModelInstance instance, std::string name, TcModelOptions options)
+Model::Model(ModelInstance instance, std::string name, uint64_t fingerprint, TcModelOptions options)
     : name_(std::move(name)),
       schema_(instance.function->getSchema()),
+      fingerprint_(fingerprint),
       is_method_(instance.module.has_value()),
       training_(is_method_ && IsTraining(*instance.module)) {
   schema_text_ = c10::toString(schema_);
-  fingerprint_ = Fingerprint(instance.graph->toString(/*print_source_locations=*/false));
   use_ = AnalyseGraph(instance.graph);
   autograd_ = options.requires_grad ? Autograd::kRecord
               // Tensors made in inference mode must not end up in a module that others use.
@@ -179,8 +207,8 @@ void Model::Replace(const Model& fresh) {
 }
 
 TcModelInfo Model::info() const {
-  return {name_.c_str(),    schema_text_.c_str(),      fingerprint_, use_.differentiates,
-          use_.keeps_state, use_.draws_random_numbers, training_};
+  return {name_.c_str(),    schema_text_.c_str(),      fingerprint_,         use_.differentiates,
+          use_.keeps_state, use_.draws_random_numbers, use_.exchanges_lists, training_};
 }
 
 }  // namespace torchcall

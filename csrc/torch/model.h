@@ -49,13 +49,13 @@ class Model {
   }
 
  private:
-  Model(ModelInstance instance, std::string name, TcModelOptions options);
+  Model(ModelInstance instance, std::string name, uint64_t fingerprint, TcModelOptions options);
 
   std::atomic<std::shared_ptr<const ModelInstance>> instance_;
   std::string name_;
   c10::FunctionSchema schema_;
-  std::string schema_text_;
   uint64_t fingerprint_;
+  std::string schema_text_;
   bool is_method_;
   bool training_;
   GraphUse use_;

@@ -232,6 +232,8 @@ NB_MODULE(_bridge, m) {
       .def_prop_ro("keeps_state", [](const PyModel& self) { return self.info().keeps_state != 0; })
       .def_prop_ro("draws_random_numbers",
                    [](const PyModel& self) { return self.info().draws_random_numbers != 0; })
+      .def_prop_ro("exchanges_lists",
+                   [](const PyModel& self) { return self.info().exchanges_lists != 0; })
       .def_prop_ro("training", [](const PyModel& self) { return self.info().training != 0; });
 
   nb::class_<PyPlan>(m, "Plan")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
+from torch.utils._python_dispatch import _disable_current_modes
 
 from torchcall._specs import torch_dtype, torch_dtype_name
 
@@ -17,21 +18,22 @@ class InferenceError(ValueError):
     """The outputs cannot be told without running the model."""
 
 
+_NAMED_TUPLES: dict[tuple[str, tuple[str, ...]], type[Any]] = {}
 _NEEDS_GRAD = "does not require grad and does not have a grad_fn"
 
 
 def infer_outputs(
-    module: Callable[..., Any],
+    load_module: Callable[[], Callable[..., Any]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
     requires_grad: bool,
     keeps_state: bool,
 ) -> Any:
-    """Returns the pytree of `jax.ShapeDtypeStruct` that `module(*args, **kwargs)` would return.
+    """Returns the pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
 
     Args:
-        module: a script module or function; its weights stay where they are.
+        load_module: returns a script module or function; its weights stay where they are.
         args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that
             the module gets, everything else as it is.
         kwargs: keyword arguments, likewise.
@@ -42,11 +44,16 @@ def infer_outputs(
     Raises:
         InferenceError: with torch's own message.
     """
-    if keeps_state:
-        with torch.no_grad():  # else the copies of the weights would have a history
-            module = copy.deepcopy(module)
     try:
+        # Whatever mode the calling thread is in, the outcome must be the same.
+        with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
+            module = load_module()
+            if keeps_state:
+                module = copy.deepcopy(module)
         with (
+            torch.device("cpu"),
+            _disable_current_modes(),
+            torch.autocast("cpu", enabled=False),
             FakeTensorMode(allow_non_fake_inputs=True),
             torch.inference_mode(False),
             torch.set_grad_enabled(requires_grad),
@@ -70,7 +77,7 @@ def _is_leaf(value: object) -> bool:
 def _fake(value: Any) -> Any:
     if not isinstance(value, jax.ShapeDtypeStruct):
         return value
-    return torch.empty(value.shape, dtype=torch_dtype(str(value.dtype)))
+    return torch.empty(value.shape, dtype=torch_dtype(str(value.dtype)), device="cpu")
 
 
 def _explain(error: Exception) -> str:
@@ -100,6 +107,11 @@ def _reason(text: str) -> str:
     return f"{reason}\n\n{before}{found}" + "\n".join(lines[:start])
 
 
+def _named_tuple(value: Any) -> type[Any]:
+    """One class per name and fields: torch makes a new one for each module that it loads."""
+    return _NAMED_TUPLES.setdefault((type(value).__name__, value._fields), type(value))
+
+
 def _specs_of(value: Any, path: str) -> Any:
     match value:
         case torch.Tensor():
@@ -113,7 +125,7 @@ def _specs_of(value: Any, path: str) -> Any:
             return [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
         case tuple():
             items = [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
-            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+            return _named_tuple(value)(*items) if hasattr(value, "_fields") else tuple(items)
     raise InferenceError(
         f"output {path}: expected a tensor, got {type(value).__name__}; return a tensor, e.g. "
         "torch.tensor(value)"

@@ -8,7 +8,7 @@ import jax
 import torch
 
 from torchcall import _bridge
-from torchcall._inference import infer_outputs
+from torchcall._inference import InferenceError, infer_outputs
 from torchcall._narrowing import Narrowing, is_axis
 from torchcall._plan import CallPlan, Operand, Output
 from torchcall._primitive import bind
@@ -172,6 +172,11 @@ def _casts(request: CallRequest, names: list[str]) -> list[str | None]:
 
 def _output_tree(model: _bridge.Model, request: CallRequest, casts: list[str | None]) -> Any:
     if request.output_spec is None:
+        if model.exchanges_lists:
+            raise InferenceError(
+                "the model makes tensors from lists or lists from tensors, which fake tensors "
+                "cannot follow, so its outputs' shapes are not known; pass output_spec=..."
+            )
         as_cast = [
             spec
             if is_static(spec) or cast is None
@@ -180,7 +185,7 @@ def _output_tree(model: _bridge.Model, request: CallRequest, casts: list[str | N
         ]
         args, kwargs = jax.tree.unflatten(request.treedef, as_cast)
         return infer_outputs(
-            request.python_module(),
+            request.python_module,
             args,
             kwargs,
             requires_grad=request.requires_grad,

@@ -62,19 +62,31 @@ class FileSource:
 
     def __init__(self, path: Path) -> None:
         _check_archive(path)
-        self.path: Path | None = path
-        self._path = path
+        self._path = path.resolve()
         self.weights = "own"
         self.name = path.name
 
+    @property
+    def path(self) -> Path | None:
+        return self._path
+
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
+        self._loaded = self._state()
         try:
             return _bridge.Model.from_file(str(self._path), freeze, requires_grad)
         except ValueError as error:
             raise ValueError(f"the TorchScript archive does not load: {error}") from error
 
     def python_module(self) -> Any:
+        if self._state() != self._loaded:
+            raise ValueError(
+                "the file has changed since it was loaded; call refresh(), or pass output_spec=..."
+            )
         return torch.jit.load(self._path, map_location="cpu")
+
+    def _state(self) -> tuple[int, int]:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size
 
 
 def source_of(module: object) -> ModelSource:

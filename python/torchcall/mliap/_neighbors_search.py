@@ -183,7 +183,11 @@ def keep_close(
         difference = take(x[k], j) - take(x[k], i) + shift
         square += difference * difference
     limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
-    valid = (square > 0) & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < candidates.n_pairs)
+    valid = (
+        (square > 0)
+        & (square < limit)
+        & (jnp.arange(i.shape[0], dtype=jnp.int32) < candidates.n_pairs)
+    )
     word, bit, n_edges = compact(mask_to_words(valid), layout.edges)
     source = materialize(jnp.minimum(word * BITS + bit, i.shape[0] - 1))
     slot_used = jnp.arange(layout.edges, dtype=jnp.int32) < n_edges

@@ -1,0 +1,211 @@
+"""`energy` against JAX twins, and its derivatives against the gradients that the model returns."""
+
+from dataclasses import replace
+
+import graphs
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+from graphs import QUICK
+from reference import CUTOFF, one_thread  # noqa: F401
+
+from torchcall.mliap import TorchMliap, energy, energy_and_gradients
+
+pytestmark = pytest.mark.usefixtures("x64")
+NAMES = ["Lennard-Jones", "Stillinger-Weber", "message passing"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return graphs.potential("Stillinger-Weber")
+
+
+@pytest.fixture(scope="module")
+def members():
+    return [reference.systems()[kind] for kind in ("triclinic", "slab", "molecule")]
+
+
+@pytest.fixture
+def graph(members):
+    return graphs.atom_graph(members, slots=4)
+
+
+def calls_of(model, function, *args):
+    """Calls of the model during one call of a compiled function, and what it returns."""
+    compiled = jax.jit(function).lower(*args).compile(QUICK)
+    before = model.wrapper.stats()["calls"]
+    out = jax.block_until_ready(compiled(*args))
+    return model.wrapper.stats()["calls"] - before, out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_energies_and_their_derivatives_equal_those_of_the_jax_twin(members, name):
+    module, model = reference.potentials()[name], graphs.potential(name)
+    mixed, places = graphs.shuffled(graphs.atom_graph(members), 4, padding=3)
+
+    def total(positions, cell):
+        energies = energy(model, replace(mixed, positions=positions, cell=cell))
+        return energies.sum(), energies
+
+    differentiate = jax.value_and_grad(total, (0, 1), has_aux=True)
+    count, result = calls_of(model, differentiate, mixed.positions, mixed.cell)
+    assert count == 1
+    (_, energies), (by_position, by_cell) = result
+    first = 0
+    for k, member in enumerate(members):
+        twin = jax.value_and_grad(reference.twin(name, module, member), (0, 1))
+        value, (g, d) = jax.jit(twin, compiler_options=QUICK)(member.positions, member.cell)
+        rows = places[first : first + len(g)]
+        first += len(g)
+        scale = max(abs(g).max(), abs(d).max())
+        np.testing.assert_allclose(energies[k], value, rtol=1e-12)
+        np.testing.assert_allclose(by_position[rows], g, rtol=0, atol=1e-12 * scale)
+        np.testing.assert_allclose(by_cell[k], d, rtol=0, atol=1e-12 * scale)
+    assert not np.delete(np.asarray(by_position), places, axis=0).any()
+
+
+def test_one_call_stands_in_the_program_and_one_is_made(model, graph):
+    def value_and_grad(positions):
+        return jax.value_and_grad(lambda x: energy(model, replace(graph, positions=x)).sum())(
+            positions
+        )
+
+    text = jax.jit(value_and_grad).lower(graph.positions).as_text()
+    assert text.count("custom_call @torchcall") == 1
+    assert calls_of(model, value_and_grad, graph.positions)[0] == 1
+
+
+def test_jvp_is_gradients_times_directions_by_system(model, graph):
+    generator = np.random.default_rng(0)
+    dx = jnp.asarray(generator.normal(size=graph.positions.shape))
+    dh = jnp.asarray(generator.normal(size=graph.cell.shape))
+
+    def move(x, h):
+        return energy(model, replace(graph, positions=x, cell=h))
+
+    def push(x, h):
+        return jax.jvp(move, (x, h), (dx, dh))
+
+    count, (value, slope) = calls_of(model, push, graph.positions, graph.cell)
+    assert count == 1
+    out = energy_and_gradients(model, graph)
+    np.testing.assert_array_equal(value, out.energy)
+    by_atom = np.einsum("nk,nk->n", out.position_gradients, dx)
+    expected = np.bincount(np.asarray(graph.batch), by_atom, len(graph.cell))
+    expected += np.einsum("bkl,bkl->b", out.cell_gradients, dh)
+    np.testing.assert_allclose(slope, expected, rtol=1e-12)
+
+
+def test_fixed_fractional_coordinates_give_the_virial(model, members):
+    """`dE/dh` with `r = s @ h` is what a strain of both gives: h⁻ᵀ virial."""
+    system = members[0]
+    graph = graphs.atom_graph([system])
+    frac = jnp.asarray(np.linalg.solve(system.cell.T, system.positions.T).T)
+
+    def at(cell):
+        return energy(model, replace(graph, positions=frac @ cell[0], cell=cell))[0]
+
+    count, found = calls_of(model, jax.grad(at), graph.cell)
+    assert count == 1
+    module = reference.potentials()["Stillinger-Weber"]
+    expected = reference.cell_derivative(module, system, fixed="fractional")
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-8 * abs(expected).max())
+
+
+def test_gradients_through_scan_cond_remat_and_eagerly(model, graph):
+    def of(positions):
+        return energy(model, replace(graph, positions=positions)).sum()
+
+    expected = energy_and_gradients(model, graph).position_gradients
+    weights = jnp.asarray([1.0, 0.5, -2.0])
+
+    def scanned(positions):
+        def body(total, w):
+            return total + w * of(positions), None
+
+        return jax.lax.scan(body, jnp.zeros(()), weights)[0]
+
+    def chosen(positions):
+        return jax.lax.cond(positions[0, 0] > 1e9, lambda x: 0.0 * x.sum(), of, positions)
+
+    for function, factor in ((scanned, -0.5), (chosen, 1.0), (jax.checkpoint(of), 1.0)):
+        found = jax.jit(jax.grad(function), compiler_options=QUICK)(graph.positions)
+        np.testing.assert_allclose(found, factor * expected, rtol=0, atol=1e-13)
+    np.testing.assert_array_equal(jax.grad(of)(graph.positions), expected)
+    np.testing.assert_array_equal(jax.linearize(of, graph.positions)[0], of(graph.positions))
+
+
+def test_forces_inside_a_loop_take_one_call_a_step(model, graph):
+    def step(x, _):
+        value, g = jax.value_and_grad(lambda y: energy(model, replace(graph, positions=y)).sum())(x)
+        return x - 1e-3 * g, value
+
+    def relax(x):
+        return jax.lax.scan(step, x, length=5)
+
+    count, (_, values) = calls_of(model, relax, graph.positions)
+    assert count == 5
+    assert (np.diff(values) < 0).all()
+
+
+def refusals(model, graph):
+    def of(**fields):
+        return energy(model, replace(graph, **fields)).sum()
+
+    def forces(x):
+        return energy_and_gradients(model, replace(graph, positions=x)).position_gradients.sum()
+
+    b = jnp.zeros(len(graph.cell))
+    return {
+        "second derivatives": lambda: jax.hessian(lambda x: of(positions=x))(graph.positions),
+        "derivatives of gradients": lambda: jax.grad(forces)(graph.positions),
+        "charge": lambda: jax.grad(lambda q: of(charge=q))(b),
+        "spin": lambda: jax.grad(lambda q: of(spin=q))(b),
+    }
+
+
+@pytest.mark.parametrize(
+    "what, text",
+    [
+        ("second derivatives", "second derivatives are not supported"),
+        ("derivatives of gradients", "second derivatives are not supported"),
+        ("charge", "differentiation in graph.charge is not supported"),
+        ("spin", "differentiation in graph.spin is not supported"),
+    ],
+)
+def test_derivatives_that_models_do_not_return_are_refused(model, graph, what, text):
+    with pytest.raises(NotImplementedError, match=f"torchcall: .*{text}|torchcall: {text}"):
+        refusals(model, graph)[what]()
+
+
+def test_model_without_cell_gradients_refuses_only_these(graph):
+    module = reference.example("stillinger_weber").StillingerWeber(cell_gradients=False)
+    plain = TorchMliap.from_module(graphs.script(module), CUTOFF)
+
+    def of(positions, cell):
+        return energy(plain, replace(graph, positions=positions, cell=cell)).sum()
+
+    full = energy_and_gradients(graphs.potential("Stillinger-Weber"), graph)
+    found = jax.grad(of)(graph.positions, graph.cell)
+    np.testing.assert_allclose(found, full.position_gradients, rtol=0, atol=1e-13)
+    assert energy_and_gradients(plain, graph).cell_gradients is None
+    with pytest.raises(ValueError, match=r"torchcall: .*compute_cell_gradients=True"):
+        jax.grad(of, 1)(graph.positions, graph.cell)
+
+
+def test_charge_reaches_the_model_and_does_not_stop_position_gradients(model, graph):
+    charge = jnp.asarray([1.0, 2.0, 3.0])
+
+    def of(positions, charge):
+        return energy(model, replace(graph, positions=positions, charge=charge)).sum()
+
+    jax.grad(of)(graph.positions, charge)
+
+
+def test_derivative_by_integer_offsets_is_zero_and_by_the_cutoff_too(model, graph):
+    by_offset = jax.grad(lambda s: energy(model, replace(graph, cell_offsets=s)).sum())
+    assert not np.asarray(by_offset(graph.cell_offsets)).any()
+    by_model = jax.grad(lambda m: energy(m, graph).sum())(model)
+    assert not np.asarray(by_model.cutoff.data).any()

@@ -1,0 +1,95 @@
+"""Long runs: growth in a compressing cell, both schedules, nothing lost and nothing done twice."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from torchcall.mliap import RunError, neighbor_list, run_chunks
+
+N, SIDE, CUTOFF = 40, 9.0, 3.0
+PBC, BATCH = np.ones((1, 3), bool), np.zeros(N, np.int32)
+
+
+def start(skin):
+    positions = np.random.default_rng(0).uniform(0, SIDE, (N, 3)).astype(np.float32)
+    cell = np.eye(3, dtype=np.float32)[None] * np.float32(SIDE)
+    nbrs = neighbor_list(CUTOFF, skin=skin).allocate(positions, cell, PBC, BATCH)
+    state = {"positions": jnp.asarray(positions), "cell": jnp.asarray(cell), "edges": jnp.int32(0)}
+    return state, nbrs
+
+
+def compress(state, nbrs):
+    positions, cell = state["positions"] * 0.99, state["cell"] * 0.99
+    nbrs = nbrs.update(positions, cell)
+    return {"positions": positions, "cell": cell, "edges": state["edges"] + nbrs.n_edges}, nbrs
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The same run, each list allocated afresh from a list that is large enough at the end."""
+    state, _ = start(0.0)
+    positions, cell = np.asarray(state["positions"]), np.asarray(state["cell"])
+    small = positions * np.float32(0.99**41), cell * np.float32(0.99**41)
+    nbrs = neighbor_list(CUTOFF, capacity_multiplier=1.5).allocate(*small, PBC, BATCH)
+    nbrs = jax.jit(lambda n, p, c: n.rebuild(p, c))(nbrs, positions, cell)
+    step = jax.jit(compress)
+    for _ in range(40):
+        state, nbrs = step(state, nbrs)
+    assert not bool(nbrs.did_overflow), nbrs.why()
+    return int(state["edges"])
+
+
+@pytest.mark.parametrize("schedule", ["when-needed", "static"])
+def test_a_compressing_cell_grows_the_list_and_loses_nothing(schedule, expected):
+    seen, traces = [], []
+
+    def step(state, nbrs):
+        traces.append(nbrs.layout)
+        return compress(state, nbrs)
+
+    state, nbrs = start(0.6)
+    first = nbrs.layout
+    state, nbrs = run_chunks(
+        step,
+        state,
+        nbrs,
+        40,
+        chunk=20,
+        schedule=schedule,
+        rebuild_every=4,
+        progress=lambda done, *_: seen.append(done),
+    )
+    assert seen == [20, 40]
+    assert int(state["edges"]) == expected
+    assert nbrs.layout.edges > first.edges
+    assert not bool(nbrs.did_overflow)
+
+
+def test_positions_that_cease_to_be_finite_end_the_run_with_the_last_good_state():
+    def step(state, nbrs):
+        count = state["edges"] + 1
+        positions = jnp.where(count > 7, jnp.float32(jnp.nan), state["positions"])
+        return {**state, "positions": positions, "edges": count}, nbrs.update(
+            positions, state["cell"]
+        )
+
+    state, nbrs = start(0.0)
+    with pytest.raises(
+        RunError, match=r"^torchcall: run_chunks: between steps 5 and 10: .*finite"
+    ) as caught:
+        run_chunks(step, state, nbrs, 20, chunk=5)
+    assert caught.value.done == 5
+    assert int(caught.value.state["edges"]) == 5
+
+
+def test_bad_arguments_are_refused():
+    state, nbrs = start(0.0)
+    with pytest.raises(ValueError, match=r"schedule: expected a list with a skin"):
+        run_chunks(compress, state, nbrs, 4, schedule="static")
+    with pytest.raises(ValueError, match=r"schedule: expected .*got 'often'"):
+        run_chunks(compress, state, nbrs, 4, schedule="often")
+    with pytest.raises(ValueError, match=r"chunk: expected at least 1, got 0"):
+        run_chunks(compress, state, nbrs, 4, chunk=0)
+    with pytest.raises(TypeError, match=r"step: expected \(state, NeighborList\)"):
+        run_chunks(lambda state, _: state, state, nbrs, 4)
