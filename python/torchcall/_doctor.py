@@ -23,7 +23,8 @@ def _self_test() -> str:
 
     wrapper = TorchModuleWrapper(torch.jit.script(_twice))
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    got = np.asarray(jax.jit(wrapper, backend="cpu")(x))
+    with jax.default_device(jax.devices("cpu")[0]):
+        got = np.asarray(jax.jit(wrapper)(x))
     if not np.array_equal(got, 2 * x):
         return f"FAILED: expected {(2 * x).tolist()}, got {got.tolist()}"
     if wrapper.stats()["weights"] != "shared":

@@ -127,6 +127,9 @@ def _check_archive(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         # An archive keeps everything under one folder of any name.
         entries = {name.partition("/")[2] for name in archive.namelist()}
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise refuse(f"a damaged file: the checksum of its entry {damaged} is wrong")
     if "constants.pkl" in entries:
         return
     if any("aotinductor" in entry for entry in entries):
