@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 3
+#define TC_ABI_VERSION 4
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -65,7 +65,6 @@ typedef struct {
   int32_t differentiates;        // calls torch.autograd.grad or backward
   int32_t keeps_state;           // assigns attributes or mutates containers
   int32_t draws_random_numbers;  // any node that is nondeterministic from a seed
-  int32_t exchanges_lists;       // makes tensors from lists or lists from tensors
   int32_t training;              // the module is in training mode
 } TcModelInfo;
 
@@ -103,6 +102,7 @@ typedef struct {
   int64_t num_arguments;
   const TcNode* results;  // the structure that the model must return
   int64_t num_results;
+  int32_t selects_outputs;  // dicts may hold further keys, and floats are cast to the outputs'
 } TcPlanSpec;
 
 // What a model's calls did beside computing.
@@ -135,6 +135,8 @@ typedef struct {
   // Takes over the weights and code of `fresh`; calls under way finish with the old ones.
   TcStatus (*model_replace)(TcModel* model, TcModel* fresh, TcSink error);
   TcStatus (*model_info)(TcModel* model, TcModelInfo* out, TcSink error);
+  // Writes the bytes of a TorchScript archive that holds the module, its weights included.
+  TcStatus (*model_serialize)(TcModel* model, TcSink out, TcSink error);
   void (*model_counters)(const TcModel* model, TcModelCounters* out);
   void (*model_release)(TcModel* model);
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from models import assert_same, like_input, numpy_of, torch_of
+from models import assert_same, error_of, like_input, numpy_of, torch_of
 from torch import Tensor, nn
 
 from torchcall import TorchModuleWrapper
@@ -46,20 +46,27 @@ def hooked(*, before: bool, after: bool) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["of the model", "of a submodule"])
 @pytest.mark.parametrize(
     "before, after",
     [(True, False), (False, True), (True, True)],
     ids=["pre-hook", "hook", "both hooks"],
 )
 @pytest.mark.parametrize("freeze", [False, True], ids=["", "frozen"])
-def test_forward_hooks_run(before, after, inside, freeze):
-    module = hooked(before=before, after=after).eval()
-    module = CallsInner(module).eval() if inside else module
+def test_forward_hooks_of_a_submodule_run(before, after, freeze):
+    module = CallsInner(hooked(before=before, after=after)).eval()
     expected = module(torch_of(X))
     f = TorchModuleWrapper(torch.jit.script(module), freeze=freeze)
     assert_same(f(X), expected)
     assert_same(jax.jit(f)(X), expected)
+
+
+@pytest.mark.parametrize("before, after", [(True, False), (False, True)], ids=["before", "after"])
+def test_forward_hooks_of_the_model_are_an_error_that_says_what_to_do(before, after):
+    scripted = torch.jit.script(hooked(before=before, after=after))
+    text = error_of(lambda: TorchModuleWrapper(scripted))
+    assert "Doubles" in text
+    assert "expected a module without forward hooks of its own" in text
+    assert "submodule" in text
 
 
 class Autocasts(nn.Module):
@@ -146,9 +153,15 @@ def forks(x: Tensor) -> Tensor:
 
 
 def test_forks_are_waited_for():
-    f = TorchModuleWrapper(torch.jit.script(forks))
+    f = TorchModuleWrapper(torch.jit.script(forks), output_spec=like_input)
     for _ in range(5):
         assert_same(jax.jit(f)(X), 6 * X + 4)
+
+
+def test_forks_need_an_output_spec():
+    text = error_of(lambda: TorchModuleWrapper(torch.jit.script(forks))(X))
+    assert "torchcall: forks: fake tensors cannot follow torch.jit.fork" in text
+    assert "output_spec=" in text
 
 
 class KeepsMethodInPython(nn.Module):

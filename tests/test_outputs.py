@@ -195,6 +195,28 @@ for i in range({len(LITERALS)}):
     assert run_python(tmp_path, code).stdout.split() == [str(i) for i in range(len(LITERALS))]
 
 
+def of_a_growing_list(x: Tensor) -> Tensor:
+    values = [1.0]
+    for i in range(x.size(1) - 1):
+        values.append(float(i))  # noqa: PERF401 - TorchScript has no such comprehension
+    return x * torch.tensor(values)
+
+
+def of_a_tensors_values(x: Tensor) -> Tensor:
+    values: list[float] = x[0].tolist()
+    return x * torch.tensor(values)
+
+
+@pytest.mark.parametrize("function", [of_a_growing_list, of_a_tensors_values])
+def test_lists_of_unknown_lengths_need_an_output_spec(function):
+    scripted = torch.jit.script(function)
+    text = error_of(lambda: TorchModuleWrapper(scripted)(X))
+    assert f"torchcall: {function.__name__}: fake tensors cannot follow" in text
+    assert "output_spec=" in text
+    f = TorchModuleWrapper(scripted, output_spec=like_input)
+    assert_same(f(X), function(torch_of(X)))
+
+
 def test_output_spec_as_a_tree_is_used_instead_of_inference():
     f = TorchModuleWrapper(torch.jit.script(keyed), output_spec={"z": spec(2, 3), "a": spec()})
     assert_same(f(X), keyed(torch_of(X)))

@@ -88,13 +88,6 @@ bool MayReturnAnInput(const c10::FunctionSchema& schema) {
   return handle && handle->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
 }
 
-bool ExchangesLists(const Node* node) {
-  const std::string_view op = NameOf(node);
-  if (op == "prim::tolist") return true;
-  return OneOf(op, {"aten::tensor", "aten::as_tensor"}) &&
-         node->input(0)->type()->kind() == c10::TypeKind::ListType;
-}
-
 // Nodes without a schema whose outputs are new objects with the inputs inside.
 bool Builds(std::string_view op) {
   return OneOf(op, {"prim::TupleConstruct", "prim::ListConstruct", "prim::DictConstruct"});
@@ -176,7 +169,6 @@ class Follower {
   void Visit(Node* node) {
     const std::string_view op = NameOf(node);
     use_.differentiates = use_.differentiates || Differentiates(op);
-    use_.exchanges_lists = use_.exchanges_lists || ExchangesLists(node);
     use_.draws_random_numbers = use_.draws_random_numbers || node->isNondeterministic();
     if (op == "prim::If") {
       for (Block* branch : node->blocks()) {

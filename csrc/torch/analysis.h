@@ -21,7 +21,6 @@ struct GraphUse {
   bool differentiates = false;
   bool keeps_state = false;  // writes to something reachable from `self`
   bool draws_random_numbers = false;
-  bool exchanges_lists = false;  // reads or fills a tensor's memory with no operator in between
 };
 
 // Conservative: whatever the schemas leave open counts as written.

@@ -124,6 +124,17 @@ TcStatus ModelInfo(TcModel* model, TcModelInfo* out, TcSink error) {
   return Guarded(error, [&] { *out = model->model->info(); });
 }
 
+TcStatus ModelSerialize(TcModel* model, TcSink out, TcSink error) {
+  return Guarded(error, [&] {
+    const TorchStateGuard guard(Autograd::kOff);
+    const std::shared_ptr<const ModelInstance> instance = model->model->instance();
+    if (!instance->module) throw std::invalid_argument("expected a module, got a script function");
+    std::ostringstream stream;
+    instance->module->save(stream);
+    Write(out, stream.view());
+  });
+}
+
 void ModelCounters(const TcModel* model, TcModelCounters* out) { *out = model->model->counters(); }
 
 void ModelRelease(TcModel* model) { delete model; }
@@ -171,6 +182,7 @@ extern "C" __attribute__((visibility("default"))) const TcEngineApi* torchcall_e
       torchcall::ModelFromLiveFunction,
       torchcall::ModelReplace,
       torchcall::ModelInfo,
+      torchcall::ModelSerialize,
       torchcall::ModelCounters,
       torchcall::ModelRelease,
       torchcall::ModelCheckArguments,

@@ -7,6 +7,9 @@
 #include <ATen/core/grad_mode.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
+
+#include <optional>
 
 namespace torchcall {
 
@@ -14,6 +17,26 @@ enum class Autograd {
   kRecord,     // the model differentiates inside its forward
   kOff,        // results hold no graph, tensors stay ordinary ones
   kInference,  // as kOff, and no bookkeeping at all: tensors must not outlive the call
+};
+
+// Takes Python's dispatch modes (fake tensors, …) off the thread: some of torch's C++ asks for them
+// past the dispatcher.
+class NoPythonModes {
+ public:
+  NoPythonModes() {
+    if (!Tls::any_modes_set()) return;
+    saved_ = Tls::get_state();
+    Tls::set_state({});
+  }
+  ~NoPythonModes() {
+    if (saved_) Tls::set_state(std::move(*saved_));
+  }
+  NoPythonModes(const NoPythonModes&) = delete;
+  NoPythonModes& operator=(const NoPythonModes&) = delete;
+
+ private:
+  using Tls = c10::impl::TorchDispatchModeTLS;
+  std::optional<Tls> saved_;
 };
 
 class TorchStateGuard {
@@ -24,6 +47,7 @@ class TorchStateGuard {
         grad_(autograd == Autograd::kRecord) {}
 
  private:
+  NoPythonModes modes_;
   c10::impl::ForceDispatchKeyGuard dispatch_keys_;
   c10::InferenceMode inference_;
   c10::AutoGradMode grad_;

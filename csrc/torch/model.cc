@@ -207,8 +207,8 @@ void Model::Replace(const Model& fresh) {
 }
 
 TcModelInfo Model::info() const {
-  return {name_.c_str(),    schema_text_.c_str(),      fingerprint_,         use_.differentiates,
-          use_.keeps_state, use_.draws_random_numbers, use_.exchanges_lists, training_};
+  return {name_.c_str(),    schema_text_.c_str(),      fingerprint_, use_.differentiates,
+          use_.keeps_state, use_.draws_random_numbers, training_};
 }
 
 }  // namespace torchcall

@@ -42,6 +42,7 @@ Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec)
       call_(ParseTree(spec.arguments, spec.num_arguments)),
       result_(ParseTree(spec.results, spec.num_results)),
       builder_(call_, model_->schema(), model_->is_method()) {
+  selects_outputs_ = spec.selects_outputs != 0;
   lengths_.assign(spec.lengths, spec.lengths + spec.num_lengths);
   for (int64_t i = 0; i < spec.num_inputs; ++i) AddOperand(spec, i);
   for (int64_t i = 0; i < spec.num_outputs; ++i) AddOutput(spec, i);
@@ -93,6 +94,7 @@ void Plan::AddOutput(const TcPlanSpec& spec, int64_t i) {
 }
 
 void Plan::ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const {
+  if (lengths_.empty()) return;
   for (size_t i = 0; i < lengths_.size(); ++i) {
     const int64_t valid = *static_cast<const int32_t*>(inputs[lengths_[i].operand].data);
     if (valid < 0) {
@@ -135,17 +137,19 @@ void Plan::CopyOut(const Output& output, const at::Tensor& tensor,
                    const std::vector<int64_t>& sizes, void* destination) const {
   const bool narrowed = output.narrowing.length >= 0;
   const int64_t rows = narrowed ? sizes[output.narrowing.length] : 0;
-  const auto expected = [&] {
-    std::vector<int64_t> shape = output.shape;
-    if (narrowed) shape[0] = rows;
-    return shape;
-  };
-  const bool fits = narrowed ? tensor.sizes() == c10::IntArrayRef(expected())
-                             : tensor.sizes() == c10::IntArrayRef(output.shape);
-  if (tensor.scalar_type() != output.dtype || !fits) {
-    throw std::invalid_argument(output.name + ": expected " +
-                                TypeAndShape(output.dtype, expected()) + ", got " +
-                                TypeAndShape(tensor.scalar_type(), tensor.sizes()));
+  const c10::IntArrayRef capacity(output.shape);
+  const bool fits = narrowed
+                        ? tensor.dim() == static_cast<int64_t>(capacity.size()) &&
+                              tensor.size(0) == rows && tensor.sizes().slice(1) == capacity.slice(1)
+                        : tensor.sizes() == capacity;
+  const bool same_dtype = tensor.scalar_type() == output.dtype;
+  const bool castable = selects_outputs_ && c10::isFloatingType(tensor.scalar_type()) &&
+                        c10::isFloatingType(output.dtype);
+  if (!fits || !(same_dtype || castable)) {
+    std::vector<int64_t> expected = output.shape;
+    if (narrowed) expected[0] = rows;
+    throw std::invalid_argument(output.name + ": expected " + TypeAndShape(output.dtype, expected) +
+                                ", got " + TypeAndShape(tensor.scalar_type(), tensor.sizes()));
   }
   if (tensor.layout() != at::kStrided || !tensor.is_cpu()) {
     throw std::invalid_argument(output.name + ": expected a dense tensor on the cpu, got " +
@@ -154,11 +158,11 @@ void Plan::CopyOut(const Output& output, const at::Tensor& tensor,
   if (output.bytes == 0) return;
   const size_t bytes = narrowed ? output.bytes / output.shape[0] * rows : output.bytes;
   // A conjugated or negated view is a flag on other bits: only torch can read it.
-  if (tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
+  if (same_dtype && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
     std::memcpy(destination, tensor.const_data_ptr(), bytes);
   } else {
     const TorchStateGuard guard(Autograd::kOff);
-    at::from_blob(destination, tensor.sizes(), tensor.options()).copy_(tensor);
+    at::from_blob(destination, tensor.sizes(), tensor.options().dtype(output.dtype)).copy_(tensor);
   }
   std::memset(static_cast<char*>(destination) + bytes, 0, output.bytes - bytes);
 }
@@ -193,7 +197,7 @@ void Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
     throw std::runtime_error(operands_[written].name +
                              ": expected to be read only, but the model wrote to it in place");
   }
-  FlattenResult(stack.back(), result_, context->outputs());
+  FlattenResult(stack.back(), result_, selects_outputs_, context->outputs());
   for (size_t i = 0; i < outputs_.size(); ++i) {
     CopyOut(outputs_[i], *context->outputs()[i], sizes, outputs[i].data);
   }

@@ -65,6 +65,7 @@ class Plan {
   Tree call_;
   Tree result_;
   ArgumentBuilder builder_;
+  bool selects_outputs_ = false;  // further keys are dropped, floats are cast
   // Arguments are built anew for each call: the model changes a container or writes to an input.
   bool rebuild_ = false;
   int64_t copied_per_call_ = 0;  // operands that the model may write to

@@ -243,7 +243,8 @@ std::string KeysOf(const c10::impl::GenericDict& dict) {
 
 class Flattener {
  public:
-  explicit Flattener(std::vector<const at::Tensor*>& outputs) : outputs_(outputs) {}
+  Flattener(bool selects, std::vector<const at::Tensor*>& outputs)
+      : selects_(selects), outputs_(outputs) {}
 
   void Walk(const c10::IValue& value, const Tree& tree, const Path& path) {
     switch (tree.kind) {
@@ -292,11 +293,12 @@ class Flattener {
       if (found == dict.end()) RefuseResult(here, "this key", KeysOf(dict));
       Walk(found->value(), tree.children[i], here);
     }
-    if (dict.size() != tree.children.size()) {
+    if (!selects_ && dict.size() != tree.children.size()) {
       RefuseResult(path, std::to_string(tree.children.size()) + " keys", KeysOf(dict));
     }
   }
 
+  bool selects_;
   std::vector<const at::Tensor*>& outputs_;
 };
 
@@ -380,9 +382,9 @@ std::vector<c10::IValue> ArgumentBuilder::Build(const std::vector<at::Tensor>& t
   return values;
 }
 
-void FlattenResult(const c10::IValue& result, const Tree& tree,
+void FlattenResult(const c10::IValue& result, const Tree& tree, bool selects,
                    std::vector<const at::Tensor*>& outputs) {
-  Flattener(outputs).Walk(result, tree, Path{});
+  Flattener(selects, outputs).Walk(result, tree, Path{});
 }
 
 }  // namespace torchcall

@@ -54,8 +54,9 @@ class ArgumentBuilder {
 };
 
 // Walks a model's result along `tree` and stores a pointer to each tensor at its output position.
-// Throws std::invalid_argument naming the place where the structure differs.
-void FlattenResult(const c10::IValue& result, const Tree& tree,
+// Throws std::invalid_argument naming the place where the structure differs; a dict may hold keys
+// that the tree lacks where `selects`.
+void FlattenResult(const c10::IValue& result, const Tree& tree, bool selects,
                    std::vector<const at::Tensor*>& outputs);
 
 }  // namespace torchcall

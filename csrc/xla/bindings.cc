@@ -106,6 +106,14 @@ class PyModel {
       throw std::invalid_argument(error.text());
     }
   }
+  nb::bytes Serialize() {
+    ErrorText archive;
+    ErrorText error;
+    if (TorchHalf().model_serialize(get(), archive.sink(), error.sink()) != TC_OK) {
+      throw std::invalid_argument(error.text());
+    }
+    return nb::bytes(archive.text().data(), archive.text().size());
+  }
 
  private:
   ModelHandle handle_;
@@ -158,10 +166,10 @@ class PyPlan {
   PyPlan(const PyModel& model, const std::string& name, int64_t signature,
          const std::vector<PyArray>& inputs, const std::vector<PyArray>& outputs,
          const std::vector<PyLength>& lengths, const std::vector<PyNode>& arguments,
-         const std::vector<PyNode>& results)
+         const std::vector<PyNode>& results, bool selects_outputs)
       : plan_(std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
                                          ArraySpecs(outputs), Lengths(lengths), Nodes(arguments),
-                                         Nodes(results))),
+                                         Nodes(results), selects_outputs)),
         id_(PlanRegistry::Get().Add(signature, plan_)) {}
   ~PyPlan() { PlanRegistry::Get().Remove(id_); }
   PyPlan(const PyPlan&) = delete;
@@ -224,6 +232,7 @@ NB_MODULE(_bridge, m) {
       .def("stats", &PyModel::Stats, nb::sig("def stats(self) -> dict[str, int]"))
       .def("check_arguments", &PyModel::CheckArguments, nb::arg("arguments"), nb::arg("num_inputs"))
       .def("replace", &PyModel::Replace, nb::arg("fresh"))
+      .def("serialize", &PyModel::Serialize)
       .def_prop_ro("name", [](const PyModel& self) { return std::string(self.info().name); })
       .def_prop_ro("schema", [](const PyModel& self) { return std::string(self.info().schema); })
       .def_prop_ro("fingerprint", [](const PyModel& self) { return self.info().fingerprint; })
@@ -232,16 +241,15 @@ NB_MODULE(_bridge, m) {
       .def_prop_ro("keeps_state", [](const PyModel& self) { return self.info().keeps_state != 0; })
       .def_prop_ro("draws_random_numbers",
                    [](const PyModel& self) { return self.info().draws_random_numbers != 0; })
-      .def_prop_ro("exchanges_lists",
-                   [](const PyModel& self) { return self.info().exchanges_lists != 0; })
       .def_prop_ro("training", [](const PyModel& self) { return self.info().training != 0; });
 
   nb::class_<PyPlan>(m, "Plan")
       .def(nb::init<const PyModel&, const std::string&, int64_t, const std::vector<PyArray>&,
                     const std::vector<PyArray>&, const std::vector<PyLength>&,
-                    const std::vector<PyNode>&, const std::vector<PyNode>&>(),
+                    const std::vector<PyNode>&, const std::vector<PyNode>&, bool>(),
            nb::arg("model"), nb::arg("name"), nb::arg("signature"), nb::arg("inputs"),
-           nb::arg("outputs"), nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"))
+           nb::arg("outputs"), nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"),
+           nb::arg("selects_outputs"))
       .def_prop_ro("id", &PyPlan::id)
       .def("time_forward", &PyPlan::TimeForward, nb::arg("addresses"), nb::arg("iterations"));
 }

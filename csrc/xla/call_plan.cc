@@ -64,7 +64,7 @@ size_t ArraySpec::Bytes(const DtypeEntry& as) const {
 CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
                    std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
                    const std::vector<TcLength>& lengths, const std::vector<TcNode>& arguments,
-                   const std::vector<TcNode>& results)
+                   const std::vector<TcNode>& results, bool selects_outputs)
     : model_name_(std::move(model_name)),
       counters_(std::move(counters)),
       inputs_(std::move(inputs)),
@@ -103,6 +103,7 @@ CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallC
       static_cast<int64_t>(arguments.size()),
       results.data(),
       static_cast<int64_t>(results.size()),
+      selects_outputs,
   };
   TcPlan* plan = nullptr;
   ErrorText error;

@@ -39,7 +39,7 @@ class CallPlan {
   CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
            std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
            const std::vector<TcLength>& lengths, const std::vector<TcNode>& arguments,
-           const std::vector<TcNode>& results);
+           const std::vector<TcNode>& results, bool selects_outputs);
 
   // Thread-safe; needs no GIL.
   xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results);

@@ -1,7 +1,9 @@
 """Output shapes and dtypes from fake tensors: the model's operations are followed, none is run."""
 
 import copy
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -9,8 +11,9 @@ import jax.numpy as jnp
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from torchcall._following import NotFollowableError, followable
 from torchcall._specs import torch_dtype, torch_dtype_name
 
 
@@ -44,30 +47,64 @@ def infer_outputs(
     Raises:
         InferenceError: with torch's own message.
     """
+    first_error = _FirstError()
     try:
         # Whatever mode the calling thread is in, the outcome must be the same.
         with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
             module = load_module()
             if keeps_state:
                 module = copy.deepcopy(module)
+            follow = followable(module)
         with (
+            _quiet_logger("torch._subclasses.fake_tensor"),
             torch.device("cpu"),
             _disable_current_modes(),
             torch.autocast("cpu", enabled=False),
             FakeTensorMode(allow_non_fake_inputs=True),
+            first_error,
             torch.inference_mode(False),
             torch.set_grad_enabled(requires_grad),
             # The plain graph: profiling fake tensors would specialise the caller's module on them.
             optimized_execution(False),
         ):
             fake_args, fake_kwargs = jax.tree.map(_fake, (args, kwargs), is_leaf=_is_leaf)
-            outputs = module(*fake_args, **fake_kwargs)
+            outputs = follow(*fake_args, **fake_kwargs)
             return _specs_of(outputs, "")
     except InferenceError:
         raise
+    except NotFollowableError as error:
+        raise InferenceError(
+            f"{error}, so the outputs' shapes are not known; pass output_spec=..."
+        ) from error
     except Exception as error:
         # torch raises many types here, RuntimeError and its fake-tensor exceptions among them.
-        raise InferenceError(_explain(error)) from error
+        raise InferenceError(_explain(error, first_error.text)) from error
+
+
+class _FirstError(TorchDispatchMode):
+    """Notes what the first operation that failed said: TorchScript's interpreter may lose it."""
+
+    text = ""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as error:
+            self.text = self.text or str(error).strip()
+            raise
+
+
+@contextmanager
+def _quiet_logger(name: str) -> Iterator[None]:
+    """torch logs the traceback of an operation that refuses its operands; the error has it all."""
+    logger = logging.getLogger(name)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
 
 
 def _is_leaf(value: object) -> bool:
@@ -80,8 +117,8 @@ def _fake(value: Any) -> Any:
     return torch.empty(value.shape, dtype=torch_dtype(str(value.dtype)), device="cpu")
 
 
-def _explain(error: Exception) -> str:
-    reason = _reason(str(error)) or type(error).__name__
+def _explain(error: Exception, first_error: str) -> str:
+    reason = _reason(str(error), first_error) or type(error).__name__
     if _NEEDS_GRAD in str(error):
         return (
             "the model differentiates inside its forward: expected requires_grad=True, got "
@@ -93,7 +130,7 @@ def _explain(error: Exception) -> str:
     )
 
 
-def _reason(text: str) -> str:
+def _reason(text: str, first_error: str) -> str:
     """What went wrong first, then the TorchScript traceback that the interpreter puts before it."""
     before, found, after = text.partition("Traceback of TorchScript")
     if not found:
@@ -103,7 +140,7 @@ def _reason(text: str) -> str:
     start = next(is_reason, len(lines))
     reason = "\n".join(lines[start:]).strip()
     if reason.endswith(":"):
-        reason += " (torch gives no message)"
+        reason += f" {first_error}"
     return f"{reason}\n\n{before}{found}" + "\n".join(lines[:start])
 
 

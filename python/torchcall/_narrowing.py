@@ -1,4 +1,4 @@
-"""Padded axes of which the model sees a prefix: what `torchcall.mliap` asks of a plan."""
+"""What `torchcall.mliap` asks of a call: some of the outputs, and a prefix of padded axes."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -39,6 +39,26 @@ class Narrowing:
         """Hashable, equal where one plan serves."""
         leaves, treedef = jax.tree.flatten(self.outputs, is_leaf=is_axis)
         return self.names, self.inputs, tuple(leaves), treedef, self.extra, self.least
+
+
+@dataclasses.dataclass(frozen=True)
+class CallOptions:
+    """What a call may ask for beyond what a wrapper's users can.
+
+    Attributes:
+        outputs: a pytree of `jax.ShapeDtypeStruct`, what the caller takes of the model's outputs.
+            Further keys of its dicts are dropped, and floats are cast. None: what the wrapper says.
+        narrowing: the padded axes of which the model sees a prefix, if any.
+    """
+
+    outputs: Any = None
+    narrowing: Narrowing | None = None
+
+    def key(self) -> Any:
+        """Hashable, equal where one plan serves."""
+        leaves, treedef = jax.tree.flatten(self.outputs)
+        outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        return outputs, treedef, None if self.narrowing is None else self.narrowing.key()
 
 
 def is_axis(value: object) -> bool:

@@ -38,6 +38,7 @@ class CallPlan:
     Attributes:
         id: the integer that stands in the compiled program.
         model_name: what errors call the model.
+        operand_dtypes: dtype of each operand.
         outputs: shape and dtype of each output.
     """
 
@@ -50,6 +51,8 @@ class CallPlan:
         lengths: Sequence[tuple[int, int, int]],
         arguments: list[Node],
         results: list[Node],
+        *,
+        selects_outputs: bool,
     ) -> None:
         native_inputs = [
             (o.name, str(o.spec.dtype), list(o.spec.shape), o.cast, o.narrow) for o in inputs
@@ -66,10 +69,12 @@ class CallPlan:
                 lengths,
                 arguments,
                 results,
+                selects_outputs,
             )
         )
         digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
         self.model_name = model_name
+        self.operand_dtypes = [operand.spec.dtype for operand in inputs]
         self.outputs = [output.spec for output in outputs]
         self._native = _bridge.Plan(
             model,
@@ -80,6 +85,7 @@ class CallPlan:
             list(lengths),
             arguments,
             results,
+            selects_outputs,
         )
         self.id = self._native.id
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
@@ -97,16 +103,23 @@ class CallPlan:
         That a plan is callable matters to JAX too: its caches hold a primitive's callable
         parameters weakly, and would keep any other alive.
         """
-        compiled = self._eager()
-        if compiled is None:  # its wrapper is gone; a program that still knows the plan runs it
-            from torchcall._primitive import call_p
+        run = self._eager()
+        if run is None:  # its wrapper is gone; a program that still knows the plan runs it
+            from torchcall._primitive import compiled
 
-            compiled = jax.jit(lambda *values: call_p.bind(*values, plan=self))
-        return compiled(*operands)
+            run = compiled(self)
+        return run(*operands)
 
     def time_forward(self, addresses: list[int], iterations: int) -> float:
         """Seconds for `iterations` calls of the model's own forward, see `_timing.time_native`."""
         return self._native.time_forward(addresses, iterations)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"torchcall: {self.model_name}: a compiled program that calls it cannot be pickled, "
+            "for the model is not in it; let JAX's persistent compilation cache "
+            "(jax_compilation_cache_dir) keep the program"
+        )
 
     def __repr__(self) -> str:
         return f"CallPlan({self.model_name}, id={self.id})"

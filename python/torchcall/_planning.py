@@ -8,10 +8,10 @@ import jax
 import torch
 
 from torchcall import _bridge
-from torchcall._inference import InferenceError, infer_outputs
-from torchcall._narrowing import Narrowing, is_axis
+from torchcall._inference import infer_outputs
+from torchcall._narrowing import CallOptions, Narrowing, is_axis
 from torchcall._plan import CallPlan, Operand, Output
-from torchcall._primitive import bind
+from torchcall._primitive import compiled
 from torchcall._specs import (
     DTYPE_NAMES,
     describe,
@@ -44,7 +44,7 @@ class CallRequest:
         treedef: the structure of `(args, kwargs)` over those leaves.
         input_spec, output_spec, requires_grad: the wrapper's options.
         python_module: returns the model as something that fake tensors can follow.
-        narrowing: the padded axes of which the model sees a prefix, if any.
+        options: what the call asks for besides.
     """
 
     args: tuple[Any, ...]
@@ -55,7 +55,7 @@ class CallRequest:
     output_spec: Any
     requires_grad: bool
     python_module: Callable[[], Any]
-    narrowing: Narrowing | None = None
+    options: CallOptions
 
 
 class Prepared:
@@ -64,7 +64,7 @@ class Prepared:
     def __init__(self, plan: CallPlan, structure: Any) -> None:
         self.plan = plan
         self.structure = structure
-        self.run = jax.jit(lambda *operands: bind(plan, list(operands)))
+        self.run = compiled(plan)
         plan.set_eager(self.run)
 
 
@@ -83,13 +83,12 @@ def leaf_specs(treedef: Any, leaves: list[Any]) -> list[Any]:
     return specs
 
 
-def plan_key(treedef: Any, specs: list[Any], narrowing: Narrowing | None) -> Hashable:
+def plan_key(treedef: Any, specs: list[Any], options: CallOptions) -> Hashable:
     """Equal for calls that one plan serves."""
     leaves = tuple(
         static_key(spec) if is_static(spec) else (spec.shape, str(spec.dtype)) for spec in specs
     )
-    narrowed = None if narrowing is None else narrowing.key()
-    return treedef, leaves, narrowed, jax.dtypes.canonicalize_dtype(float)
+    return treedef, leaves, options.key(), jax.dtypes.canonicalize_dtype(float)
 
 
 def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prepared:
@@ -101,7 +100,7 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
     names = _leaf_names(request.treedef)
     arguments = _arguments(request, names)
     casts = _casts(request, names)
-    narrowing = request.narrowing
+    narrowing = request.options.narrowing
     axes = (None,) * len(names) if narrowing is None else narrowing.inputs
     operands = [
         Operand(name, spec, cast, axis)
@@ -125,7 +124,16 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
         return scalar_node(None) if leaf is None else (TENSOR, next(slot))
 
     results = list(encode(output_tree, result_node, "output "))
-    plan = CallPlan(model, model_name, operands, outputs, lengths, arguments, results)
+    plan = CallPlan(
+        model,
+        model_name,
+        operands,
+        outputs,
+        lengths,
+        arguments,
+        results,
+        selects_outputs=request.options.outputs is not None,
+    )
     return Prepared(plan, structure)
 
 
@@ -171,12 +179,9 @@ def _casts(request: CallRequest, names: list[str]) -> list[str | None]:
 
 
 def _output_tree(model: _bridge.Model, request: CallRequest, casts: list[str | None]) -> Any:
+    if request.options.outputs is not None:
+        return request.options.outputs
     if request.output_spec is None:
-        if model.exchanges_lists:
-            raise InferenceError(
-                "the model makes tensors from lists or lists from tensors, which fake tensors "
-                "cannot follow, so its outputs' shapes are not known; pass output_spec=..."
-            )
         as_cast = [
             spec
             if is_static(spec) or cast is None

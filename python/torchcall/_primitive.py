@@ -1,5 +1,6 @@
 """The JAX primitive behind every call. Its one parameter is the plan, compared by identity."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import jax
@@ -17,12 +18,29 @@ call_p.multiple_results = True
 
 def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:
     """Stages one call of `plan` out, or runs it."""
+    # With x64 off, a 64-bit array that was made before counts as the narrower one.
+    operands = [
+        operand if operand.dtype == dtype else jax.lax.convert_element_type(operand, dtype)
+        for operand, dtype in zip(operands, plan.operand_dtypes, strict=True)
+    ]
     return call_p.bind(*operands, plan=plan)
+
+
+def compiled(plan: CallPlan) -> Callable[..., list[jax.Array]]:
+    """The function that runs `plan` outside any program."""
+
+    def torchcall(*operands: Any) -> list[jax.Array]:
+        return bind(plan, list(operands))
+
+    # As JAX marks its own primitives: a NaN in the result is reported, not looked for op by op.
+    torchcall._apply_primitive = True  # pyright: ignore[reportFunctionMemberAccess]
+    return jax.jit(torchcall)
 
 
 @call_p.def_impl
 def _impl(*operands: Any, plan: CallPlan) -> list[jax.Array]:
-    return plan(*operands)
+    with jax.disable_jit(False):
+        return plan(*operands)
 
 
 @call_p.def_abstract_eval
@@ -74,8 +92,14 @@ def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> NoReturn:
     )
 
 
+def _transpose(cotangents: Any, *operands: Any, plan: CallPlan) -> NoReturn:
+    del cotangents, operands
+    _refuse(plan, "differentiation (transpose)", "a model is not linear in general")
+
+
 batching.primitive_batchers[call_p] = _batch
 ad.primitive_jvps[call_p] = _jvp
+ad.primitive_transposes[call_p] = _transpose
 
 
 def _refuse(plan: CallPlan, what: str, instead: str) -> NoReturn:

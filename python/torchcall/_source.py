@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +26,8 @@ class ModelSource(Protocol):
         """Makes the native model."""
         ...
 
-    def python_module(self) -> Any:
-        """The model as a Python callable, to follow with fake tensors."""
+    def python_module(self, model: _bridge.Model) -> Any:
+        """What `load` returned last, as a Python callable, to follow with fake tensors."""
         ...
 
 
@@ -53,7 +54,8 @@ class LiveSource:
         torch.jit.save(self._module, buffer)
         return _bridge.Model.from_bytes(buffer.getvalue(), freeze, requires_grad)
 
-    def python_module(self) -> Any:
+    def python_module(self, model: _bridge.Model) -> Any:
+        del model
         return self._module
 
 
@@ -71,22 +73,15 @@ class FileSource:
         return self._path
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
-        self._loaded = self._state()
+        _check_archive(self._path)
         try:
             return _bridge.Model.from_file(str(self._path), freeze, requires_grad)
         except ValueError as error:
             raise ValueError(f"the TorchScript archive does not load: {error}") from error
 
-    def python_module(self) -> Any:
-        if self._state() != self._loaded:
-            raise ValueError(
-                "the file has changed since it was loaded; call refresh(), or pass output_spec=..."
-            )
-        return torch.jit.load(self._path, map_location="cpu")
-
-    def _state(self) -> tuple[int, int]:
-        status = self._path.stat()
-        return status.st_mtime_ns, status.st_size
+    def python_module(self, model: _bridge.Model) -> Any:
+        # Not from the file, which may have changed or gone since.
+        return torch.jit.load(io.BytesIO(model.serialize()), map_location="cpu")
 
 
 def source_of(module: object) -> ModelSource:
@@ -115,8 +110,10 @@ def _check_archive(path: Path) -> None:
 
     if not path.exists():
         raise refuse("no such file", FileNotFoundError)
-    if not path.is_file():
+    if path.is_dir():
         raise refuse("a directory", IsADirectoryError)
+    if not path.is_file():
+        raise refuse("something that is no regular file")
     if path.stat().st_size == 0:
         raise refuse("an empty file")
     if not zipfile.is_zipfile(path):
@@ -124,10 +121,13 @@ def _check_archive(path: Path) -> None:
             if file.read(1) == b"\x80":
                 raise _pickled(path)
         raise refuse("a file that is no zip archive; it may be damaged or of another kind")
-    with zipfile.ZipFile(path) as archive:
-        # An archive keeps everything under one folder of any name.
-        entries = {name.partition("/")[2] for name in archive.namelist()}
-        damaged = archive.testzip()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            # An archive keeps everything under one folder of any name.
+            entries = {name.partition("/")[2] for name in archive.namelist()}
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, ValueError, NotImplementedError, EOFError) as error:
+        raise refuse(f"a damaged file: {error}") from error
     if damaged is not None:
         raise refuse(f"a damaged file: the checksum of its entry {damaged} is wrong")
     if "constants.pkl" in entries:
@@ -156,8 +156,15 @@ def unpickle(path: Path) -> object:
 
     Raises:
         TypeError: if the pickle holds no module.
+        ValueError: if it does not unpickle, whatever the code that it names raised.
     """
-    module = torch.load(path, map_location="cpu", weights_only=False)
+    try:
+        module = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise ValueError(
+            f"torchcall: {path}: expected a pickled module, got a pickle that does not load: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(module, torch.nn.Module | torch.jit.ScriptFunction):
         raise TypeError(
             f"torchcall: {path}: expected a pickled module, got {type(module).__name__}; a state "

@@ -49,7 +49,7 @@ def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
             f"{name}: expected one of the dtypes that JAX and torch share "
             f"({', '.join(sorted(DTYPE_NAMES))}), got {dtype}"
         )
-    return jax.ShapeDtypeStruct(np.shape(value), dtype)
+    return jax.ShapeDtypeStruct(np.shape(value), jax.dtypes.canonicalize_dtype(dtype))
 
 
 def torch_dtype_name(dtype: torch.dtype) -> str:

@@ -12,7 +12,7 @@ import torch
 from jax.core import Tracer
 
 from torchcall import _bridge
-from torchcall._narrowing import Narrowing
+from torchcall._narrowing import CallOptions
 from torchcall._plan import CallPlan
 from torchcall._planning import CallRequest, Prepared, leaf_specs, plan_key, prepare
 from torchcall._primitive import bind
@@ -21,6 +21,7 @@ from torchcall._specs import is_static
 
 # Plans that a wrapper remembers; programs hold the ones that they use themselves.
 _MOST_PLANS = 256
+_NO_OPTIONS = CallOptions()
 
 
 class TorchModuleWrapper:
@@ -100,14 +101,14 @@ class TorchModuleWrapper:
         self,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        narrowing: Narrowing | None = None,
+        options: CallOptions = _NO_OPTIONS,
         lengths: Sequence[Any] = (),
     ) -> Any:
         """A call; `lengths` are int32 scalars that say how much of padded axes the model sees."""
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda x: x is None)
         operands = [leaf for leaf in leaves if not is_static(leaf)]
         operands += lengths
-        prepared = self._prepare(args, kwargs, leaves, treedef, narrowing)
+        prepared = self._prepare(args, kwargs, leaves, treedef, options)
         traced = any(isinstance(operand, Tracer) for operand in operands)
         outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
         return jax.tree.unflatten(prepared.structure, outputs)
@@ -130,12 +131,12 @@ class TorchModuleWrapper:
         Raises:
             ValueError: if the code has changed too; make a new wrapper then.
         """
-        fresh = self._load()
-        self._python_module = None
+        self._refuse_fork()
         try:
-            self._model.replace(fresh)
+            self._model.replace(self._load())
         except ValueError as error:
             raise ValueError(self._say(str(error))) from error
+        self._python_module = None
 
     def stats(self) -> dict[str, Any]:
         """Counts since the wrapper was made, over all compiled programs.
@@ -186,19 +187,16 @@ class TorchModuleWrapper:
         kwargs: dict[str, Any],
         leaves: list[Any],
         treedef: Any,
-        narrowing: Narrowing | None = None,
+        options: CallOptions = _NO_OPTIONS,
     ) -> Prepared:
-        if os.getpid() != self._pid:
-            raise RuntimeError(
-                self._say("this process was forked after torch was loaded; start it by 'spawn'")
-            )
+        self._refuse_fork()
         try:
             specs = leaf_specs(treedef, leaves)
-            key = plan_key(treedef, specs, narrowing)
+            key = plan_key(treedef, specs, options)
             prepared = self._prepared.get(key)
             if prepared is None:
                 prepared = prepare(
-                    self._model, self._name, self._request(args, kwargs, specs, treedef, narrowing)
+                    self._model, self._name, self._request(args, kwargs, specs, treedef, options)
                 )
                 self._remember(key, prepared)
         except (ValueError, TypeError) as error:
@@ -212,7 +210,7 @@ class TorchModuleWrapper:
         kwargs: dict[str, Any],
         specs: list[Any],
         treedef: Any,
-        narrowing: Narrowing | None,
+        options: CallOptions,
     ) -> CallRequest:
         return CallRequest(
             args=args,
@@ -223,12 +221,18 @@ class TorchModuleWrapper:
             output_spec=self._options["output_spec"],
             requires_grad=self._options["requires_grad"],
             python_module=self._follow,
-            narrowing=narrowing,
+            options=options,
         )
+
+    def _refuse_fork(self) -> None:
+        if os.getpid() != self._pid:
+            raise RuntimeError(
+                self._say("this process was forked after torch was loaded; start it by 'spawn'")
+            )
 
     def _follow(self) -> Any:
         if self._python_module is None:
-            self._python_module = self._source.python_module()
+            self._python_module = self._source.python_module(self._model)
         return self._python_module
 
     def _remember(self, key: Hashable, prepared: Prepared) -> None:
