@@ -70,7 +70,7 @@ typedef struct {
 
 // An int32 scalar operand that says how many entries of padded axes are valid. It is not an
 // argument of the model, which sees max(valid + extra, least) entries of every axis that is
-// narrowed by it.
+// narrowed by it, and never more than the axis has.
 typedef struct {
   int64_t operand;
   int64_t extra;

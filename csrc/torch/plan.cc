@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <numeric>
 #include <stdexcept>
 
@@ -44,6 +45,7 @@ Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec)
       builder_(call_, model_->schema(), model_->is_method()) {
   selects_outputs_ = spec.selects_outputs != 0;
   lengths_.assign(spec.lengths, spec.lengths + spec.num_lengths);
+  capacities_.assign(lengths_.size(), std::numeric_limits<int32_t>::max());
   for (int64_t i = 0; i < spec.num_inputs; ++i) AddOperand(spec, i);
   for (int64_t i = 0; i < spec.num_outputs; ++i) AddOutput(spec, i);
   // Builds the arguments once, so that a structure that the signature refuses is an error now.
@@ -77,6 +79,7 @@ void Plan::AddOperand(const TcPlanSpec& spec, int64_t i) {
     copied_per_call_ += operand.written ? 1 : 0;
     rebuild_ = rebuild_ || use.tensors_written || use.containers_written;
   }
+  LimitLength(operand.narrowing, operand.shape);
   operands_.push_back(std::move(operand));
 }
 
@@ -90,29 +93,27 @@ void Plan::AddOutput(const TcPlanSpec& spec, int64_t i) {
   if (output.narrowing.length >= 0 && (output.narrowing.axis != 0 || output.shape.empty())) {
     throw std::invalid_argument(output.name + ": expected to be narrowed along axis 0");
   }
+  LimitLength(output.narrowing, output.shape);
   outputs_.push_back(std::move(output));
 }
 
 void Plan::ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const {
-  if (lengths_.empty()) return;
   for (size_t i = 0; i < lengths_.size(); ++i) {
-    const int64_t valid = *static_cast<const int32_t*>(inputs[lengths_[i].operand].data);
-    if (valid < 0) {
-      throw std::invalid_argument(operands_[lengths_[i].operand].name +
-                                  ": expected a length >= 0, got " + std::to_string(valid));
+    const TcLength& length = lengths_[i];
+    const int64_t valid = *static_cast<const int32_t*>(inputs[length.operand].data);
+    if (valid < 0 || valid > capacities_[i]) {
+      throw std::invalid_argument(operands_[length.operand].name + ": expected 0 to " +
+                                  std::to_string(capacities_[i]) + " entries, the capacity, got " +
+                                  std::to_string(valid));
     }
-    sizes[i] = std::max(valid + lengths_[i].extra, lengths_[i].least);
+    sizes[i] = std::min(std::max(valid + length.extra, length.least), capacities_[i]);
   }
-  for (const Operand& operand : operands_) {
-    if (operand.narrowing.length < 0) continue;
-    const int64_t size = sizes[operand.narrowing.length];
-    const int64_t capacity = operand.shape[operand.narrowing.axis];
-    if (size > capacity) {
-      throw std::invalid_argument(operand.name + ": expected room for " + std::to_string(size) +
-                                  " entries along axis " + std::to_string(operand.narrowing.axis) +
-                                  ", got a capacity of " + std::to_string(capacity));
-    }
-  }
+}
+
+void Plan::LimitLength(const TcNarrowing& narrowing, const std::vector<int64_t>& shape) {
+  if (narrowing.length < 0) return;
+  int64_t& capacity = capacities_.at(narrowing.length);
+  capacity = std::min(capacity, shape.at(narrowing.axis));
 }
 
 std::unique_ptr<CallContext> Plan::Acquire() {

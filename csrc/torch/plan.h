@@ -53,7 +53,9 @@ class Plan {
   void GiveBack(std::unique_ptr<CallContext> context);
   void AddOperand(const TcPlanSpec& spec, int64_t i);
   void AddOutput(const TcPlanSpec& spec, int64_t i);
-  // Throws std::invalid_argument where a length is negative or exceeds an axis.
+  // An axis that a length narrows limits it.
+  void LimitLength(const TcNarrowing& narrowing, const std::vector<int64_t>& shape);
+  // Throws std::invalid_argument where a length is negative or exceeds its capacity.
   void ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const;
   void CopyOut(const Output& output, const at::Tensor& tensor, const std::vector<int64_t>& sizes,
                void* destination) const;
@@ -62,6 +64,7 @@ class Plan {
   std::vector<Operand> operands_;
   std::vector<Output> outputs_;
   std::vector<TcLength> lengths_;
+  std::vector<int64_t> capacities_;  // of the axes that each length narrows
   Tree call_;
   Tree result_;
   ArgumentBuilder builder_;

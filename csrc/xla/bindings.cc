@@ -18,6 +18,7 @@
 #include "call_plan.h"
 #include "conduit.h"
 #include "handler.h"
+#include "neighbors.h"
 #include "torch_half.h"
 
 namespace torchcall {
@@ -195,6 +196,13 @@ nb::dict Handlers() {
   return handlers;
 }
 
+nb::dict NeighborHandlers() {
+  nb::dict handlers;
+  handlers["compact_bits"] = nb::capsule(reinterpret_cast<void*>(CompactBitsHandler()));
+  handlers["keep_close"] = nb::capsule(reinterpret_cast<void*>(KeepCloseHandler()));
+  return handlers;
+}
+
 nb::dict StateType() {
   nb::dict type;
   type["type_id"] = nb::capsule(StateTypeId());
@@ -217,6 +225,8 @@ NB_MODULE(_bridge, m) {
   m.def("set_num_threads", [](int n) { TorchHalf().set_num_threads(n); }, nb::arg("threads"));
   m.def("dtype_names", &SharedDtypeNames);
   m.def("handlers", &Handlers, nb::sig("def handlers() -> dict[str, typing.Any]"));
+  m.def("neighbor_handlers", &NeighborHandlers,
+        nb::sig("def neighbor_handlers() -> dict[str, typing.Any]"));
   m.def("state_type", &StateType, nb::sig("def state_type() -> dict[str, typing.Any]"));
   m.def("registered_plans", [] { return PlanRegistry::Get().size(); });
 

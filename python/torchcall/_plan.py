@@ -29,6 +29,12 @@ class Output(NamedTuple):
     narrow: Axis | None = None
 
 
+class AbsentPlan(NamedTuple):
+    """What stands for a plan in a pickled executable."""
+
+    model_name: str
+
+
 class CallPlan:
     """One plan, registered natively for as long as this object or an executable needs it.
 
@@ -115,11 +121,9 @@ class CallPlan:
         return self._native.time_forward(addresses, iterations)
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            f"torchcall: {self.model_name}: a compiled program that calls it cannot be pickled, "
-            "for the model is not in it; let JAX's persistent compilation cache "
-            "(jax_compilation_cache_dir) keep the program"
-        )
+        # A pickled executable leaves its plans behind. Where it is loaded, it finds the plan of the
+        # same id, which a call of the same model makes there.
+        return AbsentPlan, (self.model_name,)
 
     def __repr__(self) -> str:
         return f"CallPlan({self.model_name}, id={self.id})"

@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ._graph import AtomGraph, check_graph, pad_graph
-from ._input import AtomGraphInput
 from ._merge import merge_graphs
 from ._model import TorchMliap
 
@@ -154,7 +153,7 @@ def _evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     padded, masks = pad_graph(
         graph, cutoff=model.cutoff, n_atoms=atoms, n_edges=edges, n_systems=systems
     )
-    out = _evaluate(model, padded, masks.n_atoms, masks.n_edges)
+    out = model.evaluate(padded, masks.n_atoms, masks.n_edges)
     real = (masks.rows < masks.n_atoms)[:, None]
     cells = out.get("cell_gradients")
     return EnergyAndGradients(
@@ -162,17 +161,6 @@ def _evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
         jnp.where(real, out["position_gradients"][masks.rows], 0),
         None if cells is None else cells[:n_systems],
     )
-
-
-def _evaluate(
-    model: TorchMliap,
-    padded: AtomGraphInput,
-    n_valid_atoms: Int[Array, ""],
-    n_valid_edges: Int[Array, ""],
-) -> dict[str, Array]:
-    """The model's outputs for a padded graph whose first atoms and edges are the valid ones."""
-    del n_valid_atoms, n_valid_edges
-    return model.call(padded)
 
 
 @_evaluation.def_vmap

@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
+from torchcall._narrowing import Axis, CallOptions, Narrowing
 from torchcall._wrapper import TorchModuleWrapper
 
 from ._graph import AtomGraph
@@ -101,7 +103,6 @@ class TorchMliap:
         wrapper = TorchModuleWrapper(
             module,
             input_spec=((input_dtypes(),), {}),
-            output_spec=partial(output_specs, compute_cell_gradients=compute_cell_gradients),
             **{"requires_grad": True, **options},
         )
         table = cutoff if isinstance(cutoff, Table) else _one_cutoff(cutoff)
@@ -121,7 +122,36 @@ class TorchMliap:
             TypeError, ValueError: something is missing or misshapen; the message names it.
             jax.errors.JaxRuntimeError: likewise, where only the call itself can tell.
         """
-        return self.checked(input, self.wrapper(input))
+        if not isinstance(self.wrapper, TorchModuleWrapper):  # any function of the input
+            return self.checked(input, self.wrapper(input))
+        return self.wrapper._call((input,), {}, CallOptions(self.output_specs(input)))
+
+    def evaluate(
+        self, input: AtomGraphInput, n_atoms: Int[ArrayLike, ""], n_edges: Int[ArrayLike, ""]
+    ) -> dict[str, Array]:
+        """`call` for a padded graph of which the module need not see all.
+
+        With `narrow="auto"`, it gets the valid rows and one phantom, at least two in all: rows cost
+        what they cost, capacities nothing. Rows of the result that it has not seen are zero.
+
+        Args:
+            input: valid atoms and edges first, in the form that `pad_graph` gives.
+            n_atoms, n_edges: how many of them are valid.
+
+        Raises:
+            TypeError, ValueError, jax.errors.JaxRuntimeError: as `call`.
+        """
+        fixed = self.narrow is False or self.capacity is not None
+        if fixed or not isinstance(self.wrapper, TorchModuleWrapper):
+            return self.call(input)
+        outputs = self.output_specs(input)
+        options = CallOptions(outputs, _narrowing(tuple(outputs)))
+        lengths = [jnp.asarray(n, jnp.int32) for n in (n_atoms, n_edges)]
+        return self.wrapper._call((input,), {}, options, lengths)
+
+    def output_specs(self, input: AtomGraphInput) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shapes and dtypes of the outputs that the form of a potential names."""
+        return output_specs(input, compute_cell_gradients=self.compute_cell_gradients)
 
     def checked(self, input: AtomGraphInput, out: Any) -> dict[str, Array]:
         """The outputs that the form of a potential names, if they are all there."""
@@ -132,7 +162,7 @@ class TorchMliap:
                 f"'position_gradients', got {type(out).__name__}"
             )
         result: dict[str, Array] = {}
-        specs = output_specs(input, compute_cell_gradients=self.compute_cell_gradients)
+        specs = self.output_specs(input)
         for key, spec in specs.items():
             if key not in out:
                 raise ValueError(
@@ -164,6 +194,23 @@ class TorchMliap:
             f"torchcall: cutoff: expected a neighbour list of the model's cutoff {largest:g} Å, "
             f"got one of {listed:g} Å, which {what}"
         )
+
+
+def _narrowing(outputs: tuple[str, ...]) -> Narrowing:
+    atoms, edges = Axis(0, 0), Axis(1, 0)
+    inputs = {
+        "pos": atoms,
+        "atomic_numbers": atoms,
+        "batch": atoms,
+        "edge_index": Axis(1, 1),
+        "cell_offsets": edges,
+    }
+    return Narrowing(
+        names=("n_atoms", "n_edges"),
+        # In the order of a dict's leaves.
+        inputs=tuple(inputs.get(key) for key in sorted(AtomGraphInput.__annotations__)),
+        outputs={key: atoms if key == "position_gradients" else None for key in outputs},
+    )
 
 
 def _one_cutoff(cutoff: float) -> Table[SystemId, Array]:

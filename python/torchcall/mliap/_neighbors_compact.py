@@ -3,12 +3,14 @@
 XLA's CPU backend scatters on one thread and lowers a long cumulative sum to a tree of window
 reductions; both cost more than the distances they sort out. Here a mask is packed into 32-bit
 words, the words' population counts are summed up, and every output slot finds its own set bit:
-gathers and arithmetic only, which run on all cores and on GPUs.
+gathers and arithmetic only, which run on all cores and on GPUs. On a CPU one custom call does all
+of it, in a fraction of the time to compile and to run.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, overload
 
 import jax
@@ -16,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt32
+
+from . import _neighbors_native as native
 
 BITS = 32
 _BLOCK = 32
@@ -141,6 +145,12 @@ def compact(
         meaning from ``count`` on; and the number of set bits, int32, which may exceed ``capacity``.
     """
     words = materialize(words)
+    return native.on_cpu_or(
+        partial(native.compact, capacity=capacity), partial(_compact, capacity=capacity), words
+    )
+
+
+def _compact(words: Array, capacity: int) -> tuple[Array, Array, Array]:
     counts = _popcount(words)
     ends = inclusive_sum(counts)
     starts = materialize(ends - counts)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from . import _neighbors_native as native
 from ._neighbors_bins import (
     BinLayout,
     Bins,
@@ -159,8 +161,33 @@ def keep_close(
     batch: Array,
 ) -> tuple[Array, Array, Array]:
     """Keep ``0 < |x_j − x_i + S h| < cutoff``, evaluated in the positions' dtype."""
+    limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
+    pairs = (candidates.sender, candidates.receiver, candidates.image, candidates.n_pairs)
+    return native.on_cpu_or(
+        partial(native.keep_close, n_edges=layout.edges, limit=float(limit)),
+        partial(_keep_close, n_edges=layout.edges, limit=limit),
+        *pairs,
+        wraps,
+        positions,
+        cell,
+        batch,
+    )
+
+
+def _keep_close(
+    i: Array,
+    j: Array,
+    code: Array,
+    n_pairs: Array,
+    wraps: Array,
+    positions: Array,
+    cell: Array,
+    batch: Array,
+    *,
+    n_edges: int,
+    limit: np.floating,
+) -> tuple[Array, Array, Array]:
     x = materialize([positions[:, k] for k in range(3)])
-    i, j, code = candidates.sender, candidates.receiver, candidates.image
 
     def take(values: Array, index: Array) -> Array:
         return values.at[index].get(mode="promise_in_bounds")
@@ -182,15 +209,10 @@ def keep_close(
         )
         difference = take(x[k], j) - take(x[k], i) + shift
         square += difference * difference
-    limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
-    valid = (
-        (square > 0)
-        & (square < limit)
-        & (jnp.arange(i.shape[0], dtype=jnp.int32) < candidates.n_pairs)
-    )
-    word, bit, n_edges = compact(mask_to_words(valid), layout.edges)
+    valid = (square > 0) & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < n_pairs)
+    word, bit, count = compact(mask_to_words(valid), n_edges)
     source = materialize(jnp.minimum(word * BITS + bit, i.shape[0] - 1))
-    slot_used = jnp.arange(layout.edges, dtype=jnp.int32) < n_edges
+    slot_used = jnp.arange(n_edges, dtype=jnp.int32) < count
     i, j, code = (take(i, source), take(j, source), take(code, source))
     n_atoms = positions.shape[0]
     edge_index = jnp.stack([jnp.where(slot_used, i, n_atoms), jnp.where(slot_used, j, n_atoms)])
@@ -200,4 +222,4 @@ def keep_close(
         [jnp.where(slot_used, s[a], jnp.asarray(unused[a], s[a].dtype)) for a in range(3)]
     )
     cell_offsets = jnp.stack(columns, axis=-1)
-    return edge_index.astype(jnp.int32), cell_offsets, n_edges
+    return edge_index.astype(jnp.int32), cell_offsets, count
