@@ -16,6 +16,14 @@ def _strict_dtype_promotion():
         yield
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """What a module compiled is of no use to the next, and makes garbage collections slow."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)

@@ -14,7 +14,8 @@ PBC, BATCH = np.ones((1, 3), bool), np.zeros(N, np.int32)
 def start(skin):
     positions = np.random.default_rng(0).uniform(0, SIDE, (N, 3)).astype(np.float32)
     cell = np.eye(3, dtype=np.float32)[None] * np.float32(SIDE)
-    nbrs = neighbor_list(CUTOFF, skin=skin).allocate(positions, cell, PBC, BATCH)
+    search = neighbor_list(CUTOFF, skin=skin, capacity_multiplier=1.7)
+    nbrs = search.allocate(positions, cell, PBC, BATCH)
     state = {"positions": jnp.asarray(positions), "cell": jnp.asarray(cell), "edges": jnp.int32(0)}
     return state, nbrs
 
