@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> int:
         # that has to be spread over many calls, as it is in a long loop.
         large = elements >= 10_000_000
         timings = report.time(
-            case, runs, calls=20 if large else None, most_rounds=5 if large else None
+            case, runs, calls=20 if large else None, most_rounds=9 if large else None
         )
         above = timings[TORCHCALL].us_median - timings[FLOOR].us_median
         copies = above / timings[MEMCPY].us_median

@@ -33,6 +33,9 @@ size_t BytesOf(const std::vector<int64_t>& shape, c10::ScalarType dtype) {
                          [](size_t bytes, int64_t size) { return bytes * size; });
 }
 
+// One core cannot fill the memory bus: from here on torch copies with all of its threads.
+constexpr size_t kLarge = size_t{1} << 20;
+
 // More contexts than threads that can be inside a call at once would only hold memory.
 constexpr size_t kMostPooled = 64;
 
@@ -159,7 +162,8 @@ void Plan::CopyOut(const Output& output, const at::Tensor& tensor,
   if (output.bytes == 0) return;
   const size_t bytes = narrowed ? output.bytes / output.shape[0] * rows : output.bytes;
   // A conjugated or negated view is a flag on other bits: only torch can read it.
-  if (same_dtype && tensor.is_contiguous() && !tensor.is_conj() && !tensor.is_neg()) {
+  if (same_dtype && bytes < kLarge && tensor.is_contiguous() && !tensor.is_conj() &&
+      !tensor.is_neg()) {
     std::memcpy(destination, tensor.const_data_ptr(), bytes);
   } else {
     const TorchStateGuard guard(Autograd::kOff);
