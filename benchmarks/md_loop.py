@@ -6,6 +6,9 @@ A step moves liquid argon by velocity Verlet, updates the neighbour list, and ca
 Lennard-Jones potential, by each of the methods. Every run starts from the same state and makes the
 same number of steps, so all of them search for neighbours equally often. The two torch loops call
 the potential alone, without any molecular dynamics: the share of a step that is torch's own.
+
+Then what `torchcall.mliap` adds and saves: the shares of a step, a graph with spare slots beside
+one without, and 64 systems in one call of the model beside 64 calls.
 """
 
 import sys
@@ -26,6 +29,7 @@ from _harness import (
     python_loop,
     torchcall_wrapper,
 )
+from _potentials import batched, narrowing, shares
 from ase import units
 
 from torchcall._timing import time_native
@@ -33,6 +37,7 @@ from torchcall.demo._dynamics import Constants, State, graph_of, start, with_gra
 from torchcall.demo._potential import load_potential
 from torchcall.demo._run import compiled_runs
 from torchcall.demo._system import Structure, read_structure, shipped, thermal_velocities
+from torchcall.mliap import TorchMliap
 from torchcall.mliap._input import input_dtypes, output_specs
 
 CUTOFF, SKIN, DT, TEMPERATURE = 8.5, 1.0, 2.0 * units.fs, 94.4
@@ -98,6 +103,14 @@ def main(argv: list[str] | None = None) -> int:
         spec = (input_dtypes(),)
         problem = Problem(case, potential.module, (graph,), output_specs, input_spec=spec)
         report.time(case, loops(problem, state, constants, n_steps, options.without), calls=n_steps)
+        model = TorchMliap.from_module(potential.module, CUTOFF, requires_grad=False)
+        state = with_gradients(torchcall_wrapper(problem), state, constants, CUTOFF)
+        report.time(f"shares of a step, {n_atoms} atoms", shares(model, state, constants, CUTOFF))
+    if options.only in "narrowing" and not options.quick:
+        for n_atoms in (512, 4096):
+            narrowing(report, n_atoms)
+    if options.only in "batched" and not options.quick:
+        batched(report, 64)
     return report.finish()
 
 

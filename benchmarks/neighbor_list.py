@@ -33,6 +33,9 @@ CUTOFF, SKIN = 5.0, 0.5
 DENSITY = 0.05  # atoms/Å³, silicon's
 SEARCH, STEP = "torchcall, search", "torchcall, step with skin"
 PEER_SEARCH, PEER_STEP, VESIN = "jax-md, search", "jax-md, step with skin", "vesin, search"
+FORCES, PEER_FORCES = "torchcall, step and forces", "jax-md, step and forces"
+# What a row is compared with.
+BASES = {PEER_STEP: STEP, PEER_FORCES: FORCES, STEP: STEP, FORCES: FORCES}
 
 
 def disordered(n_atoms: int) -> tuple[np.ndarray, float]:
@@ -67,6 +70,24 @@ def loop(update: Callable[[Any, Any], Any], positions: np.ndarray, nbrs: Any, dr
     return lambda calls: timed(lambda: jax.block_until_ready(updates(calls, start, nbrs)))
 
 
+def soft_forces(
+    positions: jax.Array, sender: jax.Array, receiver: jax.Array, shift: jax.Array | None, side: Any
+) -> jax.Array:
+    """Gradients of `Σ (1 − r/cutoff)²` over a list's pairs within the cutoff, (N, 3).
+
+    What is done with a list in a step: gather both ends, a pair function, add up by sender. A pair
+    beyond the cutoff is masked. Without shifts the nearest image is taken.
+    """
+    take = {"mode": "fill", "fill_value": 0.0}
+    r = positions.at[receiver].get(**take) - positions.at[sender].get(**take)
+    r = r - side * jnp.round(r / side) if shift is None else r + shift * side
+    square = jnp.sum(r * r, axis=-1)
+    inside = (square > 0) & (square < CUTOFF**2) & (sender < len(positions))
+    length = jnp.sqrt(jnp.where(inside, square, 1))
+    pull = jnp.where(inside, (1 - length / CUTOFF) / length, 0)
+    return jnp.zeros_like(positions).at[sender].add(pull[:, None] * r, mode="drop")
+
+
 def methods(n_atoms: int) -> dict[str, Run]:
     """Every method for one system, compiled and warm."""
     positions, side = disordered(n_atoms)
@@ -83,6 +104,18 @@ def methods(n_atoms: int) -> dict[str, Run]:
     lattice = np.eye(3) * side
     search.compute(positions.astype(float), lattice, True, "ijS", copy=False)
 
+    width = np.float32(side)
+
+    def our_forces(state: Any, x: jax.Array) -> Any:
+        nbrs = state[0].update(x, state[0].cell)
+        return nbrs, soft_forces(x, *nbrs.edge_index, nbrs.cell_offsets, width)
+
+    def their_forces(state: Any, x: jax.Array) -> Any:
+        nbrs = state[0].update(x)
+        return nbrs, soft_forces(x, *nbrs.idx, None, width)
+
+    nothing = jnp.zeros_like(positions)
+
     def vesin_calls(calls: int) -> None:
         for _ in range(calls):
             search.compute(positions.astype(float), lattice, True, "ijS", copy=False)
@@ -93,6 +126,8 @@ def methods(n_atoms: int) -> dict[str, Run]:
         VESIN: lambda calls: timed(lambda: vesin_calls(calls)),
         STEP: loop(lambda n, x: n.update(x, n.cell), positions, skinned, 1e-7),
         PEER_STEP: loop(lambda n, x: n.update(x), positions, theirs_skinned, 1e-7),
+        FORCES: loop(our_forces, positions, (skinned, nothing), 1e-7),
+        PEER_FORCES: loop(their_forces, positions, (theirs_skinned, nothing), 1e-7),
     }
     counts = {
         "torchcall": int(plain.n_edges),
@@ -124,8 +159,7 @@ def report(case: str, timings: dict[str, Timing], rows: list[dict[str, object]])
     """Prints a case's table and adds its rows."""
     print(f"  {'method':<28}{'µs':>14}{'± IQR':>12}{'vs torchcall':>14}")
     for name, timing in timings.items():
-        base = timings[STEP if name == PEER_STEP else SEARCH]
-        ratio = "" if name == STEP else f"{timing.us_median / base.us_median:.2f}"
+        ratio = f"{timing.us_median / timings[BASES.get(name, SEARCH)].us_median:.2f}"
         print(f"  {name:<28}{timing.us_median:>14.1f}{timing.us_iqr:>12.1f}{ratio:>14}")
         rows.append(
             {

@@ -105,6 +105,13 @@ def test_many_random_batches_equal_vesin(seed, cutoff):
     assert_right(neighbor_list(cutoff).allocate(*geometry), *geometry, cutoff)
 
 
+def test_tiny_cell_without_atoms_is_no_reason_to_distrust_the_list():
+    cell = np.stack([np.eye(3) * 12, np.eye(3) * 0.1]).astype(np.float32)
+    positions = np.random.default_rng(0).uniform(0, 12, (30, 3)).astype(np.float32)
+    geometry = positions, cell, np.ones((2, 3), bool), np.zeros(30, np.int32)
+    assert_right(neighbor_list(4.0).allocate(*geometry), *geometry, 4.0)
+
+
 def cube(side, *, pbc=True, dtype=np.float32):
     return np.eye(3, dtype=dtype)[None] * dtype(side), np.full((1, 3), pbc)
 

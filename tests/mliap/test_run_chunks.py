@@ -65,6 +65,11 @@ def test_a_compressing_cell_grows_the_list_and_loses_nothing(schedule, expected)
     assert int(state["edges"]) == expected
     assert nbrs.layout.edges > first.edges
     assert not bool(nbrs.did_overflow)
+    # One look at the shapes, then one compilation for the first list and for each growth.
+    compiled = traces[1:]
+    assert compiled[0] == first
+    assert len(compiled) == len(set(compiled))
+    assert [layout.edges for layout in compiled] == sorted({layout.edges for layout in compiled})
 
 
 def test_positions_that_cease_to_be_finite_end_the_run_with_the_last_good_state():

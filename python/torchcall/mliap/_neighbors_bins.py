@@ -158,8 +158,6 @@ def bin_atoms(
     wanted = jnp.floor(heights * reach / cutoff)
     most = limits.astype(cell.dtype)
     counts = jnp.where(pbc, jnp.clip(wanted, 1, most), most).astype(jnp.int32)
-    covered = jnp.all(~pbc | (wanted >= 1))
-    covered &= jnp.all(~pbc[:, 0] | (counts[:, 0] * layout.turns >= 2 * layout.reach[0] + 1))
     index = []
     for a in range(3):
         scaled = fractions[a] * _per_atom(counts[:, a].astype(cell.dtype), batch)
@@ -181,6 +179,14 @@ def bin_atoms(
     bin_id = jnp.clip(bin_id, 0, layout.n_bins - 1)
     occupancy = jnp.zeros(layout.n_bins, jnp.int32).at[bin_id].add(1, mode="promise_in_bounds")
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), inclusive_sum(occupancy)])
+    # Systems without atoms have no pair to miss.
+    sizes = limits[:, 0] * limits[:, 1] * limits[:, 2]
+    empty = starts.at[first + sizes].get(mode="promise_in_bounds") == starts.at[first].get(
+        mode="promise_in_bounds"
+    )
+    covered = jnp.all(empty[:, None] | ~pbc | (wanted >= 1))
+    turned = counts[:, 0] * layout.turns >= 2 * layout.reach[0] + 1
+    covered &= jnp.all(empty | ~pbc[:, 0] | turned)
     _, order = lax.sort((bin_id, lax.iota(jnp.int32, bin_id.shape[0])), num_keys=2, is_stable=False)
     return Bins(
         materialize(jnp.stack(x)),

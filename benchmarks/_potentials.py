@@ -1,0 +1,166 @@
+"""What `md_loop.py` measures of `torchcall.mliap`: shares of a step, narrowing, merged systems."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from _harness import Report, Run, jitted_loop, liquid
+
+from torchcall.demo._dynamics import Constants, State
+from torchcall.demo._system import load_example
+from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, neighbor_list, pad_graph
+
+REPLICAS = 64
+
+
+def shares(model: TorchMliap, state: State, constants: Constants, cutoff: float) -> dict[str, Run]:
+    """The parts of a step, each alone in a jitted loop on the same arrays.
+
+    The list's part is an update within the skin; searches come on top, every ten steps or so.
+    """
+    graph = graph_of_list(state, constants)
+    padded, masks = pad_graph(graph, cutoff=cutoff)
+
+    def integrate(state: State) -> Any:
+        velocities = state.velocities - 0.01 * state.gradients / constants.masses[:, None]
+        positions = state.positions + 0.02 * velocities
+        return positions, velocities - 0.01 * state.gradients / constants.masses[:, None]
+
+    def whole(state: State) -> Any:
+        neighbors = state.neighbors.update(state.positions, constants.cell)
+        moved = state._replace(neighbors=neighbors)
+        out = energy_and_gradients(model, graph_of_list(moved, constants))
+        return integrate(state._replace(gradients=out.position_gradients))
+
+    def update(state: State) -> Any:
+        return state.neighbors.update(state.positions, constants.cell).edge_index
+
+    def pad(graph: AtomGraph) -> Any:
+        return pad_graph(graph, cutoff=cutoff)[0]["edge_index"]
+
+    return {
+        "a step": free_loop(whole, (state,)),
+        "share: neighbour list, within the skin": free_loop(update, (state,)),
+        "share: padded graph": free_loop(pad, (graph,)),
+        "share: model": free_loop(partial(evaluate, model), (padded, masks)),
+        "share: integrator": free_loop(integrate, (state,)),
+    }
+
+
+def evaluate(model: TorchMliap, padded: Any, masks: Any) -> Any:
+    """The gradients of a padded graph."""
+    return model.evaluate(padded, masks.n_atoms, masks.n_edges)["position_gradients"]
+
+
+def free_loop(call: Callable[..., Any], args: tuple[Any, ...]) -> Run:
+    """`jitted_loop` for a function of whose calls nothing is counted."""
+    counted = [0]
+
+    def count() -> int:  # as many as the loop asks for
+        counted[0] += 5
+        return counted[0]
+
+    return jitted_loop(call, args, count)
+
+
+def graph_of_list(state: State, constants: Constants) -> AtomGraph:
+    """The graph of a state."""
+    return AtomGraph(
+        positions=state.positions,
+        atomic_numbers=constants.atomic_numbers,
+        cell=constants.cell,
+        pbc=constants.pbc,
+        batch=None,
+        edge_index=state.neighbors.edge_index,
+        cell_offsets=state.neighbors.cell_offsets,
+        n_edges=state.neighbors.n_edges,
+    )
+
+
+def graph_of(positions: np.ndarray, cell: np.ndarray, cutoff: float, *, slack: float) -> AtomGraph:
+    """The graph of one cubic periodic system, with `slack` times as many edge slots as edges."""
+    system = jnp.asarray(cell, jnp.float32)[None], jnp.ones((1, 3), bool)
+    pos, batch = jnp.asarray(positions, jnp.float32), jnp.zeros(len(positions), jnp.int32)
+    search = neighbor_list(cutoff, capacity_multiplier=slack)
+    neighbors = search.allocate(pos, *system, batch)
+    return AtomGraph(
+        positions=pos,
+        atomic_numbers=jnp.full(len(positions), 14, jnp.int32),
+        cell=system[0],
+        pbc=system[1],
+        batch=None,
+        edge_index=neighbors.edge_index,
+        cell_offsets=neighbors.cell_offsets,
+        n_edges=neighbors.n_edges,
+    )
+
+
+def narrowing(report: Report, n_atoms: int) -> None:
+    """The model call on a graph with twice the edge slots, beside the graph without a spare one."""
+    cutoff = 8.5
+    module = torch.jit.script(load_example("lennard_jones").LennardJones(cutoff=cutoff).eval())
+    model = TorchMliap.from_module(module, cutoff, requires_grad=False)
+    runs: dict[str, Run] = {}
+    for name, slack, narrow in (
+        ("exact graph", 1.0, "auto"),
+        ("twice the edge slots", 2.0, "auto"),
+        ("twice the edge slots, narrow=False", 2.0, False),
+    ):
+        padded, masks = pad_graph(graph_of(*liquid(n_atoms), cutoff, slack=slack), cutoff=cutoff)
+
+        call = partial(evaluate, replace(model, narrow=narrow))
+        runs[name] = jitted_loop(call, (padded, masks), lambda: model.wrapper.stats()["calls"])
+    case = f"narrowing, Lennard-Jones, {n_atoms} atoms"
+    timings = report.time(case, runs)
+    ratio = timings["twice the edge slots"].us_median / timings["exact graph"].us_median
+    report.claim(case, "twice the edge slots / exact graph", ratio, 1.05)
+
+
+def potentials() -> dict[str, tuple[Any, float]]:
+    """The examples' modules, each with its cutoff."""
+    silicon = load_example("stillinger_weber").StillingerWeber()
+    return {
+        "Lennard-Jones": (load_example("lennard_jones").LennardJones(cutoff=8.5), 8.5),
+        "Stillinger-Weber": (silicon, float(silicon.cutoff)),
+        "message passing": (load_example("message_passing").MessagePassing(cutoff=4.0), 4.0),
+    }
+
+
+def batched(report: Report, n_atoms: int) -> None:
+    """64 small systems: merged by `vmap` into one call of the model, and one after another."""
+    for name, (module, cutoff) in potentials().items():
+        positions, cell = liquid(n_atoms)
+        moves = np.random.default_rng(1).normal(scale=0.02, size=(REPLICAS, n_atoms, 3))
+        graph = graph_of(positions, cell, cutoff, slack=1.1)
+        replicas = jnp.asarray(positions + moves, jnp.float32)
+        differentiates = name != "Lennard-Jones"
+        model = TorchMliap.from_module(
+            torch.jit.script(module.eval()), cutoff, requires_grad=differentiates
+        )
+
+        def one(positions: Any, graph: AtomGraph, model: TorchMliap = model) -> Any:
+            return energy_and_gradients(model, replace(graph, positions=positions)).energy
+
+        def merged(replicas: Any, graph: AtomGraph, one: Any = one) -> Any:
+            return jax.vmap(one, (0, None))(replicas, graph)
+
+        def in_turn(replicas: Any, graph: AtomGraph, one: Any = one) -> Any:
+            return jax.lax.map(partial(one, graph=graph), replicas)
+
+        def calls(per: int, wrapper: Any = model.wrapper) -> Callable[[], int]:
+            return lambda: wrapper.stats()["calls"] // per
+
+        edges = int(graph.n_edges)
+        case = f"{REPLICAS} systems of {n_atoms} atoms and {edges} edges, {name}"
+        runs = {
+            "merged by vmap": jitted_loop(merged, (replicas, graph), calls(1)),
+            "one after another": jitted_loop(in_turn, (replicas, graph), calls(REPLICAS)),
+        }
+        timings = report.time(case, runs)
+        ratio = timings["one after another"].us_median / timings["merged by vmap"].us_median
+        report.claim(case, "one after another / merged", ratio, 5, at_most=False)
