@@ -155,7 +155,7 @@ def batched(report: Report, n_atoms: int) -> None:
         def calls(per: int, wrapper: Any = model.wrapper) -> Callable[[], int]:
             return lambda: wrapper.stats()["calls"] // per
 
-        edges = int(graph.n_edges)
+        edges = int(np.asarray(graph.n_edges))
         case = f"{REPLICAS} systems of {n_atoms} atoms and {edges} edges, {name}"
         runs = {
             "merged by vmap": jitted_loop(merged, (replicas, graph), calls(1)),

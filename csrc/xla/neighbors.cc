@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -104,11 +105,20 @@ constexpr int32_t kImageBits = 10;
 constexpr int32_t kImageMask = (1 << kImageBits) - 1;
 constexpr int32_t kImageZero = 1 << (kImageBits - 1);
 
+// Three numbers and a lane to spare, in one register.
+template <typename Real>
+struct VectorOf {
+  using Type [[gnu::vector_size(4 * sizeof(Real))]] = Real;
+};
+template <typename Real>
+using Vector = typename VectorOf<Real>::Type;
+using IntVector [[gnu::vector_size(16)]] = int32_t;
+
 // All that a pair needs to know of an atom, side by side.
 template <typename Real>
 struct Atom {
-  Real x, y, z;
-  int32_t wraps[3];
+  Vector<Real> x;
+  Vector<Real> wraps;
 };
 
 struct Sizes {
@@ -134,32 +144,29 @@ template <typename Real>
 void KeepCloseTo(int32_t i, const Real* h, const Geometry<Real>& in,
                  const std::vector<Atom<Real>>& atoms, int64_t p, int64_t end, Real limit,
                  Edges<Real>& edges) {
-  const Atom<Real> from = atoms[i];
-  const Real h00 = h[0], h01 = h[1], h02 = h[2], h10 = h[3], h11 = h[4], h12 = h[5];
-  const Real h20 = h[6], h21 = h[7], h22 = h[8];
-  const auto offset = [&](int32_t code, const Atom<Real>& to, int axis) {
-    const int32_t image = ((code >> (kImageBits * axis)) & kImageMask) - kImageZero;
-    return static_cast<Real>(image + from.wraps[axis] - to.wraps[axis]);
-  };
+  using Reals = Vector<Real>;
+  const Reals a = {h[0], h[1], h[2], 0}, b = {h[3], h[4], h[5], 0}, c = {h[6], h[7], h[8], 0};
+  // A field of the code is an image, times a power of two: floats divide by that exactly.
+  const IntVector fields = {kImageMask, kImageMask << kImageBits, kImageMask << 2 * kImageBits, 0};
+  const Reals scale = {1, Real(1) / (1 << kImageBits), Real(1) / (1 << 2 * kImageBits), 0};
+  const Reals zero = {kImageZero, kImageZero, kImageZero, 0};
+  const Reals from = atoms[i].x;
+  const Reals base = atoms[i].wraps - zero;
   int64_t count = edges.count;
   for (; p < end; ++p) {
     const int32_t j = in.receiver[p];
     if (static_cast<uint32_t>(j) >= atoms.size()) continue;
     const Atom<Real>& to = atoms[j];
     const int32_t code = in.image[p];
-    const Real s0 = offset(code, to, 0);
-    const Real s1 = offset(code, to, 1);
-    const Real s2 = offset(code, to, 2);
-    const Real x = to.x - from.x + (s0 * h00 + s1 * h10 + s2 * h20);
-    const Real y = to.y - from.y + (s0 * h01 + s1 * h11 + s2 * h21);
-    const Real z = to.z - from.z + (s0 * h02 + s1 * h12 + s2 * h22);
-    const Real square = x * x + y * y + z * z;
+    const IntVector codes = IntVector{code, code, code, code} & fields;
+    const Reals s = __builtin_convertvector(codes, Reals) * scale + (base - to.wraps);
+    const Reals r = to.x - from + (s[0] * a + s[1] * b + s[2] * c);
+    const Reals squares = r * r;
+    const Real square = squares[0] + squares[1] + squares[2];
     if (count < edges.capacity) {  // written in any case, and kept if close: nothing to mispredict
       edges.senders[count] = i;
       edges.receivers[count] = j;
-      edges.offsets[3 * count] = s0;
-      edges.offsets[3 * count + 1] = s1;
-      edges.offsets[3 * count + 2] = s2;
+      std::memcpy(edges.offsets + 3 * count, &s, 3 * sizeof(Real));
     }
     count += static_cast<int64_t>(square > 0) & static_cast<int64_t>(square < limit);
   }
@@ -173,7 +180,9 @@ int32_t KeepClose(const Geometry<Real>& in, const Sizes& sizes, int64_t n_pairs,
   const int64_t n = sizes.atoms;
   for (int64_t a = 0; a < n; ++a) {
     const Real* x = in.positions + 3 * a;
-    atoms[a] = {x[0], x[1], x[2], {in.wraps[a], in.wraps[n + a], in.wraps[2 * n + a]}};
+    const auto wraps = [&](int64_t axis) { return static_cast<Real>(in.wraps[axis * n + a]); };
+    atoms[a].x = Vector<Real>{x[0], x[1], x[2], 0};
+    atoms[a].wraps = Vector<Real>{wraps(0), wraps(1), wraps(2), 0};
   }
   Edges<Real> edges = {edge_index, edge_index + sizes.edges, offsets, sizes.edges};
   for (int64_t p = 0; p < n_pairs;) {
