@@ -61,9 +61,22 @@ def test_md_loop_runs_every_method(tmp_path):
     done = run("md_loop.py", "--quick", "--without", "wrap_torch2jax", "--json", path)
     assert done.returncode == 0, done.stderr
     rows = checked_document(path)["rows"]
-    assert {row["case"] for row in rows} == {"md, 64 atoms"}
+    assert {row["case"] for row in rows} == {"md, 64 atoms", "shares of a step, 64 atoms"}
     forward_only = {f"{name}, forward only" for name in TORCH_LOOPS}
-    assert {row["method"] for row in rows} == forward_only | JAX_METHODS
+    loops = {row["method"] for row in rows if row["case"] == "md, 64 atoms"}
+    assert loops == forward_only | JAX_METHODS
+
+
+@pytest.mark.slow
+def test_neighbor_list_times_every_method(tmp_path):
+    path = tmp_path / "neighbor_list.json"
+    done = run(
+        "neighbor_list.py", "--atoms", "200", "--rounds", "2", "--seconds", "0.01", "--json", path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = checked_document(path)["rows"]
+    assert {row["case"] for row in rows} == {"200 atoms"}
+    assert len({row["method"] for row in rows}) == 9
 
 
 def test_the_figure_is_drawn_from_results(tmp_path):
