@@ -269,3 +269,11 @@ def test_examples_are_found_beside_the_package_or_in_the_repository():
 def test_the_shipped_potential_is_the_repository_s():
     here = Path(__file__).parents[1] / "examples" / "lennard_jones.py"
     assert _system.shipped("lennard_jones.py").read_text() == here.read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_explodes_says_so(run, crystal):
+    status, _, err = run("--structure", crystal, "--no-peers", "--steps", 20, "--dt", 1e6)
+    assert status == 2
+    assert "went astray" in err
+    assert "smaller --dt" in err

@@ -108,6 +108,7 @@ BAD_FILES = [
         id="an AOTInductor package",
     ),
     pytest.param(lambda p: fifo(p / "m.pt"), "regular file", id="a named pipe"),
+    pytest.param(lambda p: p / ("m" * 300), "cannot be read", id="a name that is too long"),
 ]
 
 
@@ -271,8 +272,17 @@ def test_what_is_no_model_is_an_error(model, got):
     [
         ({"cuda_graph": "always"}, ["cuda_graph", "'auto'", "'always'"]),
         ({"cuda_graph": "require"}, ["cuda_graph", "not supported by this version"]),
+        ({"requires_grad": "yes"}, ["requires_grad", "expected True or False", "'yes'"]),
+        ({"freeze": None}, ["freeze", "expected True or False", "None"]),
+        ({"vmap_method": 3}, ["vmap_method", "expected a str", "3"]),
     ],
-    ids=["an unknown cuda_graph", "a cuda_graph that this version lacks"],
+    ids=[
+        "an unknown cuda_graph",
+        "a cuda_graph that this version lacks",
+        "requires_grad",
+        "freeze",
+        "vmap_method",
+    ],
 )
 def test_option_that_does_not_fit_is_an_error(options, parts):
     text = error_of(lambda: TorchModuleWrapper(torch.jit.script(double), **options))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from models import Counter, Linear, assert_same, double, error_of, like_input, run_python, torch_of
+from models import Counter, Linear, assert_same, double, error_of, like_input, torch_of
 from torch import Tensor, nn
 
 from torchcall import TorchModuleWrapper
@@ -159,62 +159,6 @@ def test_model_that_reads_values_needs_an_output_spec_and_is_told_so():
     text = error_of(lambda: f(X))
     assert "torchcall: PoisonedByZeros: " in text
     assert "output_spec=" in text
-
-
-LITERALS = [
-    "torch.tensor([3.0, 2.0, 1.0])",
-    "torch.tensor([[3, 2, 1]])",
-    "torch.tensor([True, False, True])",
-    "torch.tensor([x.size(0), 2, 1])",
-    "torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)",
-    "torch.as_tensor([3.0, 2.0, 1.0])",
-    "x[[0, 1]][0]",
-    "x[torch.tensor([0, 1])][0]",
-]
-
-
-def test_models_with_list_literals_are_inferred(tmp_path):
-    """In a process of its own, for a literal under fake tensors may end the process."""
-    code = """
-import jax, numpy as np, torch, torchcall
-from torch import Tensor
-"""
-    for i, literal in enumerate(LITERALS):
-        code += f"""
-def literal_{i}(x: Tensor) -> Tensor:
-    return (x * {literal}).float()
-"""
-    code += f"""
-x = np.arange(6, dtype=np.float32).reshape(2, 3)
-for i in range({len(LITERALS)}):
-    forward = globals()[f"literal_{{i}}"]
-    f = torchcall.TorchModuleWrapper(torch.jit.script(forward))
-    np.testing.assert_array_equal(f(x), forward(torch.from_numpy(x)).numpy())
-    print(i, end=" ", flush=True)
-"""
-    assert run_python(tmp_path, code).stdout.split() == [str(i) for i in range(len(LITERALS))]
-
-
-def of_a_growing_list(x: Tensor) -> Tensor:
-    values = [1.0]
-    for i in range(x.size(1) - 1):
-        values.append(float(i))  # noqa: PERF401 - TorchScript has no such comprehension
-    return x * torch.tensor(values)
-
-
-def of_a_tensors_values(x: Tensor) -> Tensor:
-    values: list[float] = x[0].tolist()
-    return x * torch.tensor(values)
-
-
-@pytest.mark.parametrize("function", [of_a_growing_list, of_a_tensors_values])
-def test_lists_of_unknown_lengths_need_an_output_spec(function):
-    scripted = torch.jit.script(function)
-    text = error_of(lambda: TorchModuleWrapper(scripted)(X))
-    assert f"torchcall: {function.__name__}: fake tensors cannot follow" in text
-    assert "output_spec=" in text
-    f = TorchModuleWrapper(scripted, output_spec=like_input)
-    assert_same(f(X), function(torch_of(X)))
 
 
 def test_output_spec_as_a_tree_is_used_instead_of_inference():
@@ -413,3 +357,23 @@ def test_count_of_calls_is_unchanged_by_inference():
     assert f.stats()["calls"] == 0
     assert_same(f(X), X + 1)
     assert_same(TorchModuleWrapper(torch.jit.script(Linear()))(X), Linear()(torch_of(X)))
+
+
+@pytest.mark.parametrize("nothing", [(), {}, lambda _: None], ids=["()", "{}", "a function"])
+def test_output_spec_without_an_output_is_an_error(nothing):
+    text = error_of(lambda: TorchModuleWrapper(torch.jit.script(double), output_spec=nothing)(X))
+    assert "torchcall: double: output_spec: expected at least one jax.ShapeDtypeStruct" in text
+
+
+def test_output_spec_that_raises_or_makes_no_sense_is_named():
+    scripted = torch.jit.script(double)
+    text = error_of(lambda: TorchModuleWrapper(scripted, output_spec=lambda _: 1 / 0)(X))
+    assert "torchcall: double: output_spec: the function raised ZeroDivisionError" in text
+    text = error_of(lambda: TorchModuleWrapper(scripted, output_spec=spec(-1))(X))
+    assert "expected sizes >= 0, got (-1,)" in text
+
+
+def test_repr_with_arrays_as_output_spec():
+    f = TorchModuleWrapper(torch.jit.script(double), output_spec=np.ones((2, 3), np.float32))
+    assert "output_spec=" in repr(f)
+    assert_same(f(X), 2 * X)

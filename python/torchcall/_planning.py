@@ -196,10 +196,18 @@ def _output_tree(model: _bridge.Model, request: CallRequest, casts: list[str | N
             requires_grad=request.requires_grad,
             keeps_state=model.keeps_state,
         )
-    if callable(request.output_spec):
+    specs = request.output_spec
+    if callable(specs):
         args, kwargs = jax.tree.unflatten(request.treedef, request.specs)
-        return request.output_spec(*args, **kwargs)
-    return request.output_spec
+        try:
+            specs = specs(*args, **kwargs)
+        except Exception as error:
+            raise ValueError(
+                f"output_spec: the function raised {type(error).__name__}: {error}"
+            ) from error
+    if not jax.tree.leaves(specs):
+        raise ValueError(f"output_spec: expected at least one jax.ShapeDtypeStruct, got {specs!r}")
+    return specs
 
 
 def _leaf_names(treedef: Any) -> list[str]:
@@ -226,6 +234,8 @@ def _check_output(name: str, spec: Any) -> None:
         raise TypeError(
             f"output_spec: {name}: expected a jax.ShapeDtypeStruct, got {type_name(spec)}"
         )
+    if any(size < 0 for size in spec.shape):
+        raise ValueError(f"output_spec: {name}: expected sizes >= 0, got {tuple(spec.shape)}")
     if str(spec.dtype) not in DTYPE_NAMES:
         raise TypeError(
             f"{name}: expected one of the dtypes that JAX and torch share, got {spec.dtype}"

@@ -108,8 +108,12 @@ def _check_archive(path: Path) -> None:
     def refuse(got: str, error: type[Exception] = ValueError) -> Exception:
         return error(f"torchcall: {path}: expected a TorchScript archive, got {got}")
 
-    if not path.exists():
-        raise refuse("no such file", FileNotFoundError)
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        raise refuse("no such file", FileNotFoundError) from error
+    except OSError as error:
+        raise refuse(f"a path that cannot be read: {error.strerror}", type(error)) from error
     if path.is_dir():
         raise refuse("a directory", IsADirectoryError)
     if not path.is_file():

@@ -1,8 +1,11 @@
 """The one budget of CPU threads that torch may use inside a call."""
 
+import numpy as np
 import torch
 
 from torchcall import _bridge
+
+_MOST = 4096
 
 
 def set_num_threads(threads: int) -> None:
@@ -15,12 +18,16 @@ def set_num_threads(threads: int) -> None:
     own, all cores (or `OMP_NUM_THREADS`).
 
     Args:
-        threads: at least 1.
+        threads: 1 to 4096.
 
     Raises:
-        ValueError: if it is not an int ≥ 1.
+        ValueError: if it is not an int in that range.
     """
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"torchcall: set_num_threads: expected an int ≥ 1, got {threads!r}")
+    is_int = isinstance(threads, int | np.integer) and not isinstance(threads, bool)
+    if not is_int or not 1 <= threads <= _MOST:
+        raise ValueError(
+            f"torchcall: set_num_threads: expected an int from 1 to {_MOST}, got {threads!r}"
+        )
+    threads = int(threads)
     torch.set_num_threads(threads)
     _bridge.set_num_threads(threads)

@@ -73,6 +73,11 @@ class TorchModuleWrapper:
             raise NotImplementedError(
                 "torchcall: cuda_graph='require': CUDA is not supported by this version"
             )
+        for option, value in (("requires_grad", requires_grad), ("freeze", freeze)):
+            if not isinstance(value, bool):
+                raise TypeError(f"torchcall: {option}: expected True or False, got {value!r}")
+        if vmap_method is not None and not isinstance(vmap_method, str):
+            raise TypeError(f"torchcall: vmap_method: expected a str or None, got {vmap_method!r}")
         self._source = source_of(module)
         self._options: dict[str, Any] = {
             "requires_grad": requires_grad,
@@ -166,7 +171,9 @@ class TorchModuleWrapper:
         changed = {
             name: value
             for name, value in self._options.items()
-            if value not in (None, False, "sequential", "auto")
+            if value is not None
+            and value is not False
+            and not (isinstance(value, str) and value in ("sequential", "auto"))
         }
         options = "".join(f", {name}={value!r}" for name, value in changed.items())
         calls = self._model.stats()["calls"]

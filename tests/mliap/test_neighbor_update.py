@@ -166,3 +166,36 @@ def test_allocate_under_jit_says_what_to_do():
     positions, cell = system()
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda p: neighbor_list(CUTOFF).allocate(p, cell, PBC, BATCH).n_edges)(positions)
+
+
+def test_an_energy_over_the_list_is_differentiated_at_fixed_pairs(skinned):
+    nbrs, _ = skinned
+    positions, cell = system()
+    cell = jnp.asarray(cell)
+
+    def energy(x):
+        i, j = nbrs.update(x, cell).edge_index
+        r = x.at[j].get(mode="fill", fill_value=0.0) - x.at[i].get(mode="fill", fill_value=0.0)
+        return jnp.sum(r**2)
+
+    i, j = (np.asarray(ends)[: int(nbrs.n_edges)] for ends in nbrs.edge_index)
+    expected = np.zeros_like(positions)
+    np.add.at(expected, j, 2 * (positions[j] - positions[i]))
+    np.add.at(expected, i, -2 * (positions[j] - positions[i]))
+    got = jax.jit(jax.grad(energy))(jnp.asarray(positions))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", ["3", None, True, np.ones(2)], ids=str)
+@pytest.mark.parametrize("name", ["cutoff", "skin", "capacity_multiplier"])
+def test_settings_that_are_no_numbers_are_refused(name, value):
+    arguments = {"cutoff": 3.0, name: value}
+    with pytest.raises(TypeError, match=f"^torchcall: neighbor_list: {name}: expected a number"):
+        neighbor_list(**arguments)
+
+
+def test_update_refuses_lists(skinned):
+    nbrs, _ = skinned
+    positions, cell = system()
+    with pytest.raises(TypeError, match=r"update: positions: expected an array, got list$"):
+        nbrs.update(positions.tolist(), cell)

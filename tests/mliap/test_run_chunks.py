@@ -99,3 +99,37 @@ def test_bad_arguments_are_refused():
         run_chunks(compress, state, nbrs, 4, chunk=0)
     with pytest.raises(TypeError, match=r"step: expected \(state, NeighborList\)"):
         run_chunks(lambda state, _: state, state, nbrs, 4)
+
+
+def test_cells_that_take_turns_get_a_list_that_serves_both():
+    sides = [[4.0, 12.0, 12.0], [12.0, 4.0, 12.0]]
+    cells = jnp.asarray([np.diag(side) for side in sides], jnp.float32)
+    fractions = jnp.asarray(np.random.default_rng(0).random((30, 3)), jnp.float32)
+    batch = np.zeros(30, np.int32)
+    nbrs = neighbor_list(5.0).allocate(fractions @ cells[0], cells[:1], PBC, batch)
+
+    def step(k, nbrs):
+        cell = cells[k % 2]
+        return k + 1, nbrs.update(fractions @ cell, cell[None])
+
+    done, nbrs = run_chunks(step, jnp.int32(1), nbrs, 5, chunk=1)
+    assert int(done) == 6
+    assert not bool(nbrs.did_overflow)
+
+
+@pytest.mark.parametrize("name", ["n_steps", "chunk", "rebuild_every"])
+@pytest.mark.parametrize("value", [2.5, "5", True])
+def test_counts_that_are_no_ints_are_refused(name, value):
+    state, nbrs = start(0.0)
+    arguments = {"n_steps": 4, name: value}
+    with pytest.raises(TypeError, match=f"^torchcall: run_chunks: {name}: expected an int, got"):
+        run_chunks(compress, state, nbrs, **arguments)
+
+
+def test_a_list_that_is_not_finite_cannot_be_started_from():
+    state, nbrs = start(0.0)
+    lost = nbrs.update(np.full((N, 3), np.nan, np.float32), state["cell"])
+    with pytest.raises(RunError, match=r"^torchcall: run_chunks: positions or cell are not finite"):
+        run_chunks(compress, state, lost, 4)
+    with pytest.raises(ValueError, match=r"^torchcall: NeighborList.grow: positions: expected fin"):
+        lost.grow()

@@ -131,6 +131,8 @@ def simulate(
             seconds = time.perf_counter() - begun
         if not bool(end.neighbors.did_overflow):
             return end, energies, seconds
+        if not is_finite(energies):
+            raise DemoError("the run went astray, its energies are not finite: try a smaller --dt")
         print(
             f"neighbour list: {end.neighbors.why()}; the run is repeated with more room", flush=True
         )

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax import lax
 
-from ._neighbors import NeighborList
+from ._neighbors import NeighborList, roomier
 from ._neighbors_check import Problem
 
 State = TypeVar("State")
@@ -74,16 +74,18 @@ def run_chunks(
 
     Raises:
         RunError: positions or cell ceased to be finite, or the cell collapsed.
-        ValueError: a count is not positive, the schedule is unknown, or a static schedule has no
+        ValueError: a count is too small, the schedule is unknown, or a static schedule has no
             skin to live on.
-        TypeError: ``step`` does not return ``(state, neighbors)``.
+        TypeError: a count is no int, or ``step`` does not return ``(state, neighbors)``.
     """
     _check(step, state, neighbors, n_steps, chunk, schedule, rebuild_every)
     every = 0 if schedule == "when-needed" else rebuild_every
     run = jax.jit(partial(_run_chunk, step), static_argnums=(0, 1))
-    if int(np.asarray(neighbors.problems)):
-        neighbors = _grow(neighbors, neighbors)
     done = 0
+    if int(np.asarray(neighbors.problems)):
+        if not _finite(neighbors):
+            raise RunError(f"torchcall: run_chunks: {neighbors.why()}", 0, state, neighbors)
+        neighbors = _grow(neighbors, neighbors)
     while done < n_steps:
         length = min(chunk, n_steps - done)
         new_state, new = run(
@@ -140,11 +142,16 @@ def _finite(neighbors: NeighborList) -> bool:
 def _grow(failed: NeighborList, start: NeighborList) -> NeighborList:
     """Room for the geometry that failed and for the one to start again from, held at the latter."""
     grown = failed.grow()
+    if grown.layout == failed.layout:
+        # The bins of another shape have room, and those of this one will do so again in vain.
+        grown = roomier(failed)
     while True:
         held = jax.jit(NeighborList.rebuild)(grown, start.positions, start.cell)
-        if not int(np.asarray(held.problems)):
+        problems = int(np.asarray(held.problems))
+        if problems == 0:
             return held
-        grown = held.grow()
+        # Bins keep their shape here, which the failed geometry needs; only their room grows.
+        grown = roomier(held) if problems == Problem.BINS else held.grow()
 
 
 def _check(
@@ -168,6 +175,8 @@ def _check(
         ("chunk", chunk, 1),
         ("rebuild_every", rebuild_every, 1),
     ):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{where}: {name}: expected an int, got {value!r}")
         if value < least:
             raise ValueError(f"{where}: {name}: expected at least {least}, got {value}")
     if schedule == "static" and rebuild_every > 1 and neighbors.layout.skin == 0:

@@ -90,6 +90,8 @@ class NeighborList:
     ) -> NeighborList:
         """List the pairs of new positions and cells; for use inside ``jit``, ``scan`` and ``vmap``.
 
+        Derivatives stop here: differentiate an energy over the list at fixed pairs.
+
         Args:
             positions: (N, 3), in Å, wrapped or not, dtype as allocated.
             cell: (B, 3, 3), rows are lattice vectors, in Å, dtype as allocated.
@@ -103,7 +105,8 @@ class NeighborList:
         """
         check.same_as_allocated("positions", positions, self.positions)
         check.same_as_allocated("cell", cell, self.cell)
-        positions, cell = jnp.asarray(positions), jnp.asarray(cell)
+        # Which pairs there are does not change smoothly; what is differentiable is their energy.
+        positions, cell = lax.stop_gradient((jnp.asarray(positions), jnp.asarray(cell)))
         return _update(self, positions, cell, self.schedule)
 
     def rebuild(
@@ -135,6 +138,12 @@ class NeighborList:
         Raises:
             ValueError: positions or cell were not finite.
         """
+        for name in ("positions", "cell"):
+            if not np.isfinite(getattr(self, name)).all():
+                raise ValueError(
+                    f"torchcall: NeighborList.grow: {name}: expected finite values at the update "
+                    "that overflowed, got NaN or infinity"
+                )
         grown = _allocate(self.positions, self.cell, self.pbc, self.batch, self.layout)
         return replace(grown, schedule=self.schedule)
 
@@ -204,9 +213,22 @@ def neighbor_list(
 
     Raises:
         ValueError: an argument is out of range.
+        TypeError: an argument is no number.
     """
     check.settings(cutoff, skin, capacity_multiplier)
     return NeighborListFn(float(cutoff), float(skin), float(capacity_multiplier))
+
+
+def roomier(nbrs: NeighborList) -> NeighborList:
+    """The list with bins of the same shape and room for twice as many atoms in a run of them."""
+    bins = nbrs.layout.bins
+    assert bins is not None
+    # No run holds more than all atoms, as often as it goes round the cell.
+    most = nbrs.positions.shape[0] * bins.turns
+    bins = replace(bins, row_capacity=max(bins.row_capacity + 1, min(2 * bins.row_capacity, most)))
+    layout = replace(nbrs.layout, bins=bins)
+    geometry = (nbrs.positions, nbrs.cell, nbrs.pbc, nbrs.batch, nbrs.limits)
+    return replace(_rebuild(_empty(layout, *geometry)), schedule=nbrs.schedule)
 
 
 def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedule) -> NeighborList:

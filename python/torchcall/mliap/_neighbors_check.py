@@ -41,7 +41,13 @@ def describe(problems: int) -> str:
 
 
 def settings(cutoff: float, skin: float, capacity_multiplier: float) -> None:
-    """Raise ValueError unless ``0 < cutoff``, ``0 ≤ skin``, ``1 ≤ capacity_multiplier < ∞``."""
+    """Raise unless ``0 < cutoff``, ``0 ≤ skin``, ``1 ≤ capacity_multiplier < ∞``, all numbers."""
+    numbers = {"cutoff": cutoff, "skin": skin, "capacity_multiplier": capacity_multiplier}
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise TypeError(
+                f"torchcall: neighbor_list: {name}: expected a number, got {type(value).__name__}"
+            )
     for name, value, good, wanted in (
         ("cutoff", cutoff, cutoff > 0, "a positive finite length in Å"),
         ("skin", skin, skin >= 0, "a finite length in Å that is not negative"),
@@ -58,6 +64,10 @@ def settings(cutoff: float, skin: float, capacity_multiplier: float) -> None:
 
 def same_as_allocated(name: str, got: Any, allocated: jax.Array) -> None:
     """Raise unless shape and dtype are the allocated ones."""
+    if not isinstance(got, jax.Array | np.ndarray):
+        raise TypeError(
+            f"torchcall: NeighborList.update: {name}: expected an array, got {type(got).__name__}"
+        )
     shape, dtype = np.shape(got), jnp.result_type(got)
     expected = (
         f"expected {allocated.dtype.name} {allocated.shape} as allocated, got {dtype.name} {shape}"
