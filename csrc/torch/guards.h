@@ -5,6 +5,7 @@
 #define TORCHCALL_TORCH_GUARDS_H_
 
 #include <ATen/core/grad_mode.h>
+#include <c10/core/AutogradState.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -42,15 +43,48 @@ class NoPythonModes {
 class TorchStateGuard {
  public:
   explicit TorchStateGuard(Autograd autograd)
-      : dispatch_keys_(c10::default_included_set, c10::default_excluded_set),
-        inference_(autograd == Autograd::kInference),
-        grad_(autograd == Autograd::kRecord) {}
+      : keys_(c10::impl::tls_local_dispatch_key_set()),
+        autograd_(c10::AutogradState::get_tls_state()) {
+    Set(Wanted(autograd));
+  }
+  ~TorchStateGuard() { Set({Pod(keys_), autograd_}); }
+  TorchStateGuard(const TorchStateGuard&) = delete;
+  TorchStateGuard& operator=(const TorchStateGuard&) = delete;
 
  private:
+  using Keys = c10::impl::PODLocalDispatchKeySet;
+  struct State {
+    Keys keys;
+    c10::AutogradState autograd;
+  };
+
+  static Keys Pod(const c10::impl::LocalDispatchKeySet& keys) {
+    Keys pod{};
+    pod.set_included(keys.included_);
+    pod.set_excluded(keys.excluded_);
+    return pod;
+  }
+  static void Set(const State& state) {
+    c10::impl::_force_tls_local_dispatch_key_set(state.keys);
+    c10::AutogradState::set_tls_state(state.autograd);
+  }
+  // What torch's own guards make of the defaults, found once: set in one go, as each call does.
+  static State Find(Autograd autograd) {
+    const c10::impl::ForceDispatchKeyGuard defaults(c10::default_included_set,
+                                                    c10::default_excluded_set);
+    const c10::InferenceMode inference(autograd == Autograd::kInference);
+    const c10::AutoGradMode grad(autograd == Autograd::kRecord);
+    return {Pod(c10::impl::tls_local_dispatch_key_set()), c10::AutogradState::get_tls_state()};
+  }
+  static const State& Wanted(Autograd autograd) {
+    static const State states[] = {Find(Autograd::kRecord), Find(Autograd::kOff),
+                                   Find(Autograd::kInference)};
+    return states[static_cast<int>(autograd)];
+  }
+
   NoPythonModes modes_;
-  c10::impl::ForceDispatchKeyGuard dispatch_keys_;
-  c10::InferenceMode inference_;
-  c10::AutoGradMode grad_;
+  c10::impl::LocalDispatchKeySet keys_;
+  c10::AutogradState autograd_;
 };
 
 // Gives the calling thread the process's thread budget, once per change of the budget.
