@@ -13,6 +13,8 @@ from torchcall.mliap import neighbor_list
 from torchcall.mliap._neighbors_native import use_jax
 
 CUTOFF, SKIN = 3.0, 0.6
+# Compiled for one call each.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 def two_systems(seed=0, dtype=np.float32):
@@ -29,12 +31,15 @@ def two_systems(seed=0, dtype=np.float32):
 
 def both(function, *operands):
     """The function's results with custom calls and without."""
-    native = jax.tree.map(np.asarray, jax.jit(function)(*operands))
-    text = jax.jit(function).lower(*operands).as_text()
-    assert "torchcall_neighbors" in text
+
+    def run(*, custom):
+        lowered = jax.jit(function).lower(*operands)
+        assert ("torchcall_neighbors" in lowered.as_text()) == custom
+        return jax.tree.map(np.asarray, lowered.compile(QUICK)(*operands))
+
+    native = run(custom=True)
     with use_jax():
-        assert "torchcall_neighbors" not in jax.jit(function).lower(*operands).as_text()
-        return native, jax.tree.map(np.asarray, jax.jit(function)(*operands))
+        return native, run(custom=False)
 
 
 def assert_same_list(native, in_jax):
