@@ -189,15 +189,15 @@ def parser(description: str) -> argparse.ArgumentParser:
     return result
 
 
-def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff: float) -> Problem:
-    """Lennard-Jones argon with int64 indices inside torch, over exactly the edges there are."""
+def graph_of(positions: np.ndarray, cell: np.ndarray, cutoff: float, *, slack: float) -> AtomGraph:
+    """The graph of one cubic periodic system, with `slack` times as many edge slots as edges."""
     system = jnp.asarray(cell, jnp.float32)[None], jnp.ones((1, 3), bool)
     pos, batch = jnp.asarray(positions, jnp.float32), jnp.zeros(len(positions), jnp.int32)
-    neighbors = neighbor_list(cutoff, capacity_multiplier=1.0).allocate(pos, *system, batch)
-    numbers = jnp.full(len(positions), 18, jnp.int32)
-    atoms = AtomGraph(
+    search = neighbor_list(cutoff, capacity_multiplier=slack)
+    neighbors = search.allocate(pos, *system, batch)
+    return AtomGraph(
         positions=pos,
-        atomic_numbers=numbers,
+        atomic_numbers=jnp.full(len(positions), 18, jnp.int32),
         cell=system[0],
         pbc=system[1],
         batch=None,
@@ -205,6 +205,11 @@ def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff:
         cell_offsets=neighbors.cell_offsets,
         n_edges=neighbors.n_edges,
     )
+
+
+def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff: float) -> Problem:
+    """Lennard-Jones argon with int64 indices inside torch, over exactly the edges there are."""
+    atoms = graph_of(positions, cell, cutoff, slack=1.0)
     graph, _ = pad_graph(atoms, cutoff=cutoff)
     module = torch.jit.script(load_example("lennard_jones").LennardJones(cutoff=cutoff).eval())
     return Problem(

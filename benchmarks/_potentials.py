@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from _harness import Report, Run, jitted_loop, liquid
+from _harness import Report, Run, graph_of, jitted_loop, liquid
 
 from torchcall.demo._dynamics import Constants, State
 from torchcall.demo._system import load_example
 from torchcall.demo._timing import timed
-from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, neighbor_list, pad_graph
+from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, pad_graph
 
 REPLICAS = 64
 
@@ -96,24 +96,6 @@ def graph_of_list(state: State, constants: Constants) -> AtomGraph:
         edge_index=state.neighbors.edge_index,
         cell_offsets=state.neighbors.cell_offsets,
         n_edges=state.neighbors.n_edges,
-    )
-
-
-def graph_of(positions: np.ndarray, cell: np.ndarray, cutoff: float, *, slack: float) -> AtomGraph:
-    """The graph of one cubic periodic system, with `slack` times as many edge slots as edges."""
-    system = jnp.asarray(cell, jnp.float32)[None], jnp.ones((1, 3), bool)
-    pos, batch = jnp.asarray(positions, jnp.float32), jnp.zeros(len(positions), jnp.int32)
-    search = neighbor_list(cutoff, capacity_multiplier=slack)
-    neighbors = search.allocate(pos, *system, batch)
-    return AtomGraph(
-        positions=pos,
-        atomic_numbers=jnp.full(len(positions), 14, jnp.int32),
-        cell=system[0],
-        pbc=system[1],
-        batch=None,
-        edge_index=neighbors.edge_index,
-        cell_offsets=neighbors.cell_offsets,
-        n_edges=neighbors.n_edges,
     )
 
 
