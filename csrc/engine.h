@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 4
+#define TC_ABI_VERSION 5
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -60,8 +60,8 @@ typedef struct {
 // What a model says of itself once it is loaded. Strings live as long as the model.
 typedef struct {
   const char* name;
-  const char* schema;
-  uint64_t fingerprint;          // of the method's graph, the same in every process
+  const char* schema;            // of a package: its call spec, in torch's words
+  uint64_t fingerprint;          // of the method's graph or call spec, the same in every process
   int32_t differentiates;        // calls torch.autograd.grad or backward
   int32_t keeps_state;           // assigns attributes or mutates containers
   int32_t draws_random_numbers;  // any node that is nondeterministic from a seed
@@ -84,12 +84,39 @@ typedef struct {
   int32_t axis;
 } TcNarrowing;
 
+// Which entries an int64 operand may have. Where a plan says so, each call checks it: code that was
+// compiled ahead of time follows an index wherever it points, and may end the process.
+typedef struct {
+  int64_t operand;
+  // Entries are rows of this operand: from 0 to the size of its axis 0, as the model sees it.
+  // -1: they are from 0 to 127, those whose bits are set in `allowed`.
+  int64_t rows_of;
+  uint64_t allowed[2];
+} TcIndexCheck;
+
+// A model whose code runs on the JAX half's side, as one plan calls it. Calls come from any thread,
+// several at once, each with a frame of its own. Addresses of tensors are those of at::TensorImpl.
+typedef struct {
+  void* self;  // NULL: none
+  // Makes the tensors that the model gets, one per operand, of the operand's shape and of the dtype
+  // that it is cast to; NULL for a length. They live until `close`.
+  TcStatus (*open)(void* self, int64_t num_inputs, void** frame, void** tensors, TcSink error);
+  // Runs the model on the frame's tensors. The outputs live until `finish`.
+  TcStatus (*run)(void* self, void* frame, void** outputs, int64_t num_outputs, TcSink error);
+  // Follows every `run` on the same thread, also one that failed: lets go of what the run made.
+  // kept[i] becomes 1 where input i has another owner now.
+  void (*finish)(void* self, void* frame, int32_t* kept);
+  void (*close)(void* self, void* frame);
+  void (*release)(void* self);
+} TcCallable;
+
 // Everything about one call that is settled when the JAX program is traced. All pointers are read
 // during `plan_create` only.
 typedef struct {
   const DLTensor* inputs;   // shapes and dtypes of the operands as XLA hands them over
   const DLDataType* casts;  // per operand; bits == 0: no cast
   const TcNarrowing* input_narrowings;
+  const int32_t* input_copies;  // per operand: whether the model gets a private copy
   const char* const* input_names;
   int64_t num_inputs;
   const DLTensor* outputs;
@@ -103,6 +130,9 @@ typedef struct {
   const TcNode* results;  // the structure that the model must return
   int64_t num_results;
   int32_t selects_outputs;  // dicts may hold further keys, and floats are cast to the outputs'
+  const TcIndexCheck* index_checks;
+  int64_t num_index_checks;
+  TcCallable callable;  // of a model of callables; the plan releases it, once it is created
 } TcPlanSpec;
 
 // What a model's calls did beside computing.
@@ -132,6 +162,13 @@ typedef struct {
                                      TcSink error);
   TcStatus (*model_from_live_function)(const void* live, TcModelOptions options, TcModel** out,
                                        TcSink error);
+  // An AOTInductor package, which must have been compiled for this torch and this machine. So many
+  // calls as it has runners can be under way at once.
+  TcStatus (*model_from_package)(const char* path, int32_t num_runners, TcModel** out,
+                                 TcSink error);
+  // A model whose plans each bring a callable.
+  TcStatus (*model_of_callables)(const char* name, TcModelOptions options, TcModel** out,
+                                 TcSink error);
   // Takes over the weights and code of `fresh`; calls under way finish with the old ones.
   TcStatus (*model_replace)(TcModel* model, TcModel* fresh, TcSink error);
   TcStatus (*model_info)(TcModel* model, TcModelInfo* out, TcSink error);

@@ -10,15 +10,17 @@
 #include <string_view>
 
 #include "../engine.h"
-#include "model.h"
+#include "callable_model.h"
+#include "package_model.h"
 #include "plan.h"
+#include "script_model.h"
 
 struct TcModel {
   std::shared_ptr<torchcall::Model> model;
 };
 
 struct TcPlan {
-  torchcall::Plan plan;
+  std::unique_ptr<torchcall::Plan> plan;
 };
 
 namespace torchcall {
@@ -56,8 +58,7 @@ std::string Raised(const std::string& message) {
 }
 
 // What a user can do about an error that torch words in its own terms.
-std::string Explained(const std::string& message) {
-  const std::string text = Raised(message);
+std::string Explained(std::string text) {
   if (text.find("does not require grad and does not have a grad_fn") == std::string::npos) {
     return text;
   }
@@ -73,10 +74,10 @@ TcStatus Guarded(TcSink error, const Body& body) {
     return TC_OK;
   } catch (const std::invalid_argument& e) {
     Write(error, e.what());
-  } catch (const c10::Error& e) {
+  } catch (const CallableError& e) {
     Write(error, Explained(e.what()));
   } catch (const std::exception& e) {
-    Write(error, Explained(e.what()));
+    Write(error, Explained(Raised(e.what())));
   } catch (...) {
     Write(error, "raised an exception of unknown type");
   }
@@ -86,7 +87,8 @@ TcStatus Guarded(TcSink error, const Body& body) {
 TcStatus ModelFromFile(const char* path, TcModelOptions options, TcModel** out, TcSink error) {
   return Guarded(error, [&] {
     const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
-    *out = new TcModel{Model::FromModule(torch::jit::load(std::string(path), c10::kCPU), options)};
+    *out = new TcModel{
+        ScriptModel::FromModule(torch::jit::load(std::string(path), c10::kCPU), options)};
   });
 }
 
@@ -95,7 +97,7 @@ TcStatus ModelFromBytes(const char* data, size_t size, TcModelOptions options, T
   return Guarded(error, [&] {
     const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
     std::istringstream stream(std::string(data, size));
-    *out = new TcModel{Model::FromModule(torch::jit::load(stream, c10::kCPU), options)};
+    *out = new TcModel{ScriptModel::FromModule(torch::jit::load(stream, c10::kCPU), options)};
   });
 }
 
@@ -103,7 +105,8 @@ TcStatus ModelFromLiveModule(const void* live, TcModelOptions options, TcModel**
                              TcSink error) {
   return Guarded(error, [&] {
     const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
-    *out = new TcModel{Model::FromModule(*static_cast<const torch::jit::Module*>(live), options)};
+    *out = new TcModel{
+        ScriptModel::FromModule(*static_cast<const torch::jit::Module*>(live), options)};
   });
 }
 
@@ -111,9 +114,21 @@ TcStatus ModelFromLiveFunction(const void* live, TcModelOptions options, TcModel
                                TcSink error) {
   return Guarded(error, [&] {
     const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
-    *out = new TcModel{
-        Model::FromFunction(*static_cast<const torch::jit::StrongFunctionPtr*>(live), options)};
+    *out = new TcModel{ScriptModel::FromFunction(
+        *static_cast<const torch::jit::StrongFunctionPtr*>(live), options)};
   });
+}
+
+TcStatus ModelFromPackage(const char* path, int32_t num_runners, TcModel** out, TcSink error) {
+  return Guarded(error, [&] {
+    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
+    *out = new TcModel{std::make_shared<PackageModel>(path, num_runners)};
+  });
+}
+
+TcStatus ModelOfCallables(const char* name, TcModelOptions options, TcModel** out, TcSink error) {
+  return Guarded(error,
+                 [&] { *out = new TcModel{std::make_shared<CallableModel>(name, options)}; });
 }
 
 TcStatus ModelReplace(TcModel* model, TcModel* fresh, TcSink error) {
@@ -125,14 +140,7 @@ TcStatus ModelInfo(TcModel* model, TcModelInfo* out, TcSink error) {
 }
 
 TcStatus ModelSerialize(TcModel* model, TcSink out, TcSink error) {
-  return Guarded(error, [&] {
-    const TorchStateGuard guard(Autograd::kOff);
-    const std::shared_ptr<const ModelInstance> instance = model->model->instance();
-    if (!instance->module) throw std::invalid_argument("expected a module, got a script function");
-    std::ostringstream stream;
-    instance->module->save(stream);
-    Write(out, stream.view());
-  });
+  return Guarded(error, [&] { Write(out, model->model->Serialize()); });
 }
 
 void ModelCounters(const TcModel* model, TcModelCounters* out) { *out = model->model->counters(); }
@@ -141,26 +149,22 @@ void ModelRelease(TcModel* model) { delete model; }
 
 TcStatus ModelCheckArguments(TcModel* model, const TcNode* arguments, int64_t num_arguments,
                              int64_t num_inputs, TcSink error) {
-  return Guarded(error, [&] {
-    const Tree call = ParseTree(arguments, num_arguments);
-    const ArgumentBuilder builder(call, model->model->schema(), model->model->is_method());
-    std::vector<c10::IValue> containers;
-    builder.Build(std::vector<at::Tensor>(num_inputs), containers);
-  });
+  return Guarded(error,
+                 [&] { model->model->CheckArguments(arguments, num_arguments, num_inputs); });
 }
 
 TcStatus PlanCreate(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink error) {
-  return Guarded(error, [&] { *out = new TcPlan{Plan(model->model, *spec)}; });
+  return Guarded(error, [&] { *out = new TcPlan{model->model->NewPlan(*spec)}; });
 }
 
 TcStatus PlanRun(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, TcPlace place,
                  TcSink error) {
-  return Guarded(error, [&] { plan->plan.Run(inputs, outputs, place); });
+  return Guarded(error, [&] { plan->plan->Run(inputs, outputs, place); });
 }
 
 TcStatus PlanTimeForward(TcPlan* plan, const DLTensor* inputs, int64_t iterations, double* seconds,
                          TcSink error) {
-  return Guarded(error, [&] { *seconds = plan->plan.TimeForward(inputs, iterations); });
+  return Guarded(error, [&] { *seconds = plan->plan->TimeForward(inputs, iterations); });
 }
 
 void PlanRelease(TcPlan* plan) { delete plan; }
@@ -180,6 +184,8 @@ extern "C" __attribute__((visibility("default"))) const TcEngineApi* torchcall_e
       torchcall::ModelFromBytes,
       torchcall::ModelFromLiveModule,
       torchcall::ModelFromLiveFunction,
+      torchcall::ModelFromPackage,
+      torchcall::ModelOfCallables,
       torchcall::ModelReplace,
       torchcall::ModelInfo,
       torchcall::ModelSerialize,

@@ -4,6 +4,7 @@
 #ifndef TORCHCALL_TORCH_GUARDS_H_
 #define TORCHCALL_TORCH_GUARDS_H_
 
+#include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/grad_mode.h>
 #include <c10/core/AutogradState.h>
 #include <c10/core/InferenceMode.h>
@@ -20,24 +21,32 @@ enum class Autograd {
   kInference,  // as kOff, and no bookkeeping at all: tensors must not outlive the call
 };
 
-// Takes Python's dispatch modes (fake tensors, …) off the thread: some of torch's C++ asks for them
-// past the dispatcher.
+// Takes Python's modes (fake tensors, `with torch.device(...)`, …) off the thread: some of torch's
+// C++ asks for them past the dispatcher, and Python code asks for them everywhere.
 class NoPythonModes {
  public:
   NoPythonModes() {
-    if (!Tls::any_modes_set()) return;
-    saved_ = Tls::get_state();
-    Tls::set_state({});
+    if (Tls::any_modes_set()) {
+      saved_ = Tls::get_state();
+      Tls::set_state({});
+    }
+    if (FunctionTls::stack_len() > 0) {
+      saved_functions_ = FunctionTls::get_state();
+      FunctionTls::set_state({});
+    }
   }
   ~NoPythonModes() {
     if (saved_) Tls::set_state(std::move(*saved_));
+    if (saved_functions_) FunctionTls::set_state(*saved_functions_);
   }
   NoPythonModes(const NoPythonModes&) = delete;
   NoPythonModes& operator=(const NoPythonModes&) = delete;
 
  private:
   using Tls = c10::impl::TorchDispatchModeTLS;
+  using FunctionTls = at::impl::PythonTorchFunctionTLS;
   std::optional<Tls> saved_;
+  std::optional<FunctionTls> saved_functions_;
 };
 
 class TorchStateGuard {

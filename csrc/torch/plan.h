@@ -1,6 +1,5 @@
-// One call, settled when the JAX program is traced: how operands become the model's arguments and
-// how its result becomes XLA's outputs. Contexts (tensor shells, containers, stack) are pooled and
-// repointed at each call's buffers.
+// One call, settled when the JAX program is traced, and what every engine's plans share: contexts
+// (the tensors, containers and results of one call under way) are pooled and used again.
 
 #ifndef TORCHCALL_TORCH_PLAN_H_
 #define TORCHCALL_TORCH_PLAN_H_
@@ -9,68 +8,63 @@
 
 #include <memory>
 #include <mutex>
-#include <string>
 #include <vector>
 
 #include "../engine.h"
+#include "call_form.h"
+#include "call_inputs.h"
+#include "guards.h"
 #include "model.h"
-#include "tree.h"
 
 namespace torchcall {
 
-class CallContext;
+// Used by one thread at a time.
+class CallContext {
+ public:
+  explicit CallContext(CallInputs inputs, size_t num_lengths, size_t num_outputs)
+      : inputs(std::move(inputs)), sizes(num_lengths), outputs(num_outputs) {}
+  virtual ~CallContext() = default;
+  CallContext(const CallContext&) = delete;
+  CallContext& operator=(const CallContext&) = delete;
+
+  // Runs the model on `inputs`, and leaves the addresses of its results in `outputs`.
+  virtual void Invoke() = 0;
+  // Lets go of all that Invoke made, also where it threw, or was not reached. Returns how many
+  // inputs the model kept.
+  virtual int64_t Release() = 0;
+
+  CallInputs inputs;
+  std::vector<int64_t> sizes;  // what each of the plan's lengths comes to in this call
+  std::vector<const at::Tensor*> outputs;
+};
 
 class Plan {
  public:
-  Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec);
-  ~Plan();
+  virtual ~Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
 
+  // Thread-safe.
   void Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
-  double TimeForward(const DLTensor* inputs, int64_t iterations) const;
+  // Seconds for `iterations` calls of the model itself on copies of these inputs.
+  virtual double TimeForward(const DLTensor* inputs, int64_t iterations) const = 0;
+
+ protected:
+  // `pools`: whether a context may serve another call.
+  Plan(std::shared_ptr<Model> model, CallForm form, Autograd autograd, bool pools);
+
+  virtual std::unique_ptr<CallContext> NewContext() const = 0;
+  // Keeps a context for a later call.
+  void GiveBack(std::unique_ptr<CallContext> context);
+  const CallForm& form() const { return form_; }
 
  private:
-  friend class CallContext;
-
-  struct Operand {
-    std::string name;
-    std::vector<int64_t> shape;
-    c10::ScalarType dtype;
-    std::optional<c10::ScalarType> cast;
-    TcNarrowing narrowing;
-    bool is_length = false;  // read by the plan, not passed to the model
-    bool written = false;    // the model may write to it: it gets a copy
-    size_t bytes;
-  };
-  struct Output {
-    std::string name;
-    std::vector<int64_t> shape;
-    c10::ScalarType dtype;
-    TcNarrowing narrowing;
-    size_t bytes;
-  };
-
   std::unique_ptr<CallContext> Acquire();
-  void GiveBack(std::unique_ptr<CallContext> context);
-  void AddOperand(const TcPlanSpec& spec, int64_t i);
-  void AddOutput(const TcPlanSpec& spec, int64_t i);
-  // An axis that a length narrows limits it.
-  void LimitLength(const TcNarrowing& narrowing, const std::vector<int64_t>& shape);
-  // Throws std::invalid_argument where a length is negative or exceeds its capacity.
-  void ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const;
-  void CopyOut(const Output& output, const at::Tensor& tensor, const std::vector<int64_t>& sizes,
-               void* destination) const;
 
   std::shared_ptr<Model> model_;
-  std::vector<Operand> operands_;
-  std::vector<Output> outputs_;
-  std::vector<TcLength> lengths_;
-  std::vector<int64_t> capacities_;  // of the axes that each length narrows
-  Tree call_;
-  Tree result_;
-  ArgumentBuilder builder_;
-  bool selects_outputs_ = false;  // further keys are dropped, floats are cast
-  // Arguments are built anew for each call: the model changes a container or writes to an input.
-  bool rebuild_ = false;
+  CallForm form_;
+  Autograd autograd_;
+  bool pools_;
   int64_t copied_per_call_ = 0;  // operands that the model may write to
 
   std::mutex pool_mutex_;

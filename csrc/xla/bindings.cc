@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "call_plan.h"
+#include "callable.h"
 #include "conduit.h"
 #include "handler.h"
 #include "neighbors.h"
@@ -28,11 +29,15 @@ namespace nb = nanobind;
 
 // (kind, payload): the kind is a TcNodeKind, the payload a value, an index or a number of children.
 using PyNode = std::tuple<int, std::variant<std::monostate, int64_t, double, std::string>>;
-// (name, dtype, shape, cast, (length, axis) that narrows it)
+// (name, dtype, shape, cast, (length, axis) that narrows it, whether it is copied)
 using PyArray = std::tuple<std::string, std::string, std::vector<int64_t>,
-                           std::optional<std::string>, std::optional<std::tuple<int, int>>>;
+                           std::optional<std::string>, std::optional<std::tuple<int, int>>, bool>;
 // (operand, extra, least), as in TcLength
 using PyLength = std::tuple<int64_t, int64_t, int64_t>;
+// (operand, rows_of, allowed), as in TcIndexCheck
+using PyIndexCheck = std::tuple<int64_t, int64_t, std::tuple<uint64_t, uint64_t>>;
+// (make_tensors, run), as PythonCallable takes them
+using PyCallable = std::tuple<nb::object, nb::object>;
 
 const DtypeEntry* DtypeOf(const std::string& name) {
   const DtypeEntry* entry = FindDtype(name);
@@ -42,10 +47,11 @@ const DtypeEntry* DtypeOf(const std::string& name) {
 
 std::vector<ArraySpec> ArraySpecs(const std::vector<PyArray>& arrays) {
   std::vector<ArraySpec> specs;
-  for (const auto& [name, dtype, shape, cast, narrow] : arrays) {
+  for (const auto& [name, dtype, shape, cast, narrow, copied] : arrays) {
     const TcNarrowing narrowing =
         narrow ? TcNarrowing{std::get<0>(*narrow), std::get<1>(*narrow)} : TcNarrowing{-1, 0};
-    specs.push_back({DtypeOf(dtype), cast ? DtypeOf(*cast) : nullptr, shape, name, narrowing});
+    specs.push_back(
+        {DtypeOf(dtype), cast ? DtypeOf(*cast) : nullptr, shape, name, narrowing, copied});
   }
   return specs;
 }
@@ -145,6 +151,19 @@ std::unique_ptr<PyModel> ModelFromBytes(nb::bytes data, bool freeze, bool requir
   });
 }
 
+std::unique_ptr<PyModel> ModelFromPackage(const std::string& path, int num_runners) {
+  const nb::gil_scoped_release release;
+  return MakeModel(false, false, [&](TcModelOptions, TcModel** out, TcSink error) {
+    return TorchHalf().model_from_package(path.c_str(), num_runners, out, error);
+  });
+}
+
+std::unique_ptr<PyModel> ModelOfCallables(const std::string& name, bool requires_grad) {
+  return MakeModel(false, requires_grad, [&](TcModelOptions options, TcModel** out, TcSink error) {
+    return TorchHalf().model_of_callables(name.c_str(), options, out, error);
+  });
+}
+
 // None where the object's C++ side cannot be reached.
 std::unique_ptr<PyModel> ModelFromLive(nb::handle object, bool freeze, bool requires_grad) {
   const TcEngineApi& api = TorchHalf();
@@ -167,11 +186,21 @@ class PyPlan {
   PyPlan(const PyModel& model, const std::string& name, int64_t signature,
          const std::vector<PyArray>& inputs, const std::vector<PyArray>& outputs,
          const std::vector<PyLength>& lengths, const std::vector<PyNode>& arguments,
-         const std::vector<PyNode>& results, bool selects_outputs)
-      : plan_(std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
-                                         ArraySpecs(outputs), Lengths(lengths), Nodes(arguments),
-                                         Nodes(results), selects_outputs)),
-        id_(PlanRegistry::Get().Add(signature, plan_)) {}
+         const std::vector<PyNode>& results, bool selects_outputs,
+         const std::vector<PyIndexCheck>& index_checks, const std::optional<PyCallable>& callable) {
+    CallPlan::Structure structure = {
+        Lengths(lengths), Nodes(arguments), Nodes(results), selects_outputs, {}, {}};
+    for (const auto& [operand, rows_of, allowed] : index_checks) {
+      structure.index_checks.push_back(
+          {operand, rows_of, {std::get<0>(allowed), std::get<1>(allowed)}});
+    }
+    if (callable) {
+      structure.callable = PythonCallable(std::get<0>(*callable), std::get<1>(*callable));
+    }
+    plan_ = std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
+                                       ArraySpecs(outputs), structure);
+    id_ = PlanRegistry::Get().Add(signature, plan_);
+  }
   ~PyPlan() { PlanRegistry::Get().Remove(id_); }
   PyPlan(const PyPlan&) = delete;
   PyPlan& operator=(const PyPlan&) = delete;
@@ -239,6 +268,8 @@ NB_MODULE(_bridge, m) {
                   nb::arg("requires_grad"),
                   nb::sig("def from_live(object: object, freeze: bool, "
                           "requires_grad: bool) -> Model | None"))
+      .def_static("from_package", &ModelFromPackage, nb::arg("path"), nb::arg("num_runners"))
+      .def_static("of_callables", &ModelOfCallables, nb::arg("name"), nb::arg("requires_grad"))
       .def("stats", &PyModel::Stats, nb::sig("def stats(self) -> dict[str, int]"))
       .def("check_arguments", &PyModel::CheckArguments, nb::arg("arguments"), nb::arg("num_inputs"))
       .def("replace", &PyModel::Replace, nb::arg("fresh"))
@@ -256,10 +287,11 @@ NB_MODULE(_bridge, m) {
   nb::class_<PyPlan>(m, "Plan")
       .def(nb::init<const PyModel&, const std::string&, int64_t, const std::vector<PyArray>&,
                     const std::vector<PyArray>&, const std::vector<PyLength>&,
-                    const std::vector<PyNode>&, const std::vector<PyNode>&, bool>(),
+                    const std::vector<PyNode>&, const std::vector<PyNode>&, bool,
+                    const std::vector<PyIndexCheck>&, const std::optional<PyCallable>&>(),
            nb::arg("model"), nb::arg("name"), nb::arg("signature"), nb::arg("inputs"),
            nb::arg("outputs"), nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"),
-           nb::arg("selects_outputs"))
+           nb::arg("selects_outputs"), nb::arg("index_checks"), nb::arg("callable").none())
       .def_prop_ro("id", &PyPlan::id)
       .def("time_forward", &PyPlan::TimeForward, nb::arg("addresses"), nb::arg("iterations"));
 }

@@ -63,14 +63,14 @@ size_t ArraySpec::Bytes(const DtypeEntry& as) const {
 
 CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
                    std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
-                   const std::vector<TcLength>& lengths, const std::vector<TcNode>& arguments,
-                   const std::vector<TcNode>& results, bool selects_outputs)
+                   const Structure& structure)
     : model_name_(std::move(model_name)),
       counters_(std::move(counters)),
       inputs_(std::move(inputs)),
       outputs_(std::move(outputs)) {
   std::vector<DLDataType> casts;
   std::vector<TcNarrowing> input_narrowings;
+  std::vector<int32_t> input_copies;
   std::vector<TcNarrowing> output_narrowings;
   std::vector<const char*> input_names;
   std::vector<const char*> output_names;
@@ -78,8 +78,11 @@ CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallC
     input_tensors_.push_back(TensorOf(spec, *spec.dtype));
     casts.push_back(spec.cast ? spec.cast->dl : DLDataType{0, 0, 0});
     input_narrowings.push_back(spec.narrowing);
+    input_copies.push_back(spec.copied);
     input_names.push_back(spec.name.c_str());
-    if (spec.cast && spec.cast != spec.dtype) bytes_copied_per_call_ += spec.Bytes(*spec.cast);
+    if (spec.copied || (spec.cast && spec.cast != spec.dtype)) {
+      bytes_copied_per_call_ += spec.Bytes(spec.cast ? *spec.cast : *spec.dtype);
+    }
   }
   for (ArraySpec& spec : outputs_) {
     output_tensors_.push_back(TensorOf(spec, *spec.dtype));
@@ -91,23 +94,28 @@ CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallC
       input_tensors_.data(),
       casts.data(),
       input_narrowings.data(),
+      input_copies.data(),
       input_names.data(),
       static_cast<int64_t>(inputs_.size()),
       output_tensors_.data(),
       output_narrowings.data(),
       output_names.data(),
       static_cast<int64_t>(outputs_.size()),
-      lengths.data(),
-      static_cast<int64_t>(lengths.size()),
-      arguments.data(),
-      static_cast<int64_t>(arguments.size()),
-      results.data(),
-      static_cast<int64_t>(results.size()),
-      selects_outputs,
+      structure.lengths.data(),
+      static_cast<int64_t>(structure.lengths.size()),
+      structure.arguments.data(),
+      static_cast<int64_t>(structure.arguments.size()),
+      structure.results.data(),
+      static_cast<int64_t>(structure.results.size()),
+      structure.selects_outputs,
+      structure.index_checks.data(),
+      static_cast<int64_t>(structure.index_checks.size()),
+      structure.callable,
   };
   TcPlan* plan = nullptr;
   ErrorText error;
   if (TorchHalf().plan_create(model, &spec, &plan, error.sink()) != TC_OK) {
+    if (structure.callable.self != nullptr) structure.callable.release(structure.callable.self);
     throw std::invalid_argument("torchcall: " + model_name_ + ": " + error.text());
   }
   plan_.reset(plan);

@@ -23,6 +23,7 @@ struct ArraySpec {
   std::vector<int64_t> shape;
   std::string name;
   TcNarrowing narrowing;
+  bool copied;  // the model gets a private copy
 
   size_t Bytes(const DtypeEntry& as) const;
 };
@@ -35,11 +36,20 @@ struct CallCounters {
 
 class CallPlan {
  public:
-  // `arguments` and `results` are read at once. Throws std::invalid_argument with torch's words.
+  // What the torch half needs besides the operands and outputs; read at once.
+  struct Structure {
+    std::vector<TcLength> lengths;
+    std::vector<TcNode> arguments;
+    std::vector<TcNode> results;
+    bool selects_outputs;
+    std::vector<TcIndexCheck> index_checks;
+    TcCallable callable;  // taken over
+  };
+
+  // Throws std::invalid_argument with torch's words.
   CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
            std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
-           const std::vector<TcLength>& lengths, const std::vector<TcNode>& arguments,
-           const std::vector<TcNode>& results, bool selects_outputs);
+           const Structure& structure);
 
   // Thread-safe; needs no GIL.
   xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results);

@@ -21,6 +21,10 @@ class Model:
     def from_bytes(data: bytes, freeze: bool, requires_grad: bool) -> Model: ...
     @staticmethod
     def from_live(object: object, freeze: bool, requires_grad: bool) -> Model | None: ...
+    @staticmethod
+    def from_package(path: str, num_runners: int) -> Model: ...
+    @staticmethod
+    def of_callables(name: str, requires_grad: bool) -> Model: ...
     def stats(self) -> dict[str, int]: ...
     def check_arguments(
         self, arguments: Sequence[tuple[int, None | int | float | str]], num_inputs: int
@@ -48,12 +52,14 @@ class Plan:
         model: Model,
         name: str,
         signature: int,
-        inputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None]],
-        outputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None]],
+        inputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None, bool]],
+        outputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None, bool]],
         lengths: Sequence[tuple[int, int, int]],
         arguments: Sequence[tuple[int, None | int | float | str]],
         results: Sequence[tuple[int, None | int | float | str]],
         selects_outputs: bool,
+        index_checks: Sequence[tuple[int, int, tuple[int, int]]],
+        callable: tuple[object, object] | None,
     ) -> None: ...
     @property
     def id(self) -> int: ...

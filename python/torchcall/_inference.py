@@ -1,7 +1,7 @@
 """Output shapes and dtypes from fake tensors: the model's operations are followed, none is run."""
 
-import copy
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from torchcall._following import NotFollowableError, followable
+from torchcall._following import NotFollowableError
 from torchcall._specs import torch_dtype, torch_dtype_name
 
 
@@ -26,49 +26,50 @@ _NEEDS_GRAD = "does not require grad and does not have a grad_fn"
 
 
 def infer_outputs(
-    load_module: Callable[[], Callable[..., Any]],
+    load: Callable[[], Callable[..., Any]],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
     requires_grad: bool,
-    keeps_state: bool,
+    written: set[int] | None = None,
 ) -> Any:
     """Returns the pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
 
     Args:
-        load_module: returns a script module or function; its weights stay where they are.
+        load: returns the model as something that takes fakes; its weights stay where they are.
         args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that
             the module gets, everything else as it is.
         kwargs: keyword arguments, likewise.
         requires_grad: whether gradients are recorded meanwhile.
-        keeps_state: whether the module assigns attributes. A copy is followed then, for the fakes
-            must not end up in the caller's module.
+        written: receives the positions, among the arrays in JAX's order, of those that the model
+            writes to in place.
 
     Raises:
         InferenceError: with torch's own message.
     """
-    first_error = _FirstError()
+    operations = _Operations()
     try:
         # Whatever mode the calling thread is in, the outcome must be the same.
         with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
-            module = load_module()
-            if keeps_state:
-                module = copy.deepcopy(module)
-            follow = followable(module)
+            follow = load()
         with (
             _quiet_logger("torch._subclasses.fake_tensor"),
             torch.device("cpu"),
             _disable_current_modes(),
             torch.autocast("cpu", enabled=False),
             FakeTensorMode(allow_non_fake_inputs=True),
-            first_error,
+            operations,
             torch.inference_mode(False),
             torch.set_grad_enabled(requires_grad),
             # The plain graph: profiling fake tensors would specialise the caller's module on them.
             optimized_execution(False),
         ):
             fake_args, fake_kwargs = jax.tree.map(_fake, (args, kwargs), is_leaf=_is_leaf)
+            arrays = [x for x in jax.tree.leaves((fake_args, fake_kwargs)) if _is_tensor(x)]
+            operations.watch(arrays)
             outputs = follow(*fake_args, **fake_kwargs)
+            if written is not None:
+                written.update(operations.written)
             return _specs_of(outputs, "")
     except InferenceError:
         raise
@@ -78,22 +79,49 @@ def infer_outputs(
         ) from error
     except Exception as error:
         # torch raises many types here, RuntimeError and its fake-tensor exceptions among them.
-        raise InferenceError(_explain(error, first_error.text)) from error
+        raise InferenceError(_explain(error, operations.first_error)) from error
 
 
-class _FirstError(TorchDispatchMode):
-    """Notes what the first operation that failed said: TorchScript's interpreter may lose it."""
+class _Operations(TorchDispatchMode):
+    """Sees every operation: what the first one that failed said, and which arrays are written to.
 
-    text = ""
+    TorchScript's interpreter may lose the former.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_error = ""
+        self.written: set[int] = set()
+        self._positions: dict[int, int] = {}
+
+    def watch(self, arrays: list[torch.Tensor]) -> None:
+        """Takes note of the memory whose being written to matters."""
+        self._positions = {array.untyped_storage()._cdata: i for i, array in enumerate(arrays)}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        if func._schema.is_mutable:
+            self._note_writes(func._schema, args, kwargs or {})
         try:
             return func(*args, **(kwargs or {}))
         except Exception as error:
-            self.text = self.text or str(error).strip()
+            self.first_error = self.first_error or str(error).strip()
             raise
+
+    def _note_writes(self, schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for i, argument in enumerate(schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            for tensor in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(tensor, torch.Tensor):
+                    position = self._positions.get(tensor.untyped_storage()._cdata)
+                    self.written |= set() if position is None else {position}
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
 
 
 @contextmanager
@@ -157,7 +185,8 @@ def _specs_of(value: Any, path: str) -> Any:
         case None:
             return None
         case dict():
-            return {key: _specs_of(item, f"{path}[{key!r}]") for key, item in value.items()}
+            specs = {key: _specs_of(item, f"{path}[{key!r}]") for key, item in value.items()}
+            return OrderedDict(specs) if isinstance(value, OrderedDict) else specs
         case list():
             return [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
         case tuple():

@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 import jax
 
 from torchcall import _bridge
+from torchcall._call import IndexCheck
 from torchcall._narrowing import Axis
 from torchcall._tree import Node
 
 
 class Operand(NamedTuple):
-    """An array that XLA hands over: what it is called, what it is cast to, how it is narrowed."""
+    """An array that XLA hands over: its name, cast and narrowing, and whether it is copied."""
 
     name: str
     spec: jax.ShapeDtypeStruct
     cast: str | None = None
     narrow: Axis | None = None
+    copied: bool = False
 
 
 class Output(NamedTuple):
@@ -27,6 +29,17 @@ class Output(NamedTuple):
     name: str
     spec: jax.ShapeDtypeStruct
     narrow: Axis | None = None
+
+
+class PlanStructure(NamedTuple):
+    """What a plan needs beside its operands and outputs; see `EngineCall` and csrc/engine.h."""
+
+    lengths: Sequence[tuple[int, int, int]]
+    arguments: list[Node]
+    results: list[Node]
+    selects_outputs: bool
+    index_checks: list[IndexCheck]
+    callable: tuple[Any, Any] | None
 
 
 class AbsentPlan(NamedTuple):
@@ -54,30 +67,17 @@ class CallPlan:
         model_name: str,
         inputs: Sequence[Operand],
         outputs: Sequence[Output],
-        lengths: Sequence[tuple[int, int, int]],
-        arguments: list[Node],
-        results: list[Node],
-        *,
-        selects_outputs: bool,
+        structure: PlanStructure,
     ) -> None:
         native_inputs = [
-            (o.name, str(o.spec.dtype), list(o.spec.shape), o.cast, o.narrow) for o in inputs
+            (o.name, str(o.spec.dtype), list(o.spec.shape), o.cast, o.narrow, o.copied)
+            for o in inputs
         ]
         native_outputs = [
-            (o.name, str(o.spec.dtype), list(o.spec.shape), None, o.narrow) for o in outputs
+            (o.name, str(o.spec.dtype), list(o.spec.shape), None, o.narrow, False) for o in outputs
         ]
-        text = repr(
-            (
-                model_name,
-                model.fingerprint,
-                native_inputs,
-                native_outputs,
-                lengths,
-                arguments,
-                results,
-                selects_outputs,
-            )
-        )
+        described = structure[:-1]  # a callable's address says nothing
+        text = repr((model_name, model.fingerprint, native_inputs, native_outputs, described))
         digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
         self.model_name = model_name
         self.operand_dtypes = [operand.spec.dtype for operand in inputs]
@@ -88,10 +88,7 @@ class CallPlan:
             int.from_bytes(digest, "big"),
             native_inputs,
             native_outputs,
-            list(lengths),
-            arguments,
-            results,
-            selects_outputs,
+            *structure,
         )
         self.id = self._native.id
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None

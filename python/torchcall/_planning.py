@@ -8,9 +8,9 @@ import jax
 import torch
 
 from torchcall import _bridge
-from torchcall._inference import infer_outputs
+from torchcall._call import Call, EngineCall
 from torchcall._narrowing import CallOptions, Narrowing, is_axis
-from torchcall._plan import CallPlan, Operand, Output
+from torchcall._plan import CallPlan, Operand, Output, PlanStructure
 from torchcall._primitive import compiled
 from torchcall._specs import (
     DTYPE_NAMES,
@@ -22,15 +22,7 @@ from torchcall._specs import (
     torch_dtype_name,
     type_name,
 )
-from torchcall._tree import (
-    TENSOR,
-    TUPLE,
-    Node,
-    UnsupportedNodeError,
-    broadcast_prefix,
-    encode,
-    scalar_node,
-)
+from torchcall._tree import broadcast_prefix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +35,7 @@ class CallRequest:
             the static Python value itself.
         treedef: the structure of `(args, kwargs)` over those leaves.
         input_spec, output_spec, requires_grad: the wrapper's options.
-        python_module: returns the model as something that fake tensors can follow.
+        look_at: the engine's look at the call.
         options: what the call asks for besides.
     """
 
@@ -54,7 +46,7 @@ class CallRequest:
     input_spec: Any
     output_spec: Any
     requires_grad: bool
-    python_module: Callable[[], Any]
+    look_at: Callable[[Call], EngineCall]
     options: CallOptions
 
 
@@ -98,17 +90,23 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
         ValueError, TypeError: naming the operand, output or option that is at fault.
     """
     names = _leaf_names(request.treedef)
-    arguments = _arguments(request, names)
     casts = _casts(request, names)
+    call = Call(
+        treedef=request.treedef,
+        names=names,
+        specs=request.specs,
+        casts=casts,
+        requires_grad=request.requires_grad,
+        selects_outputs=request.options.outputs is not None,
+    )
+    looked_at = request.look_at(call)
     narrowing = request.options.narrowing
     axes = (None,) * len(names) if narrowing is None else narrowing.inputs
     operands = [
-        Operand(name, spec, cast, axis)
-        for name, spec, cast, axis in zip(names, request.specs, casts, axes, strict=True)
-        if not is_static(spec)
+        Operand(names[i], request.specs[i], casts[i], axes[i], copied)
+        for i, copied in zip(call.arrays, looked_at.copies, strict=True)
     ]
-    model.check_arguments(arguments, len(operands))
-    output_tree = _output_tree(model, request, casts)
+    output_tree = _output_tree(looked_at, request)
     outputs, structure = _outputs(output_tree, narrowing)
     lengths = []
     if narrowing is not None:
@@ -118,21 +116,19 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
             (first + i, narrowing.extra, narrowing.least) for i in range(len(narrowing.names))
         ]
         operands += [Operand(f"length {name}", scalar) for name in narrowing.names]
-    slot = iter(range(len(outputs)))
-
-    def result_node(leaf: Any) -> Node:
-        return scalar_node(None) if leaf is None else (TENSOR, next(slot))
-
-    results = list(encode(output_tree, result_node, "output "))
     plan = CallPlan(
         model,
         model_name,
         operands,
         outputs,
-        lengths,
-        arguments,
-        results,
-        selects_outputs=request.options.outputs is not None,
+        PlanStructure(
+            lengths=lengths,
+            arguments=looked_at.arguments,
+            results=looked_at.results(output_tree),
+            selects_outputs=call.selects_outputs,
+            index_checks=looked_at.index_checks,
+            callable=looked_at.callable(output_tree, len(lengths)),
+        ),
     )
     return Prepared(plan, structure)
 
@@ -150,24 +146,6 @@ def _outputs(output_tree: Any, narrowing: Narrowing | None) -> tuple[list[Output
     return outputs, structure
 
 
-def _arguments(request: CallRequest, names: list[str]) -> list[Node]:
-    for name, spec in zip(names, request.specs, strict=True):
-        try:
-            _ = is_static(spec) and scalar_node(spec)
-        except UnsupportedNodeError as error:
-            raise UnsupportedNodeError(f"{name}: {error}") from None
-    position = iter(range(len(request.specs)))
-    remaining = iter(request.specs)
-
-    def node(_: Any) -> Node:
-        spec = next(remaining)
-        return scalar_node(spec) if is_static(spec) else (TENSOR, next(position))
-
-    args = list(encode(list(request.args), node, "operand args"))
-    kwargs = list(encode(request.kwargs, node, "operand kwargs"))
-    return [(TUPLE, 2), *args, *kwargs]
-
-
 def _casts(request: CallRequest, names: list[str]) -> list[str | None]:
     tree = (request.args, request.kwargs)
     casts = broadcast_prefix(request.input_spec, tree, _is_cast, "input_spec")
@@ -178,24 +156,11 @@ def _casts(request: CallRequest, names: list[str]) -> list[str | None]:
     return cast_names
 
 
-def _output_tree(model: _bridge.Model, request: CallRequest, casts: list[str | None]) -> Any:
+def _output_tree(looked_at: EngineCall, request: CallRequest) -> Any:
     if request.options.outputs is not None:
         return request.options.outputs
     if request.output_spec is None:
-        as_cast = [
-            spec
-            if is_static(spec) or cast is None
-            else jax.ShapeDtypeStruct(spec.shape, jax.numpy.dtype(cast))
-            for spec, cast in zip(request.specs, casts, strict=True)
-        ]
-        args, kwargs = jax.tree.unflatten(request.treedef, as_cast)
-        return infer_outputs(
-            request.python_module,
-            args,
-            kwargs,
-            requires_grad=request.requires_grad,
-            keeps_state=model.keeps_state,
-        )
+        return looked_at.infer_outputs()
     specs = request.output_spec
     if callable(specs):
         args, kwargs = jax.tree.unflatten(request.treedef, request.specs)

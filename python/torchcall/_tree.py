@@ -108,8 +108,4 @@ def broadcast_prefix(
 
 
 def _count_leaves(tree: Any) -> int:
-    if isinstance(tree, dict):
-        return sum(map(_count_leaves, tree.values()))
-    if isinstance(tree, list | tuple):
-        return sum(map(_count_leaves, tree))
-    return 1
+    return jax.tree_util.tree_structure(tree, is_leaf=lambda x: x is None).num_leaves

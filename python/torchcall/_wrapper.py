@@ -12,11 +12,12 @@ import torch
 from jax.core import Tracer
 
 from torchcall import _bridge
+from torchcall._archive import PickledModelError
 from torchcall._narrowing import CallOptions
 from torchcall._plan import CallPlan
 from torchcall._planning import CallRequest, Prepared, leaf_specs, plan_key, prepare
 from torchcall._primitive import bind
-from torchcall._source import PickledModelError, source_of, unpickle
+from torchcall._source import source_of, unpickle
 from torchcall._specs import is_static
 
 # Plans that a wrapper remembers; programs hold the ones that they use themselves.
@@ -89,13 +90,11 @@ class TorchModuleWrapper:
         }
         self._name = self._source.name
         self._model = self._load()
-        if self._source.path is not None:
-            self._name = f"{self._model.name} ({self._source.path.name})"
+        self._name = self._source.name
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._plans: weakref.WeakSet[CallPlan] = weakref.WeakSet()
-        self._python_module: Any = None
         self._pid = os.getpid()
-        self.__name__ = self._model.name
+        self.__name__ = self._source.label
 
     # Calls
 
@@ -141,7 +140,6 @@ class TorchModuleWrapper:
             self._model.replace(self._load())
         except ValueError as error:
             raise ValueError(self._say(str(error))) from error
-        self._python_module = None
 
     def stats(self) -> dict[str, Any]:
         """Counts since the wrapper was made, over all compiled programs.
@@ -154,10 +152,10 @@ class TorchModuleWrapper:
             CUDA graphs; `fallback`, why something slower than usual is done, or None.
         """
         fallback = None
-        if self._source.weights == "copied":
+        if self._source.weights == "copied" and self._source.engine == "TorchScript":
             fallback = "the module's C++ object was out of reach, so it was serialised and loaded"
         return {
-            "engine": "TorchScript",
+            "engine": self._source.engine,
             **self._model.stats(),
             "plans": len(self._plans),
             "weights": self._source.weights,
@@ -177,7 +175,7 @@ class TorchModuleWrapper:
         }
         options = "".join(f", {name}={value!r}" for name, value in changed.items())
         calls = self._model.stats()["calls"]
-        return f"TorchModuleWrapper({self._name}, TorchScript{options}, calls={calls})"
+        return f"TorchModuleWrapper({self._name}, {self._source.engine}{options}, calls={calls})"
 
     def __reduce__(self) -> Any:
         if self._source.path is None:
@@ -227,7 +225,7 @@ class TorchModuleWrapper:
             input_spec=self._options["input_spec"],
             output_spec=self._options["output_spec"],
             requires_grad=self._options["requires_grad"],
-            python_module=self._follow,
+            look_at=lambda call: self._source.look_at(self._model, call),
             options=options,
         )
 
@@ -236,11 +234,6 @@ class TorchModuleWrapper:
             raise RuntimeError(
                 self._say("this process was forked after torch was loaded; start it by 'spawn'")
             )
-
-    def _follow(self) -> Any:
-        if self._python_module is None:
-            self._python_module = self._source.python_module(self._model)
-        return self._python_module
 
     def _remember(self, key: Hashable, prepared: Prepared) -> None:
         self._prepared[key] = prepared

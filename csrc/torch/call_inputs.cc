@@ -1,4 +1,4 @@
-#include "context.h"
+#include "call_inputs.h"
 
 #include <ATen/Functions.h>
 #include <ATen/ops/empty.h>
@@ -7,14 +7,19 @@
 
 #include <cstring>
 
+#include "guards.h"
+
 namespace torchcall {
 namespace {
 
 c10::DataPtr Borrowed(void* data) { return {data, c10::Device(c10::kCPU)}; }
 
+c10::StorageImpl* StorageOf(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+}
+
 void Repoint(const at::Tensor& shell, void* data) {
-  shell.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl()->set_data_ptr_noswap(
-      Borrowed(data));
+  StorageOf(shell)->set_data_ptr_noswap(Borrowed(data));
 }
 
 uint32_t VersionOf(const at::Tensor& tensor) {
@@ -27,69 +32,71 @@ size_t StorageUses(const at::Tensor& tensor) {
 
 }  // namespace
 
-CallContext::CallContext(const Plan& plan)
-    : plan_(plan), sizes_(plan.lengths_.size()), outputs_(plan.outputs_.size()) {
+CallInputs::CallInputs(const CallForm& form, bool dense, std::vector<at::Tensor> given)
+    : form_(form) {
   // Ordinary tensors, whatever mode the calls run in: an inference tensor could not be
   // differentiated by a model that keeps it.
   const TorchStateGuard guard(Autograd::kOff);
-  std::vector<at::Tensor> given;
-  for (const Plan::Operand& operand : plan.operands_) {
-    Input input;
-    if (operand.is_length) {
-      given.emplace_back();
-      inputs_.push_back(std::move(input));
-      continue;
-    }
+  for (size_t i = 0; i < form.operands.size(); ++i) {
+    const CallForm::Operand& operand = form.operands[i];
+    Input& input = inputs_.emplace_back();
+    if (operand.is_length) continue;
     const auto options = at::TensorOptions().dtype(operand.dtype).device(c10::kCPU);
-    input.shell = at::from_blob(nullptr, operand.shape, options);
-    const bool twin = operand.cast || operand.written;
-    input.given =
-        twin ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
-             : input.shell;
-    given.push_back(input.given);
-    inputs_.push_back(std::move(input));
+    const bool strided = operand.narrowing.length >= 0 && operand.narrowing.axis > 0;
+    const bool twin = operand.cast || operand.copied || (dense && strided);
+    if (given.empty()) {
+      input.shell = at::from_blob(nullptr, operand.shape, options);
+      input.given =
+          twin ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
+               : input.shell;
+    } else {
+      input.given = std::move(given[i]);
+      input.shell = twin ? at::from_blob(nullptr, operand.shape, options) : input.given;
+      StorageOf(input.shell)->set_resizable(false);
+    }
   }
-  arguments_ = plan.builder_.Build(given, containers_);
-  given.clear();
+}
+
+std::vector<at::Tensor> CallInputs::Tensors() const {
+  std::vector<at::Tensor> tensors;
+  for (const Input& input : inputs_) tensors.push_back(input.given);
+  return tensors;
+}
+
+void CallInputs::CountUses() {
   for (Input& input : inputs_) {
     if (!input.given.defined()) continue;
     input.tensor_uses = input.given.use_count();
     input.storage_uses = StorageUses(input.given);
   }
-  for (const c10::IValue& container : containers_) {
-    container_uses_.push_back(container.use_count());
-  }
 }
 
-std::vector<c10::IValue>& CallContext::Prepare(const DLTensor* inputs,
-                                               const ModelInstance& instance) {
+void CallInputs::Point(const DLTensor* buffers, const std::vector<int64_t>& sizes) {
   for (size_t i = 0; i < inputs_.size(); ++i) {
     Input& input = inputs_[i];
     if (!input.given.defined()) continue;
-    Repoint(input.shell, inputs[i].data);
-    if (plan_.operands_[i].narrowing.length >= 0) Narrow(input, plan_.operands_[i].narrowing);
+    Repoint(input.shell, buffers[i].data);
+    const TcNarrowing& narrowing = form_.operands[i].narrowing;
+    if (narrowing.length >= 0) Narrow(input, narrowing, sizes[narrowing.length]);
     if (!input.given.is_same(input.shell)) input.given.copy_(input.shell);
     input.version = VersionOf(input.given);
   }
-  if (instance.module) stack_.emplace_back(instance.module->_ivalue());
-  stack_.insert(stack_.end(), arguments_.begin(), arguments_.end());
-  return stack_;
 }
 
 // A prefix of the buffer along one axis: a strided view for the shell, dense for its twin, whose
 // memory has room for the whole.
-void CallContext::Narrow(const Input& input, const TcNarrowing& narrowing) {
+void CallInputs::Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size) {
   c10::TensorImpl* shell = input.shell.unsafeGetTensorImpl();
   auto sizes = shell->sizes().vec();
   const auto strides = shell->strides().vec();
-  sizes[narrowing.axis] = sizes_[narrowing.length];
+  sizes[narrowing.axis] = size;
   shell->set_sizes_and_strides(sizes, strides);
   if (!input.given.is_same(input.shell)) {
     input.given.unsafeGetTensorImpl()->set_sizes_contiguous(sizes);
   }
 }
 
-int64_t CallContext::FindUnforeseenWrite() const {
+int64_t CallInputs::FindUnforeseenWrite() const {
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const Input& input = inputs_[i];
     if (!input.given.defined()) continue;
@@ -100,33 +107,29 @@ int64_t CallContext::FindUnforeseenWrite() const {
   return -1;
 }
 
-bool CallContext::Kept(const Input& input) const {
+bool CallInputs::Kept(const Input& input) const {
   return input.given.use_count() > input.tensor_uses ||
          StorageUses(input.given) > input.storage_uses;
 }
 
-int64_t CallContext::Finish() {
-  stack_.clear();
-  bool container_kept = false;
-  for (size_t i = 0; i < containers_.size(); ++i) {
-    container_kept = container_kept || containers_[i].use_count() > container_uses_[i];
-  }
-  int64_t kept = 0;
-  for (Input& input : inputs_) {
+int64_t CallInputs::Finish(bool all_kept, const int32_t* kept) {
+  int64_t count = 0;
+  for (size_t i = 0; i < inputs_.size(); ++i) {
+    Input& input = inputs_[i];
     if (!input.given.defined()) continue;
     // Drops the flag and the graph that `requires_grad_()` may have left.
     if (input.given.unsafeGetTensorImpl()->autograd_meta() != nullptr && !Kept(input)) {
       input.given.unsafeGetTensorImpl()->set_autograd_meta(nullptr);
     }
-    if (!container_kept && !Kept(input)) {
+    if (!all_kept && !(kept != nullptr && kept[i] != 0) && !Kept(input)) {
       Repoint(input.shell, nullptr);
       continue;
     }
-    ++kept;
+    ++count;
     if (input.given.is_same(input.shell)) {
       // Views made by the model share this storage, so it is the storage that gets the copy; of the
       // whole buffer, for the input may be a narrowed view of it.
-      auto* storage = input.shell.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+      c10::StorageImpl* storage = StorageOf(input.shell);
       c10::DataPtr copy = c10::GetCPUAllocator()->allocate(storage->nbytes());
       if (storage->nbytes() > 0) std::memcpy(copy.get(), storage->data(), storage->nbytes());
       storage->set_data_ptr_noswap(std::move(copy));
@@ -134,7 +137,7 @@ int64_t CallContext::Finish() {
       Repoint(input.shell, nullptr);
     }
   }
-  return kept;
+  return count;
 }
 
 }  // namespace torchcall

@@ -1,4 +1,4 @@
-#include "model.h"
+#include "script_model.h"
 
 #include <torch/csrc/jit/passes/autocast.h>
 #include <torch/csrc/jit/passes/common_subexpression_elimination.h>
@@ -9,8 +9,12 @@
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/passes/shape_analysis.h>
 
+#include <sstream>
 #include <stdexcept>
 #include <unordered_map>
+
+#include "fingerprint.h"
+#include "script_plan.h"
 
 namespace torchcall {
 namespace {
@@ -97,13 +101,6 @@ std::shared_ptr<Graph> Simplified(const std::shared_ptr<Graph>& plain) {
   return graph;
 }
 
-// FNV-1a: short, and the same in every process.
-uint64_t Fingerprint(const std::string& text) {
-  uint64_t hash = 14695981039346656037ULL;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 1099511628211ULL;
-  return hash;
-}
-
 ModelInstance MakeInstance(torch::jit::Function& function) {
   ModelInstance instance;
   instance.function = &function;
@@ -145,7 +142,7 @@ bool IsTraining(const Module& module) {
 
 }  // namespace
 
-std::unique_ptr<Model> Model::FromModule(Module module, TcModelOptions options) {
+std::shared_ptr<Model> ScriptModel::FromModule(Module module, TcModelOptions options) {
   const std::string name = LastPart(module.type()->name()->qualifiedName());
   if (!module.find_method("forward")) {
     throw std::invalid_argument("the module has no method 'forward'");
@@ -171,19 +168,20 @@ std::unique_ptr<Model> Model::FromModule(Module module, TcModelOptions options) 
   }
   ModelInstance instance = MakeInstance(module.get_method("forward").function());
   instance.module = std::move(module);
-  return std::unique_ptr<Model>(new Model(std::move(instance), name, fingerprint, options));
+  return std::shared_ptr<Model>(new ScriptModel(std::move(instance), name, fingerprint, options));
 }
 
-std::unique_ptr<Model> Model::FromFunction(const torch::jit::StrongFunctionPtr& function,
-                                           TcModelOptions options) {
+std::shared_ptr<Model> ScriptModel::FromFunction(const torch::jit::StrongFunctionPtr& function,
+                                                 TcModelOptions options) {
   if (options.freeze) throw std::invalid_argument("freeze=True: expected a module, got a function");
   ModelInstance instance = MakeInstance(*function.function_);
   instance.unit = function.cu_;
-  return std::unique_ptr<Model>(new Model(std::move(instance), function.function_->name(),
-                                          FingerprintOf(*function.function_), options));
+  return std::shared_ptr<Model>(new ScriptModel(std::move(instance), function.function_->name(),
+                                                FingerprintOf(*function.function_), options));
 }
 
-Model::Model(ModelInstance instance, std::string name, uint64_t fingerprint, TcModelOptions options)
+ScriptModel::ScriptModel(ModelInstance instance, std::string name, uint64_t fingerprint,
+                         TcModelOptions options)
     : name_(std::move(name)),
       schema_(instance.function->getSchema()),
       fingerprint_(fingerprint),
@@ -198,17 +196,38 @@ Model::Model(ModelInstance instance, std::string name, uint64_t fingerprint, TcM
   instance_ = std::make_shared<const ModelInstance>(std::move(instance));
 }
 
-void Model::Replace(const Model& fresh) {
-  if (fresh.fingerprint_ != fingerprint_) {
+void ScriptModel::Replace(const Model& fresh) {
+  const auto* script = dynamic_cast<const ScriptModel*>(&fresh);
+  if (script == nullptr || script->fingerprint_ != fingerprint_) {
     throw std::invalid_argument(
         "refresh: expected the same code with other weights, got other code; make a new wrapper");
   }
-  instance_.store(fresh.instance());
+  instance_.store(script->instance());
 }
 
-TcModelInfo Model::info() const {
+TcModelInfo ScriptModel::info() const {
   return {name_.c_str(),    schema_text_.c_str(),      fingerprint_, use_.differentiates,
           use_.keeps_state, use_.draws_random_numbers, training_};
+}
+
+std::string ScriptModel::Serialize() const {
+  const TorchStateGuard guard(Autograd::kOff);
+  const std::shared_ptr<const ModelInstance> held = instance();
+  if (!held->module) throw std::invalid_argument("expected a module, got a script function");
+  std::ostringstream stream;
+  held->module->save(stream);
+  return stream.str();
+}
+
+void ScriptModel::CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const {
+  const Tree call = ParseTree(nodes, count);
+  const ArgumentBuilder builder(call, schema_, is_method_);
+  std::vector<c10::IValue> containers;
+  builder.Build(std::vector<at::Tensor>(num_inputs), containers);
+}
+
+std::unique_ptr<Plan> ScriptModel::NewPlan(const TcPlanSpec& spec) {
+  return ScriptPlan::Make(std::static_pointer_cast<ScriptModel>(shared_from_this()), spec);
 }
 
 }  // namespace torchcall

@@ -1,0 +1,162 @@
+#include "call_form.h"
+
+#include <ATen/Functions.h>
+#include <ATen/ops/from_blob.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <stdexcept>
+
+#include "dtype.h"
+#include "guards.h"
+
+namespace torchcall {
+namespace {
+
+std::vector<int64_t> ShapeOf(const DLTensor& tensor) {
+  return {tensor.shape, tensor.shape + tensor.ndim};
+}
+
+c10::ScalarType DtypeOf(DLDataType dtype, const char* name) {
+  const auto found = ScalarTypeFromDl(dtype);
+  if (!found) {
+    throw std::invalid_argument(std::string(name) + ": this dtype has no counterpart in torch");
+  }
+  return *found;
+}
+
+size_t BytesOf(const std::vector<int64_t>& shape, c10::ScalarType dtype) {
+  return std::accumulate(shape.begin(), shape.end(), c10::elementSize(dtype),
+                         [](size_t bytes, int64_t size) { return bytes * size; });
+}
+
+// One core cannot fill the memory bus: from here on torch copies with all of its threads.
+constexpr size_t kLarge = size_t{1} << 20;
+
+}  // namespace
+
+CallForm::CallForm(const TcPlanSpec& spec) : selects_outputs(spec.selects_outputs != 0) {
+  lengths.assign(spec.lengths, spec.lengths + spec.num_lengths);
+  capacities.assign(lengths.size(), std::numeric_limits<int32_t>::max());
+  for (int64_t i = 0; i < spec.num_inputs; ++i) AddOperand(spec, i);
+  for (int64_t i = 0; i < spec.num_outputs; ++i) AddOutput(spec, i);
+}
+
+void CallForm::AddOperand(const TcPlanSpec& spec, int64_t i) {
+  Operand operand;
+  operand.name = spec.input_names[i];
+  operand.shape = ShapeOf(spec.inputs[i]);
+  operand.dtype = DtypeOf(spec.inputs[i].dtype, spec.input_names[i]);
+  operand.narrowing = spec.input_narrowings[i];
+  for (const TcLength& length : lengths) {
+    operand.is_length = operand.is_length || length.operand == i;
+  }
+  if (operand.is_length) {
+    if (operand.dtype != c10::ScalarType::Int || !operand.shape.empty()) {
+      throw std::invalid_argument(operand.name + ": expected int32 (), got " +
+                                  TypeAndShape(operand.dtype, operand.shape));
+    }
+  } else {
+    operand.copied = spec.input_copies[i] != 0;
+    if (spec.casts[i].bits != 0) {
+      const c10::ScalarType cast = DtypeOf(spec.casts[i], spec.input_names[i]);
+      if (cast != operand.dtype) operand.cast = cast;
+    }
+  }
+  LimitLength(operand.narrowing, operand.shape);
+  operands.push_back(std::move(operand));
+}
+
+void CallForm::AddOutput(const TcPlanSpec& spec, int64_t i) {
+  Output output;
+  output.name = spec.output_names[i];
+  output.shape = ShapeOf(spec.outputs[i]);
+  output.dtype = DtypeOf(spec.outputs[i].dtype, spec.output_names[i]);
+  output.narrowing = spec.output_narrowings[i];
+  output.bytes = BytesOf(output.shape, output.dtype);
+  if (output.narrowing.length >= 0 && (output.narrowing.axis != 0 || output.shape.empty())) {
+    throw std::invalid_argument(output.name + ": expected to be narrowed along axis 0");
+  }
+  LimitLength(output.narrowing, output.shape);
+  outputs.push_back(std::move(output));
+}
+
+void CallForm::ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const {
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    const TcLength& length = lengths[i];
+    const int64_t valid = *static_cast<const int32_t*>(inputs[length.operand].data);
+    if (valid < 0 || valid > capacities[i]) {
+      throw std::invalid_argument(operands[length.operand].name + ": expected 0 to " +
+                                  std::to_string(capacities[i]) + " entries, the capacity, got " +
+                                  std::to_string(valid));
+    }
+    sizes[i] = std::min(std::max(valid + length.extra, length.least), capacities[i]);
+  }
+}
+
+void CallForm::LimitLength(const TcNarrowing& narrowing, const std::vector<int64_t>& shape) {
+  if (narrowing.length < 0) return;
+  int64_t& capacity = capacities.at(narrowing.length);
+  capacity = std::min(capacity, shape.at(narrowing.axis));
+}
+
+void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
+                       const std::vector<int64_t>& sizes, void* destination) const {
+  const bool narrowed = output.narrowing.length >= 0;
+  const int64_t rows = narrowed ? sizes[output.narrowing.length] : 0;
+  const c10::IntArrayRef capacity(output.shape);
+  const bool fits = narrowed
+                        ? tensor.dim() == static_cast<int64_t>(capacity.size()) &&
+                              tensor.size(0) == rows && tensor.sizes().slice(1) == capacity.slice(1)
+                        : tensor.sizes() == capacity;
+  const bool same_dtype = tensor.scalar_type() == output.dtype;
+  const bool castable = selects_outputs && c10::isFloatingType(tensor.scalar_type()) &&
+                        c10::isFloatingType(output.dtype);
+  if (!fits || !(same_dtype || castable)) {
+    std::vector<int64_t> expected = output.shape;
+    if (narrowed) expected[0] = rows;
+    throw std::invalid_argument(output.name + ": expected " + TypeAndShape(output.dtype, expected) +
+                                ", got " + TypeAndShape(tensor.scalar_type(), tensor.sizes()));
+  }
+  if (tensor.layout() != at::kStrided || !tensor.is_cpu()) {
+    throw std::invalid_argument(output.name + ": expected a dense tensor on the cpu, got " +
+                                c10::str(tensor.layout()) + " on " + tensor.device().str());
+  }
+  if (output.bytes == 0) return;
+  const size_t bytes = narrowed ? output.bytes / output.shape[0] * rows : output.bytes;
+  // A conjugated or negated view is a flag on other bits: only torch can read it.
+  if (same_dtype && bytes < kLarge && tensor.is_contiguous() && !tensor.is_conj() &&
+      !tensor.is_neg()) {
+    std::memcpy(destination, tensor.const_data_ptr(), bytes);
+  } else {
+    const TorchStateGuard guard(Autograd::kOff);
+    at::from_blob(destination, tensor.sizes(), tensor.options().dtype(output.dtype)).copy_(tensor);
+  }
+  std::memset(static_cast<char*>(destination) + bytes, 0, output.bytes - bytes);
+}
+
+std::vector<at::Tensor> CallForm::CopiesOf(const DLTensor* inputs) const {
+  const TorchStateGuard guard(Autograd::kOff);
+  std::vector<int64_t> sizes(lengths.size());
+  ReadLengths(inputs, sizes);
+  std::vector<at::Tensor> tensors;
+  for (size_t i = 0; i < operands.size(); ++i) {
+    const Operand& operand = operands[i];
+    if (operand.is_length) {
+      tensors.emplace_back();
+      continue;
+    }
+    at::Tensor view =
+        at::from_blob(inputs[i].data, operand.shape, at::TensorOptions(operand.dtype));
+    if (operand.narrowing.length >= 0) {
+      view = view.narrow(operand.narrowing.axis, 0, sizes[operand.narrowing.length]);
+    }
+    tensors.push_back(
+        view.to(operand.cast.value_or(operand.dtype)).clone(at::MemoryFormat::Contiguous));
+  }
+  return tensors;
+}
+
+}  // namespace torchcall

@@ -1,0 +1,132 @@
+"""Models that only Python can run: eager modules, compiled ones, any callable on tensors."""
+
+import copy
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from torchcall import _bridge
+from torchcall._call import Call, IndexCheck
+from torchcall._eager_runner import EagerRunner
+from torchcall._inference import InferenceError, infer_outputs
+from torchcall._tree import Node
+
+
+class EagerSource:
+    """A module or callable of this process. Each call takes the GIL and runs it as it is."""
+
+    path = None
+    engine = "eager"
+
+    def __init__(self, module: Callable[..., Any]) -> None:
+        self._module = module
+        self._here = module
+        self.weights = "shared"
+        self.name = self.label = _name_of(module)
+
+    def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
+        """Makes the native model; weights that live elsewhere than on the CPU are copied.
+
+        Raises:
+            ValueError: the options ask for what only TorchScript has, or weights have no data.
+        """
+        if freeze:
+            raise ValueError("freeze=True: expected a TorchScript module, got an eager one")
+        self._here = self._module
+        if isinstance(self._module, torch.nn.Module):
+            weights = (*self._module.parameters(), *self._module.buffers())
+            places = {weight.device.type for weight in weights}
+            if "meta" in places:
+                raise ValueError("expected weights that have data, got some on the device 'meta'")
+            if places - {"cpu"}:
+                self.weights = "copied"
+                self._here = copy.deepcopy(self._module).to("cpu")
+        return _bridge.Model.of_callables(self.name, requires_grad)
+
+    def look_at(self, model: _bridge.Model, call: Call) -> "EagerCall":
+        """Settles a call; see `EngineCall`."""
+        del model
+        return EagerCall(self._here, call)
+
+
+class EagerCall:
+    """A call of a Python callable, followed once with fake tensors.
+
+    That tells the outputs and which inputs are written to in place; those, or all where it cannot
+    be told, are copied for each call.
+    """
+
+    def __init__(self, module: Callable[..., Any], call: Call) -> None:
+        self._module = module
+        self._call = call
+        self._error: InferenceError | None = None
+        self._outputs: Any = None
+        self.arguments: list[Node] = []
+        self.index_checks: list[IndexCheck] = []
+        written: set[int] = set()
+        args, kwargs = call.as_the_model_sees_it()
+        try:
+            with _without_compilation():
+                self._outputs = infer_outputs(
+                    lambda: _detached_copy(module),
+                    args,
+                    kwargs,
+                    requires_grad=call.requires_grad,
+                    written=written,
+                )
+        except InferenceError as error:
+            self._error = error
+            written = set(range(len(call.arrays)))
+        self.copies = [i in written for i in range(len(call.arrays))]
+
+    def infer_outputs(self) -> Any:
+        """What following it found.
+
+        Raises:
+            InferenceError: it cannot be followed.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._outputs
+
+    def results(self, outputs: Any) -> list[Node]:
+        """Nothing: the runner itself walks what the callable returns."""
+        del outputs
+        return []
+
+    def callable(self, outputs: Any, n_lengths: int) -> tuple[Any, Any]:
+        """The runner's two functions."""
+        runner = EagerRunner(self._module, self._call, outputs, n_lengths)
+        return runner.make_tensors, runner.run
+
+
+def _name_of(module: Callable[..., Any]) -> str:
+    original = getattr(module, "_orig_mod", None)  # of torch.compile
+    if isinstance(original, torch.nn.Module):
+        return type(original).__name__
+    if isinstance(module, torch.nn.Module):
+        return type(module).__name__
+    return str(getattr(module, "__name__", type(module).__name__))
+
+
+def _detached_copy(module: Callable[..., Any]) -> Callable[..., Any]:
+    """A module whose attributes and buffers may be set without a trace; its parameters are shared.
+
+    Buffers that count are computed with even among fake tensors.
+    """
+    if not isinstance(module, torch.nn.Module):
+        return module
+    try:
+        return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
+    except Exception:  # whatever an attribute raises that cannot be copied
+        return module
+
+
+def _without_compilation() -> AbstractContextManager[Any]:
+    """Runs uncompiled what torch.compile compiled; importing its room takes seconds."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

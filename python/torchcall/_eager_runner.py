@@ -1,0 +1,124 @@
+"""What runs inside a call of an eager model: the only Python in any call."""
+
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import torch
+
+from torchcall._call import Call
+from torchcall._specs import is_static, torch_dtype
+from torchcall._tree import items_of
+
+
+class _ResultError(Exception):
+    """The callable returned something of another structure."""
+
+
+class EagerRunner:
+    """One call, over tensors that are made once and pointed at each call's buffers.
+
+    Args:
+        module: the callable.
+        call: what goes in.
+        outputs: pytree of `jax.ShapeDtypeStruct` (and None) that it must return.
+        n_lengths: operands after the call's own that the callable does not see.
+    """
+
+    def __init__(
+        self, module: Callable[..., Any], call: Call, outputs: Any, n_lengths: int
+    ) -> None:
+        self._module = module
+        self._treedef = call.treedef
+        self._outputs = outputs
+        self._selects = call.selects_outputs
+        self._n_lengths = n_lengths
+        self._forms = [
+            (call.specs[i].shape, torch_dtype(call.casts[i] or str(call.specs[i].dtype)))
+            for i in call.arrays
+        ]
+        # The arguments with gaps where the tensors belong.
+        self._template = [spec if is_static(spec) else None for spec in call.specs]
+        self._slots = call.arrays
+        args, kwargs = call.as_given()
+        self._plain = not kwargs and all(isinstance(x, jax.ShapeDtypeStruct) for x in args)
+        self._one_result = isinstance(outputs, jax.ShapeDtypeStruct)
+
+    def make_tensors(self) -> list[torch.Tensor | None]:
+        """The tensors that the callable gets, on memory that each call replaces by its own."""
+        tensors = [torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in self._forms]
+        return [*tensors, *[None] * self._n_lengths]
+
+    def run(self, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
+        """Calls the model; returns its results, flat, or what went wrong.
+
+        The containers are new ones for each call: a model may change them.
+        """
+        try:
+            if self._plain:
+                result = self._module(*tensors[: len(self._slots)])
+            else:
+                leaves = self._template.copy()
+                for slot, tensor in zip(self._slots, tensors, strict=False):
+                    leaves[slot] = tensor
+                args, kwargs = self._treedef.unflatten(leaves)
+                result = self._module(*args, **kwargs)
+            if self._one_result and isinstance(result, torch.Tensor):
+                return (result,)
+            flat: list[torch.Tensor] = []
+            self._flatten(result, self._outputs, "", flat)
+            return tuple(flat)
+        except _ResultError as error:
+            return str(error)
+        except BaseException as error:
+            return _words(error)
+
+    def _flatten(self, value: Any, expected: Any, path: str, flat: list[torch.Tensor]) -> None:
+        if isinstance(expected, jax.ShapeDtypeStruct):
+            if not isinstance(value, torch.Tensor):
+                raise _refusal(path, "a tensor", _kind(value))
+            flat.append(value)
+        elif expected is None:
+            if value is not None:
+                raise _refusal(path, "None", _kind(value))
+        elif isinstance(expected, dict):
+            self._flatten_dict(value, expected, path, flat)
+        else:
+            kind = list if isinstance(expected, list) else tuple
+            if not isinstance(value, kind) or len(value) != len(expected):
+                what = f"a {kind.__name__} of {len(expected)}"
+                raise _refusal(path, what, _kind(value))
+            for i, (item, spec) in enumerate(zip(value, expected, strict=True)):
+                self._flatten(item, spec, f"{path}[{i}]", flat)
+
+    def _flatten_dict(
+        self, value: Any, expected: dict[Any, Any], path: str, flat: list[torch.Tensor]
+    ) -> None:
+        if not isinstance(value, dict):
+            raise _refusal(path, "a dict", _kind(value))
+        for key, spec in items_of(expected):
+            if key not in value:
+                raise _refusal(f"{path}[{key!r}]", "this key", _kind(value))
+            self._flatten(value[key], spec, f"{path}[{key!r}]", flat)
+        if not self._selects and len(value) != len(expected):
+            raise _refusal(path, f"{len(expected)} keys", _kind(value))
+
+
+def _refusal(path: str, expected: str, got: str) -> _ResultError:
+    return _ResultError(f"output{' ' if path else ''}{path}: expected {expected}, got {got}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a dict with keys [{', '.join(map(repr, value))}]"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else type(value).__name__
+
+
+def _words(error: BaseException) -> str:
+    """What was raised, and where in the callable."""
+    where = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[1:]))
+    said = "".join(traceback.format_exception_only(error)).strip()
+    return f"raised {said}\n\nTraceback (most recent call last):\n{where}".rstrip()

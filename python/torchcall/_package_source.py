@@ -1,0 +1,115 @@
+"""AOTInductor packages (`.pt2`): machine code for one torch, one device and one kind of machine."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+from torchcall import _bridge
+from torchcall._call import Call
+from torchcall._package import PackageMetadata, read_package
+from torchcall._package_call import PackageCall
+
+# Calls that can be under way at once; each further runner costs little, its weights are shared.
+_MOST_RUNNERS = 16
+
+# The vector instructions that torch's compiler names, and torch's own look at this machine.
+_ISA_CHECKS = {
+    "AVX2": "_is_avx2_supported",
+    "AVX512": "_is_avx512_supported",
+    "AVX512_VNNI": "_is_vnni_supported",
+    "AMX_TILE": "_is_amx_tile_supported",
+}
+
+
+class PackageSource:
+    """A package file. What it says of itself is read before its code is loaded."""
+
+    engine = "AOTInductor"
+    weights = "own"
+
+    def __init__(self, path: Path) -> None:
+        self._metadata = _checked(path)
+        self._path = path.resolve()
+        own = self._metadata.torchcall
+        self.label = path.stem if own is None else str(own["name"])
+        self.name = path.name if own is None else f"{self.label} ({path.name})"
+
+    @property
+    def path(self) -> Path | None:
+        """The file."""
+        return self._path
+
+    @property
+    def metadata(self) -> PackageMetadata:
+        """What the package says of itself."""
+        return self._metadata
+
+    def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
+        """Loads the package's code and weights.
+
+        Raises:
+            ValueError: it is not for this torch, device or machine, or does not load.
+        """
+        del requires_grad  # gradients are among its results
+        if freeze:
+            raise ValueError("freeze=True: expected a TorchScript module, got a package")
+        metadata = _checked(self._path)
+        if _form(metadata) != _form(self._metadata):
+            raise ValueError(
+                "refresh: expected a package with the same arguments and results, got another "
+                "one; make a new wrapper"
+            )
+        self._metadata = metadata
+        # The package's own checks of its inputs. It looks once, when it runs for the first time.
+        os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+        runners = min(os.cpu_count() or 1, _MOST_RUNNERS)
+        try:
+            return _bridge.Model.from_package(str(self._path), runners)
+        except ValueError as error:
+            raise ValueError(f"the package does not load: {error}") from error
+
+    def look_at(self, model: _bridge.Model, call: Call) -> PackageCall:
+        """Settles a call; see `EngineCall`."""
+        return PackageCall(model.schema, self._metadata.torchcall, call)
+
+
+def _form(metadata: PackageMetadata) -> object:
+    own = metadata.torchcall
+    if own is None:
+        return None
+    keys = ("inputs", "outputs", "capacity", "minimum", "cutoff", "compute_cell_gradients")
+    return [own[key] for key in keys]
+
+
+def _checked(path: Path) -> PackageMetadata:
+    """Reads a package's metadata and makes sure that its code can run here."""
+    metadata = read_package(path)
+
+    def refuse(expected: str, got: str) -> ValueError:
+        return ValueError(
+            f"torchcall: {path}: expected a package compiled for {expected}, got one for {got}; "
+            "compile the model here"
+        )
+
+    if metadata.device != "cpu":
+        raise refuse("the device cpu", f"the device {metadata.device}")
+    own = metadata.torchcall
+    if own is not None and _minor(own["torch"]) != _minor(torch.__version__):
+        raise refuse(f"torch {torch.__version__}", f"torch {own['torch']}")
+    if metadata.machine not in (None, platform.machine()):
+        raise refuse(f"a machine {platform.machine()}", f"a machine {metadata.machine}")
+    lacking = [name for name in (metadata.isa or "").split() if not _has_instructions(name)]
+    if lacking:
+        raise refuse("this processor", f"one with {', '.join(lacking)}, which this processor lacks")
+    return metadata
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def _has_instructions(name: str) -> bool:
+    check = getattr(torch.cpu, _ISA_CHECKS.get(name, ""), None)
+    return True if check is None else bool(check())
