@@ -16,6 +16,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from torchcall._narrowing import Axis, CallOptions, Narrowing
+from torchcall._package import read_package
+from torchcall._specs import torch_dtype
 from torchcall._wrapper import TorchModuleWrapper
 
 from ._graph import AtomGraph
@@ -89,17 +91,8 @@ class TorchMliap:
             ValueError: the cutoff is not positive, or an option is wrong.
             TypeError: a spec was given, or the module is of a kind that cannot be called.
         """
-        for name in ("input_spec", "output_spec"):
-            if name in options:
-                raise TypeError(
-                    f"torchcall: TorchMliap.from_module: {name} follows from the form of a "
-                    "potential; pass TorchMliap(cutoff, wrapper) a wrapper of your own instead"
-                )
-        if narrow not in ("auto", False):
-            raise ValueError(
-                "torchcall: TorchMliap.from_module: narrow: expected 'auto' or False, "
-                f"got {narrow!r}"
-            )
+        _refuse_specs("from_module", options)
+        _check_narrow("from_module", narrow)
         wrapper = TorchModuleWrapper(
             module,
             input_spec=((input_dtypes(),), {}),
@@ -107,6 +100,43 @@ class TorchMliap:
         )
         table = cutoff if isinstance(cutoff, Table) else _one_cutoff(cutoff)
         return cls(table, wrapper, compute_cell_gradients, narrow, capacity)
+
+    @classmethod
+    def from_package(
+        cls, path: str | Path, *, narrow: Literal["auto", False] = "auto", **options: Any
+    ) -> TorchMliap:
+        """Wraps a package that `torchcall.compile` made; it knows all that a potential needs.
+
+        Args:
+            path: the `.pt2` file.
+            narrow: see the attributes; a package of static shapes is never narrowed.
+            **options: those of `TorchModuleWrapper`, but for the specs.
+
+        Raises:
+            FileNotFoundError, ValueError: the file is missing, damaged, or compiled for another
+                torch, device or processor; or another program made it, and it does not say what it
+                takes.
+            TypeError: a spec was given.
+        """
+        own = read_package(Path(path)).torchcall
+        if own is None:
+            raise ValueError(
+                f"torchcall: {path}: expected a package made by torchcall.compile, got one of "
+                "another origin, which does not tell its cutoff and dtypes; wrap it with "
+                "TorchMliap(cutoff, torchcall.load(path, input_spec=...))"
+            )
+        _refuse_specs("from_package", options)
+        _check_narrow("from_package", narrow)
+        casts = {key: torch_dtype(dtype) for key, dtype, _ in own["inputs"]}
+        wrapper = TorchModuleWrapper(path, input_spec=((casts,), {}), **options)
+        capacity = own["capacity"]
+        return cls(
+            _one_cutoff(own["cutoff"]),
+            wrapper,
+            own["compute_cell_gradients"],
+            narrow=narrow,
+            capacity=None if capacity is None else (capacity["N"], capacity["E"], capacity["B"]),
+        )
 
     def call(self, input: AtomGraphInput) -> dict[str, Array]:
         """What the module returns for this input: no padding, no dropping.
@@ -211,6 +241,22 @@ def _narrowing(outputs: tuple[str, ...]) -> Narrowing:
         inputs=tuple(inputs.get(key) for key in sorted(AtomGraphInput.__annotations__)),
         outputs={key: atoms if key == "position_gradients" else None for key in outputs},
     )
+
+
+def _refuse_specs(method: str, options: dict[str, Any]) -> None:
+    for name in ("input_spec", "output_spec"):
+        if name in options:
+            raise TypeError(
+                f"torchcall: TorchMliap.{method}: {name} follows from the form of a potential; "
+                "pass TorchMliap(cutoff, wrapper) a wrapper of your own instead"
+            )
+
+
+def _check_narrow(method: str, narrow: object) -> None:
+    if narrow not in ("auto", False):
+        raise ValueError(
+            f"torchcall: TorchMliap.{method}: narrow: expected 'auto' or False, got {narrow!r}"
+        )
 
 
 def _one_cutoff(cutoff: float) -> Table[SystemId, Array]:
