@@ -119,8 +119,17 @@ class Report:
         *,
         calls: int | None = None,
         most_rounds: int | None = None,
+        engines: Mapping[str, str] | None = None,
     ) -> dict[str, Timing]:
-        """Times a case's methods by turns and prints its table."""
+        """Times a case's methods by turns and prints its table.
+
+        Args:
+            case: Its name.
+            methods: By name.
+            calls: In a turn; as many as its length asks for if None.
+            most_rounds: Fewer turns than the options say, for methods that take long.
+            engines: What runs the model, by method; TorchScript where a method is not in it.
+        """
         seconds = self.options.seconds
         rounds = min(self.options.rounds, most_rounds or self.options.rounds)
         if self.options.quick:
@@ -135,7 +144,7 @@ class Report:
                 {
                     "case": case,
                     "method": name,
-                    "engine": "none" if name == MEMCPY else "TorchScript",
+                    "engine": ({MEMCPY: "none"} | dict(engines or {})).get(name, "TorchScript"),
                     "us_median": timing.us_median,
                     "us_iqr": timing.us_iqr,
                     "n": timing.n,

@@ -4,9 +4,17 @@ from torchcall import _native
 
 _native.load_torch_half()
 
+from torchcall._compile import CompileError, compile  # noqa: E402
 from torchcall._doctor import doctor  # noqa: E402
 from torchcall._threads import set_num_threads  # noqa: E402
 from torchcall._wrapper import TorchModuleWrapper, load  # noqa: E402
 
-__all__ = ["TorchModuleWrapper", "doctor", "load", "set_num_threads"]
+__all__ = [
+    "CompileError",
+    "TorchModuleWrapper",
+    "compile",
+    "doctor",
+    "load",
+    "set_num_threads",
+]
 __version__ = "0.1.0"

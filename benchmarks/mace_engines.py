@@ -1,0 +1,83 @@
+"""MACE through torch's three engines: eager modules, TorchScript, AOTInductor packages.
+
+A random ScaleShiftMACE (2 layers, 32x0e + 32x1o) on 64 silicon atoms in float32: energy, position
+gradients and cell gradients in one call, from torch's own Python loop. Needs mace-torch.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from _harness import Report, parser, python_loop
+
+import torchcall
+from torchcall.demo._system import load_example
+from torchcall.demo._timing import Run
+from torchcall.mliap import pad_graph
+from torchcall.mliap._input import input_dtypes
+
+EAGER, SCRIPTED, PACKAGE = "eager", "TorchScript", "AOTInductor"
+
+
+def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
+    """The case's name and a loop for each engine, compiled and warm."""
+    example = load_example("mace_adapter")
+    graph = example.silicon(repeat)
+    padded, _ = pad_graph(graph, cutoff=5.0)
+    tensors = {
+        key: torch.from_dlpack(padded[key]).to(dtype, copy=True)
+        for key, dtype in input_dtypes().items()
+    }
+    eager = example.MacePotential(example.random_mace(for_compile=False)).eval()
+    path = torchcall.compile(
+        example.random_silicon(), folder / "mace.pt2", example=graph, cutoff=5.0
+    )
+    package = torch._inductor.aoti_load_package(str(path))
+    expected = eager(tensors)
+    for key, value in package(tensors).items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-3, atol=1e-4)
+
+    from e3nn.util import jit
+
+    runs = {
+        EAGER: python_loop(eager, (tensors,), requires_grad=True),
+        SCRIPTED: python_loop(jit.script(eager), (tensors,), requires_grad=True),
+        PACKAGE: python_loop(_Forward(package), (tensors,), requires_grad=False),
+    }
+    for run in runs.values():
+        run(5)
+    shape = f"{len(graph.positions)} atoms, {tensors['edge_index'].shape[1]} edges"
+    return f"ScaleShiftMACE, {shape}", runs
+
+
+class _Forward:
+    """A package under the name that loops call."""
+
+    def __init__(self, package: object) -> None:
+        self.forward = package
+
+
+def main() -> int:
+    """Measures, prints, and writes the file."""
+    arguments = parser(__doc__ or "")
+    arguments.add_argument("--repeat", type=int, default=2, help="8 n³ atoms (default: 2, 64)")
+    options = arguments.parse_args()
+    try:
+        import mace  # noqa: F401
+    except ImportError:
+        print("torchcall: mace-torch is missing: pip install -r requirements/mace.txt --no-deps")
+        return 2
+    report = Report("MACE through torch's engines", options)
+    with tempfile.TemporaryDirectory() as folder:
+        case, runs = methods(options.repeat, Path(folder))
+        engines = {name: name for name in runs}
+        timings = report.time(case, runs, engines=engines)
+    for method, limit in ((EAGER, 1.5), (SCRIPTED, 1.3)):
+        ratio = timings[method].us_median / timings[PACKAGE].us_median
+        report.claim(case, f"{method} / {PACKAGE}", ratio, limit, at_most=False)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

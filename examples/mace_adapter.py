@@ -1,0 +1,174 @@
+"""MACE as a potential of torchcall: what turns an `AtomGraphInput` into MACE's data, and back.
+
+    python examples/mace_adapter.py mace.pt2                     # a random model, as a package
+    python -m torchcall compile examples/mace_adapter.py:random_silicon mace.pt2 \\
+        --example silicon.cif --cutoff 5
+
+Needs mace-torch (`pip install mace-torch`; requirements/mace.txt pins what is tested).
+
+MACE's conventions: vectors of edges are `positions[receiver] − positions[sender] + shifts` with
+`shifts = cell_offsets @ cell`, the same as torchcall's; elements come as one-hot rows `node_attrs`
+in the order of the model's `atomic_numbers`. MACE's energy is a sum over atoms, so systems are
+summed here: the number of systems stays a symbol when the module is traced, where MACE would make
+it a Python int.
+
+I. Batatia et al., NeurIPS 2022, https://arxiv.org/abs/2206.07697.
+"""
+
+import argparse
+from typing import Any
+
+import torch
+
+
+class MaceEnergy(torch.nn.Module):
+    """Energies of a MACE model, for `torchcall.compile`, which differentiates them.
+
+    Args:
+        model: a `mace.modules.MACE` or `ScaleShiftMACE`, built with `mace.tools.compile.prepare`
+            if it is to be compiled: e3nn's own code generation makes TorchScript, which cannot be
+            traced for any shapes.
+    """
+
+    numbers: torch.Tensor
+    ptr: torch.Tensor
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.species = [int(number) for number in model.atomic_numbers]
+        self.cutoff = float(model.r_max)
+        self.register_buffer("numbers", model.atomic_numbers.clone())
+        # One graph, as MACE counts them.
+        self.register_buffer("ptr", torch.zeros(2, dtype=torch.int64))
+
+    def forward(self, input: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Energy of each system, `(B,)` in eV."""
+        pos, cell, batch = input["pos"], input["cell"], input["batch"]
+        systems = batch.index_select(0, input["edge_index"][0])
+        shifts = (input["cell_offsets"].unsqueeze(2) * cell.index_select(0, systems)).sum(1)
+        elements = torch.eq(input["atomic_numbers"].unsqueeze(1), self.numbers)
+        data = {
+            "positions": pos,
+            "node_attrs": elements.to(pos.dtype),
+            "edge_index": input["edge_index"],
+            "shifts": shifts,
+            "unit_shifts": input["cell_offsets"],
+            "cell": cell[0],
+            "batch": torch.zeros_like(batch),
+            "ptr": self.ptr,
+        }
+        per_atom = self.model(data, compute_force=False)["node_energy"]
+        assert per_atom is not None
+        total = torch.zeros(cell.size(0), dtype=per_atom.dtype, device=per_atom.device)
+        return total.index_add(0, batch, per_atom).to(pos.dtype)
+
+
+class MacePotential(torch.nn.Module):
+    """The same with gradients by autograd inside `forward`; `e3nn.util.jit.script` scripts it.
+
+    Needs `requires_grad=True` in `TorchModuleWrapper`.
+
+    Args:
+        model: as above, but built without `prepare`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.energy = MaceEnergy(model)
+
+    def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Energies, position gradients and cell gradients, see `torchcall.mliap`."""
+        pos = input["pos"].detach().requires_grad_(True)
+        cell = input["cell"].detach().requires_grad_(True)
+        moved = input.copy()
+        moved["pos"] = pos
+        moved["cell"] = cell
+        energy = self.energy(moved)
+        gradients = torch.autograd.grad([energy.sum()], [pos, cell])
+        by_position, by_cell = gradients[0], gradients[1]
+        assert by_position is not None
+        assert by_cell is not None
+        return {
+            "energy": energy.detach(),
+            "position_gradients": by_position,
+            "cell_gradients": by_cell,
+        }
+
+
+def random_mace(*, for_compile: bool, seed: int = 0) -> Any:
+    """A ScaleShiftMACE of silicon with random weights: 2 layers, 32x0e + 32x1o, cutoff 5 Å.
+
+    Args:
+        for_compile: whether to build it without e3nn's scripted code.
+        seed: of the weights, which are the same either way.
+    """
+    import mace  # noqa: F401  first: it lets e3nn load its constants
+    import numpy as np
+    from e3nn import o3
+    from mace.modules import ScaleShiftMACE, interaction_classes
+    from mace.tools.compile import prepare
+
+    interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]
+    make = prepare(ScaleShiftMACE, allow_autograd=False) if for_compile else ScaleShiftMACE
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make(
+            r_max=5.0,
+            num_bessel=8,
+            num_polynomial_cutoff=5,
+            max_ell=3,
+            interaction_cls=interaction,
+            interaction_cls_first=interaction,
+            num_interactions=2,
+            num_elements=1,
+            hidden_irreps=o3.Irreps("32x0e + 32x1o"),
+            MLP_irreps=o3.Irreps("16x0e"),
+            atomic_energies=np.array([-3.0]),
+            avg_num_neighbors=28.0,
+            atomic_numbers=[14],
+            correlation=3,
+            gate=torch.nn.functional.silu,
+            atomic_inter_scale=1.0,
+            atomic_inter_shift=0.0,
+        )
+    # Else autograd would record the weights' gradients in every call, for nobody.
+    return model.eval().requires_grad_(False)
+
+
+def random_silicon() -> MaceEnergy:
+    """What `python -m torchcall compile examples/mace_adapter.py:random_silicon` compiles."""
+    return MaceEnergy(random_mace(for_compile=True))
+
+
+def silicon(repeat: int = 2) -> Any:
+    """8 `repeat`³ silicon atoms near a diamond lattice, as a `torchcall.mliap.AtomGraph`."""
+    import ase.build
+    import jax.numpy as jnp
+    import numpy as np
+
+    from torchcall.mliap import AtomGraph, neighbor_list
+
+    atoms = ase.build.bulk("Si", cubic=True) * (repeat, repeat, repeat)
+    atoms.rattle(0.05, seed=0)
+    positions = jnp.asarray(atoms.positions, jnp.float32)
+    cell = jnp.asarray(np.asarray(atoms.cell), jnp.float32)[None]
+    pbc = jnp.asarray(atoms.pbc)[None]
+    batch = jnp.zeros(len(atoms), jnp.int32)
+    search = neighbor_list(5.0, capacity_multiplier=1.0)
+    neighbors = search.allocate(positions, cell, pbc, batch)
+    return AtomGraph.from_neighbors(neighbors, positions, cell, jnp.asarray(atoms.numbers))
+
+
+def main() -> None:
+    """Compiles the random model into a package."""
+    import torchcall
+
+    parser = argparse.ArgumentParser(description="Compile a random MACE model into a package.")
+    parser.add_argument("file", help="where to write, e.g. mace.pt2")
+    options = parser.parse_args()
+    torchcall.compile(random_silicon(), options.file, example=silicon(), cutoff=5.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Does what was compiled give what the module gives?"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+
+from ._cases import Case
+from ._form import Graph
+from ._gradients import Evaluate, Potential
+
+# Relative to the largest number of a kind: sums in another order, and fused multiplications.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+class DifferentError(Exception):
+    """Something else came out; the text says what and where."""
+
+
+class References:
+    """What the eager module gives for each case, computed once.
+
+    Args:
+        potential: the module.
+        cases: the example first, then the example with its atoms moved.
+
+    Raises:
+        DifferentError: the module itself fails for a shape.
+    """
+
+    def __init__(self, potential: Potential, cases: Iterable[Case]) -> None:
+        self.cases = list(cases)
+        self.results: list[dict[str, torch.Tensor]] = []
+        for case in self.cases:
+            try:
+                self.results.append(potential.reference(case.graph))
+            except Exception as error:
+                raise DifferentError(
+                    f"the module itself fails for {case.what}: {type(error).__name__}: {error}"
+                ) from error
+        self.tolerance = TOLERANCE[potential.dtype]
+
+    def compare(self, evaluate: Evaluate) -> None:
+        """Compares every case.
+
+        Raises:
+            DifferentError: at the first difference that rounding does not explain.
+        """
+        # Forces that vanish by symmetry, and energies of lone atoms, have no size of their own.
+        sizes = {
+            key: max(_largest(result[key]) for result in self.results[:2])
+            for key in self.results[0]
+        }
+        for case, expected in zip(self.cases, self.results, strict=True):
+            found = _run(evaluate, case)
+            for key, reference in expected.items():
+                share = len(self.cases[0].graph["pos"]) if key == "energy" else 1
+                size = max(_largest(reference), sizes[key] / share)
+                _compare(f"[{key!r}] for {case.what}", found[key], reference, self.tolerance, size)
+
+
+def graph_function(module: Callable[..., tuple[torch.Tensor, ...]], keys: list[str]) -> Evaluate:
+    """A traced graph as a function of graphs."""
+
+    def evaluate(graph: Graph) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return dict(zip(keys, module(*graph.values()), strict=True))
+
+    return evaluate
+
+
+def _run(evaluate: Evaluate, case: Case) -> dict[str, torch.Tensor]:
+    try:
+        return evaluate({key: value.clone() for key, value in case.graph.items()})
+    except Exception as error:
+        raise DifferentError(f"fails for {case.what}: {type(error).__name__}: {error}") from error
+
+
+def _compare(
+    what: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float, size: float
+) -> None:
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise DifferentError(
+            f"{what}: expected {_form(expected)} as the module, got {_form(found)}"
+        )
+    same = torch.isclose(found, expected, rtol=0.0, atol=tolerance * size, equal_nan=True)
+    if not bool(same.all()):
+        worst = float((found - expected).abs().nan_to_num(math.inf).max())
+        raise DifferentError(
+            f"{what}: expected what the module gives to within {tolerance * size:.1e}, got a "
+            f"difference of {worst:.1e}"
+        )
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def _largest(values: torch.Tensor) -> float:
+    finite = values[torch.isfinite(values)]
+    return float(finite.abs().max()) if finite.numel() else 0.0

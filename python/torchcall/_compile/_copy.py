@@ -1,0 +1,100 @@
+"""A copy of a module for inference, that leaves the module as it is."""
+
+import copy
+from typing import Any
+
+import torch
+
+from ._errors import CompileError, message_of
+
+
+def copy_of(
+    module: object, name: str, dtype: torch.dtype | None, device: torch.device
+) -> torch.nn.Module:
+    """A copy in eval mode, whose weights are constants.
+
+    Not by `copy.deepcopy`: modules of e3nn turn into TorchScript when they are pickled or copied.
+
+    Args:
+        module: what the caller passed.
+        name: its class.
+        dtype: what weights and buffers are cast to; None leaves them.
+        device: where they go.
+
+    Raises:
+        TypeError: it is no eager module.
+        CompileError: it cannot be copied.
+    """
+    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    expected = "torchcall: compile: module: expected an eager torch.nn.Module"
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"{expected}, got a torch.jit.ScriptModule, which keeps its sizes to itself; pass the "
+            "module that it was scripted from, or use it as it is with TorchMliap.from_module"
+        )
+    if not isinstance(module, torch.nn.Module):
+        got = f"the class {module.__name__}" if isinstance(module, type) else name
+        raise TypeError(f"{expected}, got {got}")
+    try:
+        copied = _copied(module, {})
+    except Exception as error:
+        raise CompileError(
+            f"torchcall: {name}: compile: expected a module that can be copied, got one that "
+            f"cannot\n{message_of(error)}"
+        ) from error
+    copied = copied.to(device=device) if dtype is None else copied.to(device=device, dtype=dtype)
+    return copied.eval().requires_grad_(False)
+
+
+def scripted_parts(module: torch.nn.Module) -> list[str]:
+    """Names of the parts that are TorchScript, without parts of these."""
+    found: list[str] = []
+    for name, part in module.named_modules():
+        inside = any(name.startswith(f"{other}.") for other in found)
+        if isinstance(part, torch.jit.ScriptModule) and not inside:
+            found.append(name)
+    return found
+
+
+def _copied(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
+    if id(module) in memo:
+        return memo[id(module)]
+    if isinstance(module, torch.jit.ScriptModule):
+        memo[id(module)] = copy.deepcopy(module)
+        return memo[id(module)]
+    result: torch.nn.Module = object.__new__(type(module))
+    memo[id(module)] = result
+    state = vars(module).copy()
+    fields: dict[str, Any] = vars(result)
+    # The parts first: attributes may refer to them.
+    fields["_modules"] = {
+        name: None if part is None else _copied(part, memo)
+        for name, part in state.pop("_modules").items()
+    }
+    for group in ("_parameters", "_buffers"):
+        tensors = state.pop(group)
+        fields[group] = {name: _tensor(tensor, memo) for name, tensor in tensors.items()}
+    for name, value in state.items():
+        fields[name] = _attribute(value, memo)
+    return result
+
+
+def _tensor(tensor: torch.Tensor | None, memo: dict[int, Any]) -> torch.Tensor | None:
+    if tensor is None:
+        return None
+    if id(tensor) not in memo:
+        value = tensor.detach().clone()
+        parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = torch.nn.Parameter(value, requires_grad=False) if parameter else value
+    return memo[id(tensor)]
+
+
+def _attribute(value: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return _tensor(value, memo)
+    if isinstance(value, torch.fx.Graph):  # what a GraphModule runs is code made from it
+        return value
+    try:
+        return copy.deepcopy(value, memo)
+    except Exception:  # locks, open files, whatever refuses: shared
+        return value

@@ -1,0 +1,113 @@
+"""What to say of a module that cannot become a package: which operation, and what still works."""
+
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+
+STILL_WORKS = (
+    "What still works: TorchMliap.from_module(torch.jit.script(module), cutoff) where the module "
+    "can be scripted, and TorchMliap.from_module(module, cutoff), which runs it in Python"
+)
+
+_ADVICE = ("\nThe following call raised", "\nFor more information", "\nPotential framework")
+_LARGEST_MESSAGE = 1200  # characters of torch's own words
+
+
+class CompileError(RuntimeError):
+    """A module could not be made into a package."""
+
+
+class ToolchainError(CompileError):
+    """The machine cannot compile, whatever the module."""
+
+
+class Watch(TorchFunctionMode):
+    """Remembers which torch function raised first while it was active."""
+
+    failed: str | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            if self.failed is None:
+                self.failed = resolve_name(func) or getattr(func, "__name__", str(func))
+            raise
+
+
+def cannot_export(
+    name: str, stage: str, error: BaseException, watch: Watch | None = None
+) -> CompileError:
+    """An error for a module that is fine in eager mode.
+
+    Args:
+        name: the module's class.
+        stage: what was being done, such as "traced" in "cannot be traced".
+        error: what torch raised.
+        watch: what was active meanwhile.
+    """
+    operation = _operation(error) or (watch.failed if watch else None)
+    place = _place(error)
+    what = f"operation {operation}" if operation else "an operation that torch does not name"
+    where = f", {place}" if place else ""
+    return CompileError(
+        f"torchcall: {name}: compile: the module cannot be {stage}: {what}{where}. {STILL_WORKS}.\n"
+        f"{message_of(error)}"
+    )
+
+
+def message_of(error: BaseException) -> str:
+    """torch's own words, without the advice that only torch's developers can follow."""
+    text = f"{type(error).__name__}: {error}".strip()
+    for advice in _ADVICE:
+        text = text.partition(advice)[0]
+    if len(text) > _LARGEST_MESSAGE:
+        text = text[:_LARGEST_MESSAGE] + " …"
+    return text
+
+
+def _operation(error: BaseException) -> str | None:
+    """The operator that an exception of torch carries, its causes included."""
+    for link in _chain(error):
+        function = getattr(link, "func", None)
+        if isinstance(function, torch._ops.OperatorBase):
+            return str(function)
+        for line in str(link).splitlines():
+            if line.strip().startswith("target: "):  # how inductor reports what it cannot lower
+                return line.strip().removeprefix("target: ")
+    return None
+
+
+def _place(error: BaseException) -> str | None:
+    """The innermost line of code that is neither torch's nor ours."""
+    for link in _chain(error):
+        for frame in reversed(traceback.extract_tb(link.__traceback__)):
+            if _is_machinery(frame.filename):
+                continue
+            line = f": `{frame.line}`" if frame.line else ""
+            return f"at {Path(frame.filename).name}:{frame.lineno} in {frame.name}{line}"
+    return None
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_HERE = str(Path(__file__).parent)
+_STANDARD = sysconfig.get_paths()["stdlib"]
+
+
+def _is_machinery(filename: str) -> bool:
+    if filename.startswith((_TORCH, _HERE, "<")):
+        return True
+    return filename.startswith(_STANDARD) and "site-packages" not in filename
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = getattr(link, "inner_exception", None) or link.__cause__ or link.__context__
+    return links

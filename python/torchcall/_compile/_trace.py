@@ -1,0 +1,170 @@
+"""A potential as a graph of operators, and the shapes that the graph holds for."""
+
+import contextlib
+import itertools
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch._dynamo.source import LocalSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
+
+from ._copy import scripted_parts
+from ._errors import Watch, cannot_export
+from ._form import INPUTS, B, E, Graph, N, Sizes
+from ._gradients import Potential
+
+# Of one axis that a shape guard may exclude, the largest size that is tried.
+_LARGEST = 4096
+_LARGEST_PAIR = 48
+
+
+class SpecialisedError(Exception):
+    """A graph holds for some shapes only; the text says which axis and where that was decided."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A graph of operators.
+
+    Attributes:
+        module: maps the inputs, in order, to the outputs, in order.
+        excluded: sizes for which the module may take another path than the one in the graph, to be
+            compared; empty for static shapes.
+    """
+
+    module: torch.fx.GraphModule
+    excluded: list[Sizes]
+
+
+def trace(potential: Potential, example: Graph, *, dynamic: bool) -> Traced:
+    """Follows the potential with fake tensors.
+
+    Args:
+        potential: has looked at the example.
+        example: only its shapes matter. If `dynamic`, those of the three axes differ from one
+            another and from all small numbers, so that no size is mistaken for another.
+        dynamic: whether numbers of atoms, edges and systems are symbols.
+
+    Raises:
+        SpecialisedError: the module fixes a size that should be a symbol.
+        CompileError: it cannot be followed at all.
+    """
+    env = ShapeEnv()
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=env)
+    symbolic, fixed = DimDynamic.DUCK, DimDynamic.STATIC
+    fakes = []
+    for key, form in INPUTS.items():
+        dims = [symbolic if dynamic and isinstance(n, str) else fixed for n in form]
+        context = StatelessSymbolicContext(dynamic_sizes=dims)
+        fakes.append(
+            mode.from_tensor(example[key], symbolic_context=context, source=LocalSource(key))
+        )
+    watch = Watch()
+    try:
+        with mode, inlined_script_functions(), watch:
+            # Over fakes of our own, "real" means: as they are.
+            follow = make_fx(potential.flat, tracing_mode="real", _allow_non_fake_inputs=True)
+            module = follow(*fakes)
+    except Exception as error:
+        raise cannot_export(potential.name, "traced", error, watch) from error
+    module.eval()
+    if not dynamic:
+        return Traced(module, [])
+    try:
+        return Traced(module, _excluded_sizes(env, fakes))
+    except SpecialisedError as error:
+        if not (parts := scripted_parts(potential.module)):
+            raise
+        more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+        raise SpecialisedError(
+            f"{error}; the module has parts in TorchScript ({parts[0]}{more}), which turns sizes "
+            "into numbers"
+        ) from error
+
+
+@contextlib.contextmanager
+def inlined_script_functions() -> Iterator[None]:
+    """Calls the Python behind script functions, in this thread, for as long as the body runs.
+
+    TorchScript turns symbolic sizes into numbers; e3nn's spherical harmonics would fix the number
+    of edges.
+    """
+    kind: Any = torch.jit.ScriptFunction
+    scripted, here = kind.__call__, threading.get_ident()
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        python = getattr(self, "_torchdynamo_inline", None)
+        if python is None or threading.get_ident() != here:
+            return scripted(self, *args, **kwargs)
+        return python(*args, **kwargs)
+
+    kind.__call__ = call
+    try:
+        yield
+    finally:
+        kind.__call__ = scripted
+
+
+def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
+    """Sizes of which the trace decided that they are not these; one of each kind.
+
+    A comparison of sizes that came out "not equal" excludes single sizes, which can be tried. All
+    others cut off whole ranges: there the graph is only a guess.
+
+    Raises:
+        SpecialisedError: at an axis that became a number, or a range that is cut off.
+    """
+    by_key = dict(zip(INPUTS, fakes, strict=True))
+    axes = {
+        N: by_key["pos"].shape[0],
+        E: by_key["cell_offsets"].shape[0],
+        B: by_key["cell"].shape[0],
+    }
+    symbols = {name: _expression(size) for name, size in axes.items()}
+    for name, symbol in symbols.items():
+        if not isinstance(symbol, sympy.Symbol):
+            where = next((f" {g.sloc}" for g in env.guards if isinstance(g.expr, sympy.Eq)), "")
+            raise SpecialisedError(f"the number of {_WORDS[name]} became {symbol}{where}")
+    names = {symbol: name for name, symbol in symbols.items()}
+    result = []
+    for guard in env.guards:
+        expression: Any = guard.expr
+        found = _violation(expression, names) if isinstance(expression, sympy.Ne) else None
+        if found is None:
+            text = str(expression.subs({s: sympy.Symbol(n) for s, n in names.items()}))
+            raise SpecialisedError(f"the module decides by {text} {guard.sloc}")
+        result.append(found)
+    return result
+
+
+_WORDS = {N: "atoms", E: "edges", B: "systems"}
+
+
+def _expression(size: Any) -> Any:
+    """The symbol of a symbolic size, or what it was found to be."""
+    if not isinstance(size, torch.SymInt):
+        return size
+    node: Any = size.node
+    return node.expr
+
+
+def _violation(unequal: Any, names: dict[Any, str]) -> Sizes | None:
+    """The smallest sizes for which an inequality does not hold, of the axes in it."""
+    symbols = sorted(unequal.free_symbols, key=str)
+    if not 1 <= len(symbols) <= 2 or not set(symbols) <= set(names):
+        return None
+    last = _LARGEST if len(symbols) == 1 else _LARGEST_PAIR
+    for numbers in itertools.product(range(2, last), repeat=len(symbols)):
+        if unequal.subs(dict(zip(symbols, numbers, strict=True))) == sympy.false:
+            return {names[s]: k for s, k in zip(symbols, numbers, strict=True)}
+    return None
