@@ -44,6 +44,10 @@ class PackageCall:
         self._axes: dict[str, int] = {}
         if metadata is not None:
             # By the key of the package's one argument, an AtomGraphInput.
+            for _, leaf in pairs:
+                if leaf not in position:
+                    got = call.specs[leaf]
+                    raise ValueError(f"{call.names[leaf]}: expected an array, got {got!r}")
             operands = dict(zip((row[0] for row in metadata["inputs"]), order, strict=True))
             for (_, dtype, shape), k in zip(metadata["inputs"], order, strict=True):
                 self._check(call.arrays[k], dtype, shape)

@@ -1,0 +1,66 @@
+"""One Lennard-Jones potential through each engine; its package is compiled once a session."""
+
+import json
+import zipfile
+
+import graphs
+import pytest
+import reference
+import torch
+from reference import CUTOFF
+
+import torchcall
+from torchcall.mliap import TorchMliap
+
+ENGINES = ["TorchScript", "eager", "AOTInductor"]
+
+
+class Energy(torch.nn.Module):
+    """Lennard-Jones' energy alone, which the package's gradients are derived from."""
+
+    species = (6, 14)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair = reference.potentials()["Lennard-Jones"]
+
+    def forward(self, graph):
+        index, cell = graph["edge_index"], graph["cell"]
+        system = graph["batch"][index[0]]
+        shifts = (graph["cell_offsets"].unsqueeze(2) * cell[system]).sum(1)
+        vectors = graph["pos"][index[1]] - graph["pos"][index[0]] + shifts
+        energy, _ = self.pair.pair((vectors * vectors).sum(1))
+        return torch.zeros_like(graph["charge"]).index_add(0, system, energy)
+
+
+@pytest.fixture(scope="session")
+def package(tmp_path_factory):
+    """The potential's package, double precision, for any shapes."""
+    path = tmp_path_factory.mktemp("packages") / "lennard_jones.pt2"
+    example = reference.graph([reference.systems()["triclinic"]])
+    return torchcall.compile(Energy(), path, example=example, cutoff=CUTOFF, dynamic=True)
+
+
+def potential(engine, package, **options):
+    """The potential through an engine, with cell gradients."""
+    if engine == "AOTInductor":
+        return TorchMliap.from_package(package, **options)
+    module = reference.potentials()["Lennard-Jones"]
+    if engine == "TorchScript":
+        module = graphs.script(module)
+    return TorchMliap.from_module(module, CUTOFF, True, **options)
+
+
+def changed(package, path, **changes):
+    """A copy of a package that says something else of itself."""
+    with zipfile.ZipFile(package) as source, zipfile.ZipFile(path, "w") as target:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("metadata.json"):
+                fields = json.loads(content)
+                own = json.loads(fields["torchcall"])
+                own.update({k: v for k, v in changes.items() if k in own})
+                fields.update({k: v for k, v in changes.items() if k not in own})
+                content = json.dumps(fields | {"torchcall": json.dumps(own)}).encode()
+            target.writestr(entry, content)
+    return path
