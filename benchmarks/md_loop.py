@@ -8,12 +8,16 @@ same number of steps, so all of them search for neighbours equally often. The tw
 the potential alone, without any molecular dynamics: the share of a step that is torch's own.
 
 Then what `torchcall.mliap` adds and saves: the shares of a step, a graph with spare slots beside
-one without, and 64 systems in one call of the model beside 64 calls.
+one without, and 64 systems in one call of the model beside 64 calls. Last the engines: the same
+potential through TorchScript, eager torch and AOTInductor, a call and a step.
 """
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
+import _engines
 import jax.numpy as jnp
 import numpy as np
 from _harness import (
@@ -109,11 +113,17 @@ def main(argv: list[str] | None = None) -> int:
         for run in runs.values():
             run(3)
         report.time(f"shares of a step, {n_atoms} atoms", runs)
+        if n_atoms in (64, 500) and not options.quick:
+            with tempfile.TemporaryDirectory() as folder:
+                _engines.steps(report, Path(folder), state, constants, CUTOFF)
     if options.only in "narrowing" and not options.quick:
         for n_atoms in (512, 4096):
             narrowing(report, n_atoms)
     if options.only in "batched" and not options.quick:
         batched(report, 64)
+    if options.only in "engines" and not options.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            _engines.calls(report, Path(folder))
     return report.finish()
 
 

@@ -1,0 +1,135 @@
+"""What `md_loop.py` measures of the engines: one potential through each, a call and a step."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from _harness import (
+    BUFFER,
+    FLOOR,
+    PURE,
+    Problem,
+    Report,
+    Run,
+    graph_of,
+    jitted_loop,
+    liquid,
+    peers,
+)
+from _potentials import shares
+
+import torchcall
+from torchcall._timing import time_native
+from torchcall.demo._dynamics import Constants, State, with_gradients
+from torchcall.demo._peers import CallCounter
+from torchcall.demo._system import load_example
+from torchcall.mliap import AtomGraphInput, TorchMliap, pad_graph
+from torchcall.mliap._input import input_dtypes, output_specs
+
+SCRIPT, EAGER, ANY, FIXED = (
+    "torchcall, TorchScript",
+    "torchcall, eager",
+    "torchcall, AOTInductor",
+    "torchcall, AOTInductor, fixed shapes",
+)
+ENGINES = {SCRIPT: "TorchScript", EAGER: "eager", ANY: "AOTInductor", FIXED: "AOTInductor"}
+
+
+def models(
+    name: str, module: torch.nn.Module, cutoff: float, graph: AtomGraphInput, folder: Path
+) -> dict[str, TorchMliap]:
+    """The module through each engine, for a graph's shapes or for any."""
+    differentiates = not hasattr(module, "autograd") or bool(module.autograd)
+    options: dict[str, Any] = {"requires_grad": differentiates}
+    result = {
+        SCRIPT: TorchMliap.from_module(torch.jit.script(module), cutoff, **options),
+        EAGER: TorchMliap.from_module(module, cutoff, **options),
+    }
+    for method, dynamic in ((ANY, True), (FIXED, False)):
+        path = folder / f"{name}-{dynamic}.pt2"
+        torchcall.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
+        result[method] = TorchMliap.from_package(path)
+    return result
+
+
+def potentials() -> dict[str, tuple[torch.nn.Module, float]]:
+    """Modules that differentiate inside, as learnt potentials do, and one that has formulas."""
+    lennard_jones = load_example("lennard_jones").LennardJones
+    network = load_example("message_passing").MessagePassing(cutoff=4.0)
+    return {
+        "Lennard-Jones by autograd": (lennard_jones(cutoff=8.5, autograd=True).eval(), 8.5),
+        "Lennard-Jones by formulas": (lennard_jones(cutoff=8.5).eval(), 8.5),
+        "message passing": (network.eval(), 4.0),
+    }
+
+
+def calls(report: Report, folder: Path, n_atoms: int = 64) -> None:
+    """The model's call alone, in a jitted loop, and the same module by callbacks."""
+    for name, (module, cutoff) in potentials().items():
+        positions, cell = liquid(n_atoms)
+        graph, _ = pad_graph(graph_of(positions, cell, cutoff, slack=1.0), cutoff=cutoff)
+        runs: dict[str, Run] = {}
+        engines = dict(ENGINES)
+        for method, model in models(name, module, cutoff, graph, folder).items():
+            runs[method] = call_loop(model, graph)
+            if method != EAGER:
+                floor = f"{FLOOR}, {method.removeprefix('torchcall, ')}"
+                runs[floor] = floor_loop(model, graph)
+                engines[floor] = ENGINES[method]
+        for peer, run in eager_peers(name, module, graph).items():
+            runs[peer], engines[peer] = run, "eager"
+        case = f"engines, {name}, {n_atoms} atoms, {graph['edge_index'].shape[1]} edges"
+        timings = report.time(case, runs, engines=engines)
+        us = {method: timing.us_median for method, timing in timings.items()}
+        report.claim(case, "eager / buffer_callback", us[EAGER] / us[BUFFER], 1)
+        if name == "message passing":
+            share = 1 - us[f"{FLOOR}, AOTInductor"] / us[ANY]
+            report.claim(case, "the bridge's share of a call through AOTInductor", share, 0.02)
+            continue
+        best = ANY if name == "Lennard-Jones by autograd" else FIXED
+        for method, least in ((SCRIPT, 2.5), (PURE, 8)):
+            report.claim(case, f"{method} / {best}", us[method] / us[best], least, at_most=False)
+
+
+def call_loop(model: TorchMliap, graph: AtomGraphInput) -> Run:
+    """The model's call in one jitted loop."""
+    return jitted_loop(model.call, (graph,), lambda: model.wrapper.stats()["calls"])
+
+
+def floor_loop(model: TorchMliap, graph: AtomGraphInput) -> Run:
+    """The model alone in a C++ loop."""
+    return lambda calls: time_native(model.wrapper, graph, iterations=calls) * calls
+
+
+def eager_peers(name: str, module: torch.nn.Module, graph: AtomGraphInput) -> dict[str, Run]:
+    """The eager module by JAX's callbacks."""
+    differentiates = name != "Lennard-Jones by formulas"
+    problem = Problem(
+        name, module, (graph,), output_specs, (input_dtypes(),), requires_grad=differentiates
+    )
+    runs: dict[str, Run] = {}
+    for peer, make in peers(["wrap_torch2jax"]).items():
+        counter = CallCounter()
+        call = make(module, counter=counter, **problem.options())
+        runs[peer] = jitted_loop(call, problem.args, lambda counter=counter: counter.calls)
+    return runs
+
+
+def steps(report: Report, folder: Path, state: State, constants: Constants, cutoff: float) -> None:
+    """A whole step of molecular dynamics through each engine."""
+    lennard_jones = load_example("lennard_jones").LennardJones
+    module = lennard_jones(cutoff=cutoff, autograd=True).eval()
+    cell = constants.cell[0]
+    atoms = graph_of(state.positions, cell, cutoff, slack=1.25)  # pyright: ignore[reportArgumentType]
+    graph, _ = pad_graph(atoms, cutoff=cutoff)
+    runs: dict[str, Run] = {}
+    for method, model in models(
+        f"steps-{len(state.positions)}", module, cutoff, graph, folder
+    ).items():
+        if method == FIXED:
+            continue  # the list's own capacity is another
+        begun = with_gradients(model.wrapper, state, constants, cutoff)
+        runs[method] = shares(model, begun, constants, cutoff)["a step"]
+        runs[method](3)
+    case = f"engines, a step by autograd, {len(state.positions)} atoms"
+    report.time(case, runs, engines=ENGINES)
