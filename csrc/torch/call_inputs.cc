@@ -112,6 +112,14 @@ bool CallInputs::Kept(const Input& input) const {
          StorageUses(input.given) > input.storage_uses;
 }
 
+bool CallInputs::Reshaped(const Input& input, const CallForm::Operand& operand) const {
+  const c10::TensorImpl& given = *input.given.unsafeGetTensorImpl();
+  // Narrowed tensors get their sizes anew in each call.
+  if (operand.narrowing.length >= 0)
+    return given.dim() != static_cast<int64_t>(operand.shape.size());
+  return given.sizes() != c10::IntArrayRef(operand.shape) || !given.is_contiguous();
+}
+
 int64_t CallInputs::Finish(bool all_kept, const int32_t* kept) {
   int64_t count = 0;
   for (size_t i = 0; i < inputs_.size(); ++i) {
@@ -121,7 +129,8 @@ int64_t CallInputs::Finish(bool all_kept, const int32_t* kept) {
     if (input.given.unsafeGetTensorImpl()->autograd_meta() != nullptr && !Kept(input)) {
       input.given.unsafeGetTensorImpl()->set_autograd_meta(nullptr);
     }
-    if (!all_kept && !(kept != nullptr && kept[i] != 0) && !Kept(input)) {
+    const bool reshaped = Reshaped(input, form_.operands[i]);
+    if (!all_kept && !reshaped && !(kept != nullptr && kept[i] != 0) && !Kept(input)) {
       Repoint(input.shell, nullptr);
       continue;
     }

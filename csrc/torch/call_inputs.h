@@ -50,6 +50,8 @@ class CallInputs {
   };
 
   bool Kept(const Input& input) const;
+  // Whether the model resized or transposed its input in place, which the next call must not see.
+  bool Reshaped(const Input& input, const CallForm::Operand& operand) const;
   void Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size);
 
   const CallForm& form_;

@@ -13,6 +13,7 @@ from torchcall._call import Call, IndexCheck
 from torchcall._eager_runner import EagerRunner
 from torchcall._inference import InferenceError, infer_outputs
 from torchcall._tree import Node
+from torchcall._untouched import restored, stand_in
 
 
 class EagerSource:
@@ -69,9 +70,9 @@ class EagerCall:
         written: set[int] = set()
         args, kwargs = call.as_the_model_sees_it()
         try:
-            with _without_compilation():
+            with _without_compilation(), restored(module):
                 self._outputs = infer_outputs(
-                    lambda: _detached_copy(module),
+                    lambda: stand_in(module),
                     args,
                     kwargs,
                     requires_grad=call.requires_grad,
@@ -110,19 +111,6 @@ def _name_of(module: Callable[..., Any]) -> str:
     if isinstance(module, torch.nn.Module):
         return type(module).__name__
     return str(getattr(module, "__name__", type(module).__name__))
-
-
-def _detached_copy(module: Callable[..., Any]) -> Callable[..., Any]:
-    """A module whose attributes and buffers may be set without a trace; its parameters are shared.
-
-    Buffers that count are computed with even among fake tensors.
-    """
-    if not isinstance(module, torch.nn.Module):
-        return module
-    try:
-        return copy.deepcopy(module, {id(weight): weight for weight in module.parameters()})
-    except Exception:  # whatever an attribute raises that cannot be copied
-        return module
 
 
 def _without_compilation() -> AbstractContextManager[Any]:

@@ -246,6 +246,45 @@ def test_following_a_module_leaves_no_trace_in_it():
     np.testing.assert_array_equal(module.last, batch)
 
 
+@pytest.mark.parametrize("wrap", [False, True], ids=["a module", "a function of a module"])
+def test_following_leaves_gradients_and_attributes_as_they_were(wrap):
+    class Trains(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(3, 1)
+            self.last: Any = None
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.last = self.layer(x).sum()
+            self.last.backward()
+            return x + 1
+
+    module = Trains()
+    f = TorchModuleWrapper((lambda x: module(x)) if wrap else module, requires_grad=True)
+    lowered = jax.jit(f).lower(X)
+    assert module.layer.weight.grad is None
+    assert module.last is None
+    lowered.compile()(X)
+    np.testing.assert_array_equal(module.layer.weight.grad, X[None])
+    assert type(module.last) is torch.Tensor
+
+
+def resizes(x: torch.Tensor) -> torch.Tensor:
+    x.resize_(10)
+    return x[:3] * 1
+
+
+def transposes(x: torch.Tensor) -> torch.Tensor:
+    return x.unsqueeze_(0).t_()[:, 0] * 1
+
+
+@pytest.mark.parametrize("model", [resizes, transposes])
+def test_the_shape_of_an_input_may_be_changed_in_place(model):
+    f = TorchModuleWrapper(model, output_spec=SPEC)
+    for i in range(3):
+        np.testing.assert_array_equal(f(X + i), X + i)
+
+
 def test_the_weights_are_the_modules_own():
     module = torch.nn.Linear(3, 3, bias=False)
     f = jax.jit(TorchModuleWrapper(module))

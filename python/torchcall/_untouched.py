@@ -1,0 +1,83 @@
+"""Following a callable with fake tensors must not leave fakes in what it computes with."""
+
+import copy
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+# How far modules are looked for behind a function: its closure, and that of a function in there.
+_DEPTH = 3
+
+
+def stand_in(module: Callable[..., Any]) -> Callable[..., Any]:
+    """A module whose attributes, buffers and gradients may be set without a trace.
+
+    Its parameters are new ones on the same memory. Buffers are copies: those that count are
+    computed with even among fake tensors. Anything else than a module stays itself.
+    """
+    if not isinstance(module, torch.nn.Module):
+        return module
+    twins = {
+        id(weight): torch.nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+        for weight in module.parameters()
+    }
+    try:
+        return copy.deepcopy(module, dict(twins))
+    except Exception:  # whatever an attribute raises that cannot be copied
+        return module
+
+
+@contextmanager
+def restored(function: Callable[..., Any]) -> Iterator[None]:
+    """Puts attributes and gradients of the modules and tensors behind a function back."""
+    modules, tensors = {}, {}
+    for value in _behind(function, _DEPTH):
+        if isinstance(value, torch.nn.Module):
+            modules |= {id(part): part for part in value.modules()}
+            tensors |= {id(weight): weight for weight in value.parameters()}
+        elif isinstance(value, torch.Tensor) and value.is_leaf:
+            tensors[id(value)] = value
+    attributes = [(part, _attributes(part)) for part in modules.values()]
+    gradients = [(tensor, tensor.grad) for tensor in tensors.values()]
+    try:
+        yield
+    finally:
+        for part, before in attributes:
+            vars(part).clear()
+            vars(part).update(before)
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """What `vars` holds, with dictionaries of their own: of buffers, parameters, submodules."""
+    return {k: type(v)(v) if type(v) is dict else v for k, v in vars(module).items()}
+
+
+def _behind(value: Any, depth: int) -> Iterator[Any]:
+    """What a callable refers to: its object, its closure, and the globals that it names."""
+    yield value
+    if depth == 0:
+        return
+    reached: list[Any] = []
+    if isinstance(value, functools.partial):
+        reached += [value.func, *value.args, *value.keywords.values()]
+    reached.append(getattr(value, "__self__", None))
+    reached.append(getattr(value, "__wrapped__", None))
+    code = getattr(value, "__code__", None)
+    if code is not None:
+        for cell in getattr(value, "__closure__", None) or ():
+            try:
+                reached.append(cell.cell_contents)
+            except ValueError:  # not yet bound
+                continue
+        names = getattr(value, "__globals__", {})
+        reached += [names[name] for name in code.co_names if name in names]
+    elif not isinstance(value, torch.nn.Module | torch.Tensor | type):
+        reached += list(getattr(value, "__dict__", {}).values())
+    for found in reached:
+        if callable(found) or isinstance(found, torch.Tensor):
+            yield from _behind(found, depth - 1)
