@@ -26,22 +26,26 @@ _NO_OPTIONS = CallOptions()
 
 
 class TorchModuleWrapper:
-    """Calls a TorchScript model from JAX: `y = f(*args, **kwargs)`, eagerly or in a jitted program.
+    """Calls a torch model from JAX: `y = f(*args, **kwargs)`, eagerly or in a jitted program.
 
     Any pytree (dict, list, tuple, named tuple) of arrays and Python scalars goes in, any pytree of
-    arrays comes out. XLA's buffers reach the model in place; outputs are copied once. No Python
-    runs and the GIL is not taken during a call of a compiled program.
+    arrays comes out. XLA's buffers reach the model in place; outputs are copied once. TorchScript
+    and AOTInductor packages run without Python and without the GIL.
 
     Args:
-        module: a `torch.jit.ScriptModule`, a script function, or the path of a TorchScript archive.
+        module: a `torch.jit.ScriptModule`, a script function, or the path of a TorchScript archive;
+            the path of an AOTInductor package (`.pt2`); or a `torch.nn.Module` or any callable on
+            tensors, which each call runs in Python, under the GIL. Such a callable is followed once
+            with fake tensors, and must not call JAX where other threads of XLA wait for it.
             The caller's module is left as it is and shares its weights (on the CPU).
         requires_grad: True for a module that calls `torch.autograd.grad` inside its `forward`.
         input_spec: a pytree prefix of `(args, kwargs)` whose leaves are `torch.dtype`s to cast to
             inside torch, or None. JAX without x64 cannot make the int64 indices that models want.
         output_spec: a pytree of `jax.ShapeDtypeStruct`, or a function from the inputs' specs to the
-            outputs'. When absent, it is inferred with fake tensors.
+            outputs'. When absent, it is inferred with fake tensors, or a package tells it; a package
+            that `torchcall.compile` did not make needs it.
         freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
-            wants a module in eval mode.
+            wants a TorchScript module in eval mode.
         vmap_method: reserved for `jax.vmap`, which this version refuses.
         cuda_graph: reserved for CUDA devices, which this version refuses.
 
@@ -130,7 +134,8 @@ class TorchModuleWrapper:
         """Takes the weights over anew, also for programs that are compiled already.
 
         Weights changed in place on the CPU are shared and need nothing, unless `freeze=True`, a
-        parameter was replaced, or the module lives on another device. A path is read again.
+        parameter was replaced, or the module lives on another device. A path is read again; a
+        package may be another one of the same form.
 
         Raises:
             ValueError: if the code has changed too; make a new wrapper then.
@@ -145,7 +150,7 @@ class TorchModuleWrapper:
         """Counts since the wrapper was made, over all compiled programs.
 
         Returns:
-            `engine`; `calls`; `bytes_copied` (outputs, and inputs that were cast); `plans` alive;
+            `engine`, "TorchScript", "AOTInductor" or "eager"; `calls`; `bytes_copied` (outputs, and inputs that were cast); `plans` alive;
             `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
             `kept_inputs` and `copied_inputs` (inputs that the model kept after a call, or may write
             to, and which therefore were copied); `devices`; `graph_captures`, `graph_replays` of
@@ -259,7 +264,8 @@ def load(path: str | Path, *, allow_pickle: bool = False, **options: Any) -> Tor
     """Wraps a model file.
 
     Args:
-        path: a TorchScript archive, as written by `torch.jit.ScriptModule.save`.
+        path: a TorchScript archive, as written by `torch.jit.ScriptModule.save`, or an AOTInductor
+            package.
         allow_pickle: whether a file made by `torch.save` may be unpickled, which runs whatever code
             the file names. What comes out must be something that `TorchModuleWrapper` takes.
         **options: those of `TorchModuleWrapper`.
