@@ -3,7 +3,7 @@
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ class TorchModuleWrapper:
         input_spec: a pytree prefix of `(args, kwargs)` whose leaves are `torch.dtype`s to cast to
             inside torch, or None. JAX without x64 cannot make the int64 indices that models want.
         output_spec: a pytree of `jax.ShapeDtypeStruct`, or a function from the inputs' specs to the
-            outputs'. When absent, it is inferred with fake tensors, or a package tells it; a package
+            outputs'. When absent, it is inferred with fake tensors, or read from the package; one
             that `torchcall.compile` did not make needs it.
         freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
             wants a TorchScript module in eval mode.
@@ -61,7 +61,7 @@ class TorchModuleWrapper:
 
     def __init__(
         self,
-        module: torch.jit.ScriptModule | torch.jit.ScriptFunction | torch.nn.Module | str | Path,
+        module: Callable[..., Any] | torch.jit.ScriptFunction | str | Path,
         *,
         requires_grad: bool = False,
         input_spec: Any = None,
@@ -150,7 +150,8 @@ class TorchModuleWrapper:
         """Counts since the wrapper was made, over all compiled programs.
 
         Returns:
-            `engine`, "TorchScript", "AOTInductor" or "eager"; `calls`; `bytes_copied` (outputs, and inputs that were cast); `plans` alive;
+            `engine`, "TorchScript", "AOTInductor" or "eager"; `calls`; `bytes_copied` (outputs, and
+            inputs that were cast or copied); `plans` alive;
             `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
             `kept_inputs` and `copied_inputs` (inputs that the model kept after a call, or may write
             to, and which therefore were copied); `devices`; `graph_captures`, `graph_replays` of

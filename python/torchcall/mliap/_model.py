@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -68,7 +68,7 @@ class TorchMliap:
     @classmethod
     def from_module(
         cls,
-        module: torch.jit.ScriptModule | torch.nn.Module | str | Path,
+        module: Callable[..., Any] | str | Path,
         cutoff: float | Table[SystemId, Float[Array, " B"]],
         compute_cell_gradients: bool = False,
         *,
