@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,10 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
-def _self_test() -> str:
+def _self_test(model: Callable[..., torch.Tensor]) -> str:
     from torchcall._wrapper import TorchModuleWrapper
 
-    wrapper = TorchModuleWrapper(torch.jit.script(_twice))
+    wrapper = TorchModuleWrapper(model)
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     with jax.default_device(jax.devices("cpu")[0]):
         got = np.asarray(jax.jit(wrapper)(x))
@@ -30,6 +31,13 @@ def _self_test() -> str:
     if wrapper.stats()["weights"] != "shared":
         return "ok, but a live module is serialised: its C++ object is out of reach"
     return "ok"
+
+
+def _compiler() -> str:
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"packages run; none can be made, for there is no C++ compiler ({compiler})"
+    return f"packages run, and are compiled with {shutil.which(compiler)}"
 
 
 def _attempt(check: Callable[[], str]) -> str:
@@ -60,9 +68,10 @@ def doctor() -> dict[str, str]:
         "torch half": f"{half} (built for torch {_attempt(_bridge.torch_half_version)})",
         "jax devices": _attempt(lambda: ", ".join(map(str, jax.devices()))),
         "torch threads per call": str(torch.get_num_threads()),
-        "TorchScript on the CPU": _attempt(_self_test),
+        "TorchScript on the CPU": _attempt(lambda: _self_test(torch.jit.script(_twice))),
+        "eager on the CPU": _attempt(lambda: _self_test(_twice)),
+        "AOTInductor on the CPU": _compiler(),
         "CUDA": "not supported by this version; programs run on the CPU",
-        "AOTInductor, eager modules": "not supported by this version; use torch.jit.script",
     }
     width = max(map(len, report))
     for name, value in report.items():
