@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/*)
 # An editable install knows the modules that it was made with: a folder is newer when one comes or goes.
-FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/)))
+FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: help setup demo test test-fast lint format types stubs bench docs sanitize clean

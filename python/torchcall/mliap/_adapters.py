@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ._neighbors_frame import make_frame
 
 
-class Edges(NamedTuple):
+class EdgeArrays(NamedTuple):
     """The arrays of a neighbour list: ``r = x_j − x_i + S h``.
 
     Attributes:
@@ -76,7 +76,7 @@ def edges_from_pairs(
     n_atoms: int,
     capacity: int | None = None,
     dtype: Any = np.float32,
-) -> Edges:
+) -> EdgeArrays:
     """The lists ``i, j, S`` of vesin (``quantities="ijS"``) or ``ase.neighborlist``, sorted and
     padded.
 
@@ -116,7 +116,7 @@ def edges_from_pairs(
     edge_index[:, :n] = i[order], j[order]
     offsets = np.tile(np.array([1, 0, 0], dtype), (slots, 1))
     offsets[:n] = s[order]
-    return Edges(
+    return EdgeArrays(
         jnp.asarray(edge_index),
         jnp.asarray(offsets),
         jnp.asarray(np.int32(n)),
@@ -131,7 +131,7 @@ def edges_from_jax_md(
     pbc: Bool[Array | np.ndarray, "1 3"],
     *,
     cutoff: float,
-) -> Edges:
+) -> EdgeArrays:
     """A jax-md list of one system, with ``S = −round((x_j − x_i) h⁻¹)``, its only image; works
     inside ``jit``.
 
@@ -182,6 +182,6 @@ def edges_from_jax_md(
     edge_index = jnp.where(used[:, 0], jnp.stack([key[order], j[order]]), n_atoms).astype(jnp.int32)
     too_long = jnp.any(pbc[0] & (2 * cutoff > frame.heights[0]))
     flag = too_long | (jnp.asarray(neighbors.did_buffer_overflow) != 0) | ~frame.finite
-    return Edges(
+    return EdgeArrays(
         edge_index, jnp.where(used, offsets[order], unused), jnp.sum(valid, dtype=jnp.int32), flag
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -90,32 +90,47 @@ def _energy_jvp(
     primals: tuple[TorchMliap, AtomGraph], tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
     model, graph = primals
-    moves = tangents[1]
     out = _guarded(model, graph)
+    return out.energy, energy_tangent(out, graph, tangents[1])
+
+
+_energy.defjvp(_energy_jvp, symbolic_zeros=True)
+
+
+def energy_tangent(out: EnergyAndGradients, graph: AtomGraph, moves: Any) -> Array:
+    """`Σ ∂E/∂r · dr + Σ ∂E/∂h · dh` of each system.
+
+    Args:
+        out: gradients at the graph.
+        graph: the atoms.
+        moves: the graph's tangents, `SymbolicZero` or None where there is none.
+
+    Raises:
+        ValueError: the cell moves and there are no gradients of it.
+        NotImplementedError: charge or spin moves.
+    """
     for name in ("charge", "spin"):
-        if _moves(getattr(moves, name)):
+        if moving(getattr(moves, name)):
             raise NotImplementedError(
                 f"torchcall: energy: differentiation in graph.{name} is not supported: models "
                 "return gradients of positions and cell; use jax.lax.stop_gradient on it"
             )
     change = jnp.zeros_like(out.energy)
-    if _moves(moves.positions):
+    if moving(moves.positions):
         per_atom = jnp.sum(out.position_gradients * moves.positions, axis=-1)
         change = change + _sum_by_system(per_atom, graph)
-    if _moves(moves.cell):
+    if moving(moves.cell):
         if out.cell_gradients is None:
             raise ValueError(
                 "torchcall: energy: graph.cell: expected a model with "
                 "compute_cell_gradients=True to differentiate in the cell, got one without"
             )
         change = change + jnp.sum(out.cell_gradients * moves.cell, axis=(-2, -1))
-    return out.energy, change
+    return change
 
 
-_energy.defjvp(_energy_jvp, symbolic_zeros=True)
-
-
-def _moves(tangent: Any) -> bool:
+def moving(tangent: Any) -> bool:
+    """Whether there is a tangent."""
     return tangent is not None and not isinstance(tangent, SymbolicZero)
 
 
@@ -131,12 +146,17 @@ def _sum_by_system(values: Array, graph: AtomGraph) -> Array:
 
 @jax.custom_jvp
 def _guarded(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
-    return _evaluation(model, graph)
+    return evaluation(model, graph)
 
 
 @_guarded.defjvp
 def _guarded_jvp(primals: Any, tangents: Any) -> Any:
     del primals, tangents
+    refuse_second_derivatives()
+
+
+def refuse_second_derivatives() -> NoReturn:
+    """The error of whoever differentiates what a model returned as gradients."""
     raise NotImplementedError(
         "torchcall: second derivatives are not supported: a model returns energies and their first "
         "gradients. Differentiate `energy`, once; where gradients enter a function that is "
@@ -146,7 +166,7 @@ def _guarded_jvp(primals: Any, tangents: Any) -> Any:
 
 
 @custom_vmap
-def _evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
+def evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     """One evaluation, in the caller's order; every way to the model leads through here."""
     n_systems = graph.cell.shape[0]
     atoms, edges, systems = model.capacity or (None, None, None)
@@ -163,14 +183,14 @@ def _evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     )
 
 
-@_evaluation.def_vmap
+@evaluation.def_vmap
 def _evaluate_merged(
     axis_size: int, in_batched: list[Any], model: TorchMliap, graph: AtomGraph
 ) -> tuple[EnergyAndGradients, EnergyAndGradients]:
     # One cutoff serves all systems; more than one only matter for the phantom's size.
     data = jnp.max(model.cutoff.data, keepdims=True).reshape(1)
     model = replace(model, cutoff=replace(model.cutoff, keys=model.cutoff.keys[:1], data=data))
-    out = _evaluation(model, merge_graphs(graph, in_batched[1], axis_size))
+    out = evaluation(model, merge_graphs(graph, in_batched[1], axis_size))
 
     def split(values: Array) -> Array:
         return values.reshape(axis_size, values.shape[0] // axis_size, *values.shape[1:])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from ._neighbors_compact import BITS, round_up
 from ._neighbors_frame import make_frame
 from ._neighbors_layout import plan_bins, with_rows
 from ._neighbors_search import Candidates, Layout, bins_and_rows, drift, find_candidates, keep_close
+
+if TYPE_CHECKING:
+    from ._state._graph import Edges
 
 ArrayLike = Array | np.ndarray
 Schedule = Literal["when-needed", "always", "never"]
@@ -128,6 +131,26 @@ class NeighborList:
         return replace(
             replace(self, schedule="always").update(positions, cell), schedule=self.schedule
         )
+
+    def __call__(self, particles: Any, systems: Any, cutoffs: Any) -> Edges:
+        """The edges of a state, as ``neighborlist_view`` wants them; for use inside ``jit``.
+
+        A list that does not stand at these positions and cells is updated for it, which it forgets.
+
+        Args:
+            particles: table of particles in any order, as many in each system as allocated.
+            systems: table of systems, with the periodicity as allocated.
+            cutoffs: table by system, in Å, at most the list's own; longer pairs are left out.
+
+        Returns:
+            Edges with ``did_overflow``, true also for systems other than the allocated ones.
+
+        Raises:
+            ValueError, TypeError: as `update`; or a mismatch is known here, or something missing.
+        """
+        from ._state._neighbors import list_edges
+
+        return list_edges(self, particles, systems, cutoffs)
 
     def grow(self) -> NeighborList:
         """Allocate anew, outside ``jit``, with room for the geometry at which this list overflowed.

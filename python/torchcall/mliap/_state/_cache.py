@@ -1,0 +1,290 @@
+"""An output kept in the state, with what it was computed from: never taken for another state's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from torchcall._wrapper import TorchModuleWrapper
+
+from .._graph import AtomGraph
+from .._model import TorchMliap
+from .._table import Table
+from ._patch import Accept, accepted
+from ._potential import EMPTY, EmptyType, Gradients, Hessians, PotentialOut
+from ._written import Written, written_rows
+
+
+class Inputs(NamedTuple):
+    """Everything that a model reads, row by row; edges as two checksums of each sender's.
+
+    Attributes:
+        positions: (n, 3).
+        atomic_numbers: (n,).
+        system: (n,) int32.
+        edges: (n, 2), of receivers and shifts, whatever their order.
+        cell: (b, 3, 3).
+        pbc: (b, 3).
+        charge: (b,).
+        spin: (b,).
+    """
+
+    positions: Float[Array, "n 3"]
+    atomic_numbers: Int[Array, " n"]
+    system: Int[Array, " n"]
+    edges: UInt32[Array, "n 2"]
+    cell: Float[Array, "b 3 3"]
+    pbc: Bool[Array, "b 3"]
+    charge: Float[Array, " b"]
+    spin: Float[Array, " b"]
+
+
+class ModelMark:
+    """Stands for a wrapper in a cache, without keeping the model alive."""
+
+
+_marks: WeakKeyDictionary[Any, ModelMark] = WeakKeyDictionary()
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["total_energies", "gradients", "hessians", "inputs", "known"],
+    meta_fields=["model"],
+)
+@dataclass(frozen=True)
+class CachedOut(PotentialOut[Gradients, Hessians]):
+    """An output in a state, with what it belongs to; a pytree.
+
+    Attributes:
+        inputs: what each row was computed from.
+        known: (b,), whether there is an output of the system.
+        model: which model's, static.
+    """
+
+    inputs: Inputs
+    known: Bool[Array, " b"]
+    model: Any
+
+
+def mark_of(model: TorchMliap) -> Any:
+    """The same for the same wrapper, while it lives; a function stands for itself."""
+    if not isinstance(model.wrapper, TorchModuleWrapper):
+        return model.wrapper
+    return _marks.setdefault(model.wrapper, ModelMark())
+
+
+def inputs_of(graph: AtomGraph) -> Inputs:
+    """What a model reads of a graph."""
+    graph = lax.stop_gradient(graph)
+    assert graph.batch is not None
+    b, dtype = graph.cell.shape[0], graph.positions.dtype
+    none = jnp.zeros(b, dtype)
+    return Inputs(
+        graph.positions,
+        graph.atomic_numbers,
+        graph.batch.astype(jnp.int32),
+        _edge_sums(graph),
+        graph.cell,
+        graph.pbc,
+        none if graph.charge is None else graph.charge,
+        none if graph.spin is None else graph.spin,
+    )
+
+
+def empty(graph: AtomGraph, out: PotentialOut[Any, EmptyType], model: TorchMliap) -> CachedOut:
+    """A cache that knows nothing, for graphs and outputs of these shapes."""
+    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(inputs_of, graph))
+    blank = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), out)
+    known = jnp.zeros(graph.cell.shape[0], bool)
+    return CachedOut(*_parts(blank), inputs, known, mark_of(model))
+
+
+def known_systems(cache: CachedOut[Any, Any], inputs: Inputs) -> Bool[Array, " b"]:
+    """Whether the cache holds each system's output: all that the model reads has the same bits.
+
+    Atoms that go from one system to another change both.
+    """
+    old, b = cache.inputs, cache.known.shape[0]
+    atoms = [_same_bits(getattr(old, name), getattr(inputs, name)) for name in _BY_ATOM]
+    systems = [_same_bits(getattr(old, name), getattr(inputs, name)) for name in _BY_SYSTEM]
+    changed = ~jnp.all(jnp.stack(atoms), axis=0)
+    touched = _any_by_system(changed, old.system, b) | _any_by_system(changed, inputs.system, b)
+    return cache.known & jnp.all(jnp.stack(systems), axis=0) & ~touched
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["out", "inputs", "good", "written"],
+    meta_fields=["lens", "model"],
+)
+@dataclass(frozen=True)
+class StorePatch:
+    """Puts an output into the state, in the rows of accepted systems.
+
+    Attributes:
+        out: to store.
+        inputs: what it was computed from.
+        good: (b,), whether the system's output may serve again.
+        written: which rows go in.
+        lens: where to, static.
+        model: whose output it is, static.
+    """
+
+    out: PotentialOut[Any, EmptyType]
+    inputs: Inputs
+    good: Bool[Array, " b"]
+    written: Written
+    lens: Any
+    model: Any
+
+    def __call__(self, state: Any, accept: Accept) -> Any:
+        """The state with the output in its cache.
+
+        Raises:
+            ValueError: the cache has another form.
+        """
+        keys = self.out.total_energies.keys
+        yes = accepted(accept, keys)
+        old = self.lens.get(state)
+        kept = check_cache(old, self.out, self.inputs, self.model)
+        if kept is None:
+            blank = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), self.out)
+            zeros = jax.tree.map(jnp.zeros_like, self.inputs)
+            kept = CachedOut(*_parts(blank), zeros, jnp.zeros_like(self.good), self.model)
+        rows = written_rows(self.written, accept)
+        parts = _parts(jax.tree.map(_select, rows, self.out, PotentialOut(*_parts(kept))))
+        if not isinstance(kept, CachedOut):
+            return self.lens.set(state, PotentialOut(*parts))
+        return self.lens.set(state, CachedOut(*parts, *self._told(kept, rows, yes), self.model))
+
+    def _told(
+        self, old: CachedOut[Any, Any], rows: Any, yes: Bool[Array, " b"]
+    ) -> tuple[Inputs, Bool[Array, " b"]]:
+        """What the rows now belong to, and which systems are complete."""
+        b = yes.shape[0]
+        padded = jnp.append(yes, False)
+        was, now = jnp.clip(old.inputs.system, 0, b), jnp.clip(self.inputs.system, 0, b)
+        # An atom that enters or leaves padding goes by the system that it has.
+        moved = jnp.where(now < b, padded[now], padded[was])
+        new = {
+            name: _select(moved, getattr(self.inputs, name), getattr(old.inputs, name))
+            for name in _BY_ATOM
+        }
+        new |= {
+            name: _select(yes, getattr(self.inputs, name), getattr(old.inputs, name))
+            for name in _BY_SYSTEM
+        }
+        torn = (was < b) & (now < b) & (padded[was] != padded[now])
+        torn = _any_by_system(torn, was, b) | _any_by_system(torn, now, b)
+        left_out, put_in = jnp.zeros(b, bool), jnp.zeros(b, bool)
+        for mask, natural in _masks_with_systems(rows, now, b):
+            left_out |= _any_by_system(~mask, natural, b)
+            put_in |= _any_by_system(mask, natural, b)
+        known = jnp.where(yes, self.good & ~left_out, old.known & ~put_in) & ~torn
+        return Inputs(**new), known
+
+
+def check_cache(
+    cache: Any, out: PotentialOut[Any, Any], inputs: Inputs, model: Any
+) -> PotentialOut[Any, Any] | None:
+    """What is in the cache: a `CachedOut`, a plain output, or None where there is nothing yet.
+
+    Raises:
+        TypeError: something else is.
+        ValueError: it has another form, or belongs to another model.
+    """
+    where = "torchcall: out_cache_lens"
+    remedy = "make a new one with empty_cache"
+    if cache is None or isinstance(cache, EmptyType):
+        return None
+    if not all(hasattr(cache, name) for name in ("total_energies", "gradients", "hessians")):
+        raise TypeError(f"{where}: expected a PotentialOut, got {type(cache).__name__}")
+    kept = [cache.total_energies.data, cache.gradients]
+    told = [out.total_energies.data, out.gradients]
+    if isinstance(cache, CachedOut):
+        if cache.model is not model:
+            raise ValueError(f"{where}: expected an output of this model, got another's; {remedy}")
+        kept.append(cache.inputs)
+        told.append(inputs)
+    if tuple(cache.total_energies.keys) != out.total_energies.keys:
+        raise ValueError(
+            f"{where}: expected the state's systems, got other keys of total_energies; {remedy}"
+        )
+    for old, new in zip(kept, told, strict=True):
+        if jax.tree.structure(old) != jax.tree.structure(new):
+            raise ValueError(
+                f"{where}: gradients: expected {jax.tree.structure(new)}, got "
+                f"{jax.tree.structure(old)}; is compute_cell_gradients that of the cache?"
+            )
+        for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise ValueError(
+                    f"{where}: expected {b.dtype} {b.shape}, got {a.dtype} {a.shape}; {remedy}"
+                )
+    return cache
+
+
+_BY_ATOM = ("positions", "atomic_numbers", "system", "edges")
+_BY_SYSTEM = ("cell", "pbc", "charge", "spin")
+
+
+def _parts(out: PotentialOut[Any, Any]) -> tuple[Any, Any, EmptyType]:
+    # Of a table of another kind, only keys and data are known.
+    energies = out.total_energies
+    return Table(tuple(energies.keys), energies.data), out.gradients, EMPTY
+
+
+def _select(mask: Array, new: Array, old: Array) -> Array:
+    return jnp.where(mask.reshape(mask.shape + (1,) * (new.ndim - mask.ndim)), new, old)
+
+
+def _masks_with_systems(rows: Any, now: Array, b: int) -> list[tuple[Array, Array]]:
+    systems = lax.iota(jnp.int32, b)
+    masks = jax.tree.leaves(rows)
+    # Energies first and cells last have a row for each system, positions in between for each atom.
+    of = [systems, now, systems]
+    return list(zip(masks, of[: len(masks)], strict=True))
+
+
+def _any_by_system(flags: Bool[Array, " n"], system: Int[Array, " n"], b: int) -> Array:
+    at = jnp.where((system >= 0) & (system < b), system, b)
+    return jnp.zeros(b, jnp.int32).at[at].add(flags.astype(jnp.int32), mode="drop") > 0
+
+
+def _same_bits(a: Array, b: Array) -> Bool[Array, " rows"]:
+    if jnp.issubdtype(a.dtype, jnp.floating):
+        kind = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[a.dtype.itemsize]
+        a, b = lax.bitcast_convert_type(a, kind), lax.bitcast_convert_type(b, kind)
+    return jnp.all((a == b).reshape(a.shape[0], -1), axis=1)
+
+
+def _edge_sums(graph: AtomGraph) -> UInt32[Array, "n 2"]:
+    """Σ of two independent hashes of (receiver, S) over each atom's edges."""
+    n, e = graph.positions.shape[0], graph.edge_index.shape[1]
+    i, j = graph.edge_index
+    used = (i >= 0) & (i < n) & (j >= 0) & (j < n)
+    if graph.n_edges is not None:
+        used &= lax.iota(jnp.int32, e) < graph.n_edges
+    words = [j, *jnp.round(graph.cell_offsets).astype(jnp.int32).T]
+    lanes = []
+    for seed in (0x9E3779B9, 0x85EBCA6B):
+        lane = jnp.full(e, seed, jnp.uint32)
+        for word in words:
+            lane = _mix(lane ^ lax.bitcast_convert_type(word.astype(jnp.int32), jnp.uint32))
+        lanes.append(jnp.where(used, lane, jnp.uint32(0)))
+    sums = jnp.zeros((n, 2), jnp.uint32)
+    return sums.at[jnp.where(used, i, n)].add(jnp.stack(lanes, axis=1), mode="drop")
+
+
+def _mix(h: UInt32[Array, " e"]) -> UInt32[Array, " e"]:
+    # The finaliser of MurmurHash3, https://github.com/aappleby/smhasher (public domain).
+    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    return h ^ (h >> 16)
