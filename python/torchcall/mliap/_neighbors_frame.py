@@ -85,7 +85,10 @@ def make_frame(
     inverse = normals / volume[:, None, None]
     heights = 1 / jnp.sqrt(jnp.sum(inverse * inverse, axis=-2))
     residual = jnp.max(
-        jnp.abs(jnp.einsum("bij,bjk->bik", full, inverse, precision="highest") - jnp.eye(3))
+        jnp.abs(
+            jnp.einsum("bij,bjk->bik", full, inverse, precision="highest")
+            - jnp.eye(3, dtype=full.dtype)
+        )
     )
     eps = jnp.finfo(positions.dtype).eps
     largest = jnp.max(jnp.abs(positions), initial=0)

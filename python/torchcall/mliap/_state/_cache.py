@@ -100,10 +100,16 @@ def inputs_of(graph: AtomGraph) -> Inputs:
 
 def empty(graph: AtomGraph, out: PotentialOut[Any, EmptyType], model: TorchMliap) -> CachedOut:
     """A cache that knows nothing, for graphs and outputs of these shapes."""
-    inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(inputs_of, graph))
-    blank = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), out)
-    known = jnp.zeros(graph.cell.shape[0], bool)
-    return CachedOut(*_parts(blank), inputs, known, mark_of(model))
+    return _blank(out, jax.eval_shape(inputs_of, graph), mark_of(model))
+
+
+def _blank(out: PotentialOut[Any, Any], inputs: Any, mark: Any) -> CachedOut[Any, Any]:
+    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), out)
+    b = inputs.cell.shape[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
+    # Atoms belong to no system yet.
+    zeros = zeros._replace(system=jnp.full_like(zeros.system, b))
+    return CachedOut(*_parts(nothing), zeros, jnp.zeros(b, bool), mark)
 
 
 def known_systems(cache: CachedOut[Any, Any], inputs: Inputs) -> Bool[Array, " b"]:
@@ -155,9 +161,7 @@ class StorePatch:
         old = self.lens.get(state)
         kept = check_cache(old, self.out, self.inputs, self.model)
         if kept is None:
-            blank = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), self.out)
-            zeros = jax.tree.map(jnp.zeros_like, self.inputs)
-            kept = CachedOut(*_parts(blank), zeros, jnp.zeros_like(self.good), self.model)
+            kept = _blank(self.out, self.inputs, self.model)
         rows = written_rows(self.written, accept)
         parts = _parts(jax.tree.map(_select, rows, self.out, PotentialOut(*_parts(kept))))
         if not isinstance(kept, CachedOut):

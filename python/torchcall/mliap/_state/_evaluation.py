@@ -101,12 +101,15 @@ def _choose(
     if stored is None:
         out = evaluation(model, graph)
     else:
+        zero = jax.tree.map(jnp.zeros_like, stored.out)
+        # An atom that has become padding may have left its gradient.
+        kept = _where(jnp.ones_like(stored.known), graph.batch, stored.out, zero)
         out = lax.cond(
             _in_any_replica(~jnp.all(stored.known)),
             lambda: evaluation(model, graph),
-            lambda: stored.out,
+            lambda: kept,
         )
-        out = _where(stored.known, graph.batch, stored.out, out)
+        out = _where(stored.known, graph.batch, kept, out)
     nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), out)
     return _where(jnp.broadcast_to(unsure, out.energy.shape), graph.batch, nan, out)
 

@@ -1,0 +1,131 @@
+"""Every name that users of kUPS' torch interface know is here, with its signature."""
+
+import inspect
+import re
+import typing
+
+import pytest
+
+import torchcall
+from torchcall import mliap
+
+# Name → its parameters, "name" or "name=default"; `*` starts the keyword-only ones.
+FUNCTIONS = {
+    "lattice_gradient_from_virial": "forces positions batch cell virial",
+    "torch_mliap_model_fn": "inp * compute_cell_gradients=False",
+    "make_torch_mliap_from_state": "state * compute_position_and_cell_gradients=False",
+    "make_torch_mliap_potential": (
+        "particles_view systems_view neighborlist_view model cutoffs_view "
+        "compute_cell_gradients=False patch_idx_view=None out_cache_lens=None"
+    ),
+}
+# Name → attributes and methods.
+CLASSES = {
+    "AtomGraphInput": "pos atomic_numbers cell pbc edge_index cell_offsets batch charge spin",
+    "Edges": "indices shifts",
+    "EmptyType": "",
+    "HasAtomicNumbers": "atomic_numbers",
+    "HyperGraph": "particles systems edges",
+    "IdPatch": "__call__",
+    "Index": "keys indices",
+    "IsRadiusGraphPoints": "positions system",
+    "IsTorchMliapParticles": "positions atomic_numbers system",
+    "IsTorchMliapState": "particles systems neighborlist torch_mliap_model",
+    "Lens": "__call__ get set",
+    "ParticleId": "",
+    "Patch": "__call__",
+    "PositionAndCell": "positions cell",
+    "Potential": "__call__",
+    "PotentialOut": "total_energies gradients hessians __add__ __mul__",
+    "SystemId": "",
+    "Table": "keys data",
+    "TorchMliap": "cutoff wrapper compute_cell_gradients call from_module",
+    "TorchMliapForward": "__call__",
+    "TorchMliapInput": "parameters graph",
+    "View": "__call__",
+    "WithPatch": "data patch",
+}
+# Function → for each overload, the flag's values and what total gradients are.
+OVERLOADS = {
+    "torch_mliap_model_fn": "compute_cell_gradients",
+    "make_torch_mliap_potential": "compute_cell_gradients",
+    "make_torch_mliap_from_state": "compute_position_and_cell_gradients",
+}
+
+
+def parameters(function):
+    found = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and "*" not in found:
+            found.append("*")
+        default = "" if parameter.default is parameter.empty else f"={parameter.default}"
+        found.append(name + default)
+    return found
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_has_its_signature(name):
+    assert parameters(getattr(mliap, name)) == FUNCTIONS[name].split()
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_class_has_its_attributes(name):
+    cls = getattr(mliap, name)
+    known = {*dir(cls)}
+    for base in cls.__mro__:
+        known |= {*getattr(base, "__annotations__", {})}
+    assert set(CLASSES[name].split()) <= known
+
+
+def test_model_is_made_and_called_as_before():
+    assert parameters(mliap.TorchMliap.from_module)[:3] == [
+        "module",
+        "cutoff",
+        "compute_cell_gradients=False",
+    ]
+    assert parameters(mliap.TorchMliap.call) == ["self", "input"]
+    assert parameters(mliap.TorchMliapForward.__call__) == ["self", "input"]
+    assert parameters(mliap.Potential.__call__) == ["self", "state", "patch=None"]
+    assert isinstance(mliap.EMPTY, mliap.EmptyType)
+    assert torchcall.TorchModuleWrapper
+
+
+@pytest.mark.parametrize("name", OVERLOADS)
+def test_flag_decides_over_the_type_of_the_gradients(name):
+    """False, the default, gives arrays; True gives positions and cell."""
+    found = {}
+    for overload in typing.get_overloads(getattr(mliap, name)):
+        assert [p.split("=")[0] for p in parameters(overload)] == [
+            p.split("=")[0] for p in FUNCTIONS[name].split()
+        ]
+        signature = inspect.signature(overload)
+        flag = signature.parameters[OVERLOADS[name]]
+        found[flag.annotation] = str(signature.return_annotation)
+        assert (flag.default is flag.empty) == (flag.annotation == "Literal[True]")
+    assert set(found) == {"Literal[False]", "Literal[True]"}
+    assert "PositionAndCell, EmptyType" in found["Literal[True]"]
+    assert "Array, EmptyType" in found["Literal[False]"]
+    result = "WithPatch[PotentialOut[" if name == "torch_mliap_model_fn" else "Potential["
+    assert all(text.startswith(result) for text in found.values())
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
+def test_name_is_documented(name):
+    thing = getattr(mliap, name)
+    text = inspect.getdoc(thing)
+    assert name in mliap.__all__
+    assert text
+    if name in FUNCTIONS:
+        assert "Args:" in text
+        assert "Returns:" in text
+        assert "Raises:" in text or name == "lattice_gradient_from_virial"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*FUNCTIONS, *["Edges", "IsRadiusGraphPoints", "PositionAndCell", "PotentialOut", "HasCell"]],
+)
+def test_shapes_and_units_are_documented(name):
+    text = inspect.getdoc(getattr(mliap, name))
+    assert re.search(r"\((n|N|b|B|e|E), ", text) or name == "make_torch_mliap_from_state"
+    assert re.search("eV|Å|cutoff", text) or name == "make_torch_mliap_from_state"

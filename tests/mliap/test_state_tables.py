@@ -1,0 +1,166 @@
+"""Tables, indices, lenses, patches and outputs, without a model."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import states
+from states import Atoms, Move, State, accept, same_bits
+
+from torchcall.mliap import (
+    EMPTY,
+    ComposedPatch,
+    IdPatch,
+    Index,
+    ParticleId,
+    PositionAndCell,
+    PotentialOut,
+    ScaledPotential,
+    SystemId,
+    Table,
+    WithPatch,
+    lens,
+    sum_potentials,
+)
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+@dataclass(frozen=True)
+class Nested:
+    pair: Pair
+    items: Any
+
+
+def test_lens_reads_and_replaces_what_its_path_leads_to():
+    state = Nested(Pair(1, 2), {"a": [10, 20], "b": (3, 4)})
+    for where, old in {
+        (lambda s: s.pair.right): 2,
+        (lambda s: s.items["a"][1]): 20,
+        (lambda s: s.items["b"][-1]): 4,
+        (lambda s: s.items): state.items,
+        (lambda s: s): state,
+    }.items():
+        found = lens(where)
+        assert found(state) == found.get(state) == old
+        changed = found.set(state, "new")
+        assert found(changed) == "new"
+        assert found.set(changed, old) == state
+    assert state == Nested(Pair(1, 2), {"a": [10, 20], "b": (3, 4)})
+    assert lens(lambda s: s.pair).focus(lambda p: p.left) == lens(lambda s: s.pair.left)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [lambda s: s.a + 1, lambda _: 3, lambda s: [*s], lambda s: len(s), lambda s: (s.a, s.b)],
+    ids=["arithmetic", "a constant", "iteration", "a function", "two paths"],
+)
+def test_lens_refuses_what_is_no_path(where):
+    with pytest.raises(TypeError, match="torchcall: lens: expected a path of attributes"):
+        lens(where)
+
+
+def test_lens_refuses_to_replace_part_of_an_array():
+    with pytest.raises(TypeError, match=r"torchcall: lens: 0: expected a field"):
+        lens(lambda s: s[0]).set(jnp.zeros(3), 1)
+
+
+def test_index_refers_to_keys_and_marks_padding():
+    index = Index(("a", "b", "c"), jnp.asarray([2, 0, 3, -1, 1]))
+    np.testing.assert_array_equal(index.indices_in(("c", "x", "b", "a")), [0, 3, 4, 4, 2])
+    np.testing.assert_array_equal(index.valid_mask, [True, True, False, False, True])
+    table = Table(("c", "b", "a"), {"x": jnp.asarray([3.0, 2, 1]), "y": jnp.ones(3, bool)})
+    rows = table[index]
+    np.testing.assert_array_equal(rows["x"], [3, 1, np.nan, np.nan, 2])
+    np.testing.assert_array_equal(rows["y"], [True, True, False, False, True])
+    assert index[1:3].shape == (2,)
+    with pytest.raises(ValueError, match=r"torchcall: Index: expected keys among .*got c"):
+        index.indices_in(("a", "b"))
+
+
+def test_indices_are_made_from_numbers_and_from_values():
+    index = Index.integer([1, 0, 1], label=SystemId)
+    assert index.keys == (SystemId(0), SystemId(1))
+    assert index.cls is SystemId
+    assert Index.new(["Si", "C", "Si"]).keys == ("C", "Si")
+    np.testing.assert_array_equal(Index.new(["Si", "C", "Si"]).indices, [1, 0, 1])
+    assert Index.integer(jnp.zeros(0, jnp.int32), n=2).num_labels == 2
+    assert Table.arange(jnp.zeros(2), label=ParticleId).index.keys == (0, 1)
+    with pytest.raises(TypeError, match="torchcall: Index: expected integers, got float32"):
+        Index.integer([0.5])
+
+
+def output(scale=1.0, keys=2, cell=True):
+    positions = scale * jnp.arange(6.0).reshape(2, 3)
+    gradients = PositionAndCell(positions, jnp.full((keys, 3, 3), scale)) if cell else positions
+    return PotentialOut(
+        Table.arange(scale * jnp.arange(1.0, keys + 1), label=SystemId), gradients, EMPTY
+    )
+
+
+def test_outputs_are_linear():
+    total = 2.0 * output() + output(3.0) * np.float32(0.5) - output()
+    for found, expected in zip(jax.tree.leaves(total), jax.tree.leaves(output(2.5)), strict=True):
+        np.testing.assert_allclose(found, expected)
+    assert total.hessians is EMPTY
+
+
+@pytest.mark.parametrize(
+    "other, part",
+    [(output(keys=3), "total_energies"), (output(cell=False), "gradients")],
+    ids=["other systems", "other gradients"],
+)
+def test_outputs_of_different_form_do_not_add(other, part):
+    with pytest.raises(ValueError, match=f"torchcall: PotentialOut: {part}: expected the same"):
+        output() + other
+
+
+def small_state():
+    atoms = Atoms(jnp.ones((4, 3)), jnp.ones(4, int), Index.integer([0, 1, 1, 0], label=SystemId))
+    return State(Table.arange(atoms), None, None, None, jnp.zeros(2))
+
+
+@states.pytree
+class Count:
+    """A patch of an output: counts in how many systems it was accepted."""
+
+    def __call__(self, state, accept):
+        return lens(lambda s: s.cache).set(state, state.cache + accept.data.astype(float))
+
+
+def counting(state, patch=None):
+    del state, patch
+    return WithPatch(output(), Count())
+
+
+def test_sum_and_multiple_make_the_proposed_change_once_and_store_every_output():
+    state, move = small_state(), Move(jnp.ones((4, 3)))
+    total = sum_potentials(counting, ScaledPotential(sum_potentials(counting, counting), 2.0))
+    result = total(state, move)
+    np.testing.assert_array_equal(result.data.total_energies.data, [5.0, 10.0])
+    after = jax.jit(lambda patch, s, a: patch(s, a))(result.patch, state, accept(True, False))
+    np.testing.assert_array_equal(after.cache, [3, 0])
+    np.testing.assert_array_equal(after.particles.data.positions[:, 0], [2, 1, 1, 2])
+    assert same_bits(result.patch(state, accept(False, False)), state)
+    np.testing.assert_array_equal(total(state).patch(state, accept(True, True)).cache, [3, 3])
+
+
+def test_sum_of_nothing_and_a_scale_per_atom_are_refused():
+    with pytest.raises(ValueError, match="torchcall: SummedPotential: expected at least one"):
+        sum_potentials()
+    with pytest.raises(ValueError, match=r"torchcall: ScaledPotential: scale: .*got \(3,\)"):
+        ScaledPotential(counting, jnp.ones(3))
+
+
+def test_patches_are_pytrees_applied_in_order():
+    state, move = small_state(), Move(jnp.ones((4, 3)))
+    both = ComposedPatch((move, IdPatch(), move))
+    after = jax.jit(lambda p, s: p(s, accept(True, True)))(both, state)
+    np.testing.assert_array_equal(after.particles.data.positions, 3.0)
+    assert WithPatch(3, IdPatch()).map_data(lambda x: x + 1).data == 4
