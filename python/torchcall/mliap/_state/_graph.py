@@ -220,6 +220,7 @@ def _edge_arrays(
     return compact(index, offsets, jnp.all(of < n_systems, axis=0))
 
 
+@jax.jit
 def compact(
     index: Int[Array, "2 e"], offsets: Array, valid: Bool[Array, " e"]
 ) -> tuple[Int[Array, "2 e"], Array, Int[Array, ""]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -29,42 +30,79 @@ from ._graph import (
 def list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: Any) -> Edges:
     """`NeighborList.__call__`, which see."""
     atoms, boxes = particle_rows(particles), system_rows(systems)
-    positions = lax.stop_gradient(jnp.asarray(atoms.data.positions))
+    positions = jnp.asarray(atoms.data.positions)
     cell, pbc = cells_of(boxes)
-    cell = lax.stop_gradient(cell).astype(neighbors.cell.dtype)
     system = rows_of(required(atoms.data, "system", "particles"), boxes.keys, "particles.system")
-    system = system.astype(jnp.int32)
     if system.shape != neighbors.batch.shape or cell.shape != neighbors.cell.shape:
         raise ValueError(
             "torchcall: neighborlist: expected the numbers of atoms and systems that it was "
             f"allocated for, {neighbors.batch.shape[0]} and {neighbors.cell.shape[0]}, "
             f"got {system.shape[0]} and {cell.shape[0]}"
         )
+    reach: Array | None = cutoffs_of(cutoffs, boxes, "cutoffs").astype(positions.dtype)
+    listed = neighbors.layout.cutoff
+    if not isinstance(reach, Tracer) and np.allclose(reach, listed, rtol=1e-6, atol=0):
+        reach = None
+    cell, system = cell.astype(neighbors.cell.dtype), system.astype(jnp.int32)
+    drawn = _draw(neighbors, *lax.stop_gradient((positions, cell)), pbc, system, reach)
+    refuse_known(
+        drawn.other_systems,
+        "neighborlist",
+        "as many atoms in each system, and the periodicity, as it was allocated for",
+        f"pbc {pbc}, systems {system}",
+    )
+    refuse_known(
+        drawn.too_short,
+        "neighborlist",
+        f"cutoffs of at most the list's own, {listed:g} Å",
+        getattr(cutoffs, "data", cutoffs),
+    )
+    flag = drawn.did_overflow | drawn.other_systems | drawn.too_short
+    return Edges(Index(atoms.keys, drawn.edge_index.T), drawn.offsets[:, None], drawn.n_edges, flag)
+
+
+class _Drawn(NamedTuple):
+    """Edges between the caller's atoms, and what is wrong with them."""
+
+    edge_index: Array
+    offsets: Array
+    n_edges: Array
+    did_overflow: Array
+    other_systems: Array
+    too_short: Array
+
+
+@jax.jit
+def _draw(
+    neighbors: NeighborList,
+    positions: Array,
+    cell: Array,
+    pbc: Array,
+    system: Array,
+    reach: Array | None,
+) -> _Drawn:
     n = system.shape[0]
     row = lax.iota(jnp.int32, n)
     as_allocated = jnp.all(system == neighbors.batch)
     order = lax.cond(as_allocated, lambda: row, lambda: lax.sort((system, row), num_keys=2)[1])
     # A list knows its systems' sizes and periodicity from its allocation.
-    wrong = jnp.any(system[order] != neighbors.batch) | jnp.any(pbc != neighbors.pbc)
+    other = jnp.any(system[order] != neighbors.batch) | jnp.any(pbc != neighbors.pbc)
     index, offsets, n_edges, overflow = _listed(neighbors, positions[order], cell)
     places = jnp.append(order, jnp.int32(n))
-    index = lax.cond(as_allocated, lambda: index, lambda: places[index])
-    index, offsets, n_edges, short = _within(
-        neighbors,
-        (index, offsets, n_edges),
-        cutoffs_of(cutoffs, boxes, "cutoffs"),
-        positions,
-        cell,
-        system,
-    )
-    flag = overflow | short | wrong
-    refuse_known(
-        wrong,
-        "neighborlist",
-        "as many atoms in each system, and the periodicity, as it was allocated for",
-        f"pbc {pbc}, systems {system}",
-    )
-    return Edges(Index(atoms.keys, index.T), offsets[:, None], n_edges, flag)
+    edges = (lax.cond(as_allocated, lambda: index, lambda: places[index]), offsets, n_edges)
+    if reach is None:
+        too_short = jnp.zeros((), bool)
+        return _Drawn(edges[0], edges[1], edges[2], overflow, other, too_short)
+    listed = neighbors.layout.cutoff
+    # Not "longer than": a NaN has to count.
+    too_short = ~jnp.all(reach <= listed * (1 + 1e-6))
+    if n:
+        edges = lax.cond(
+            jnp.any(reach < listed * (1 - 1e-6)),
+            lambda: _within(edges, positions, cell, system, reach),
+            lambda: edges,
+        )
+    return _Drawn(edges[0], edges[1], edges[2], overflow, other, too_short)
 
 
 def _listed(
@@ -107,34 +145,16 @@ def cutoffs_of(cutoffs: Any, systems: Rows, name: str) -> Float[Array, " b"]:
 
 
 def _within(
-    neighbors: NeighborList,
-    edges: tuple[Array, Array, Array],
-    cutoffs: Array,
-    positions: Array,
-    cell: Array,
-    system: Array,
-) -> tuple[Array, Array, Array, Array]:
-    """Edges within their systems' own cutoffs, and whether the list is too short for one."""
-    listed = neighbors.layout.cutoff
-    cutoffs = lax.stop_gradient(cutoffs).astype(positions.dtype)
-    short = jnp.any(~(cutoffs <= listed * (1 + 1e-6)))
-    refuse_known(short, "neighborlist", f"cutoffs of at most the list's own, {listed:g} Å", cutoffs)
-
-    def drop() -> tuple[Array, Array, Array]:
-        index, offsets, n_edges = edges
-        n = positions.shape[0]
-        used = (lax.iota(jnp.int32, index.shape[1]) < n_edges) & jnp.all(index < n, axis=0)
-        i, j = jnp.where(used, index, 0) if n else index
-        shift = jnp.einsum("ek,ekl->el", offsets, cell[system[i]], precision="highest")
-        r = jnp.linalg.norm(positions[j] - positions[i] + shift, axis=-1)
-        return compact(index, offsets, used & (r < cutoffs[system[i]]))
-
-    if not isinstance(cutoffs, Tracer) and np.allclose(cutoffs, listed, rtol=1e-6, atol=0):
-        return *edges, short
-    if positions.shape[0] == 0:
-        return *edges, short
-    longer = jnp.any(cutoffs < listed * (1 - 1e-6))
-    return *lax.cond(longer, drop, lambda: edges), short
+    edges: tuple[Array, Array, Array], positions: Array, cell: Array, system: Array, reach: Array
+) -> tuple[Array, Array, Array]:
+    """Edges shorter than their systems' own cutoffs."""
+    index, offsets, n_edges = edges
+    n = positions.shape[0]
+    used = (lax.iota(jnp.int32, index.shape[1]) < n_edges) & jnp.all(index < n, axis=0)
+    i, j = jnp.where(used, index, 0)
+    shift = jnp.einsum("ek,ekl->el", offsets, cell[system[i]], precision="highest")
+    r = jnp.linalg.norm(positions[j] - positions[i] + shift, axis=-1)
+    return compact(index, offsets, used & (r < reach[system[i]]))
 
 
 def call_neighborlist(
