@@ -7,12 +7,13 @@ NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/*)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-fast lint format types stubs bench docs sanitize clean
+.PHONY: help setup demo test test-fast test-kups lint format types stubs bench docs sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
 	@echo "make test       the whole test suite"
 	@echo "make test-fast  the same without the slow ones"
+	@echo "make test-kups  our potential beside kUPS' own, in an environment of its own (5.7 GB)"
 	@echo "make lint       ruff and clang-format;  make format  lets them write"
 	@echo "make types      pyright"
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
@@ -40,6 +41,16 @@ test: setup
 
 test-fast: setup
 	@$(BIN)/python -m pytest -m "not slow"
+
+# kUPS wants Python 3.12, which is not torchcall's pinned one, and a torch of its own choosing.
+PYTHON_KUPS ?= python3.12
+KUPS_VENV ?= .venv-kups
+test-kups:
+	@$(PYTHON_KUPS) -m venv $(KUPS_VENV)
+	@$(KUPS_VENV)/bin/python -m pip install --quiet kups==1.0.8 "torch>=2.11,<2.16" jax jaxtyping pytest \
+	  scikit-build-core nanobind cmake ninja
+	@$(KUPS_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
+	@$(KUPS_VENV)/bin/python -m pytest -p no:cacheprovider tests/kups
 
 lint: $(VENV)/.installed
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(filter %.h %.cc,$(NATIVE))

@@ -44,13 +44,14 @@ def jitted(potential):
 def state(model):
     """Atoms in an order that mixes the systems, and a list of the sorted ones."""
     with jax.enable_x64(True):
-        graph = graphs.atom_graph(states.members())
+        made = states.state(model)
+        atoms, boxes = made.particles.data, made.systems.data
+        system = np.asarray(atoms.system.indices)
+        order = np.argsort(system, stable=True)
         listed = neighbor_list(graphs.CUTOFF, skin=0.3).allocate(
-            graph.positions, graph.cell, graph.pbc, graph.batch
+            atoms.positions[order], boxes.cell, boxes.pbc, system[order]
         )
-        atoms = states.state(model).particles
-        # Within a system, the list wants no particular order.
-        return dataclasses.replace(states.state(model), particles=atoms, neighborlist=listed)
+        return dataclasses.replace(made, neighborlist=listed)
 
 
 listing = jax.jit(lambda neighbors, *args: neighbors(*args), compiler_options=QUICK)

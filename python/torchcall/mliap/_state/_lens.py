@@ -71,7 +71,7 @@ class PathLens(Generic[State, Part]):
         return PathLens((*self.path, *_path_of(where)))
 
 
-def lens(where: Callable[[State], Part]) -> PathLens[State, Part]:
+def lens(where: Callable[[Any], Part]) -> PathLens[Any, Part]:
     """The lens to what `where` reads.
 
     Args:

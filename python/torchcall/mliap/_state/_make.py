@@ -277,7 +277,7 @@ def make_torch_mliap_potential(
 
 @overload
 def make_torch_mliap_from_state(
-    state: Lens[State, IsTorchMliapState] | View[State, IsTorchMliapState],
+    state: View[State, IsTorchMliapState],
     *,
     compute_position_and_cell_gradients: Literal[False] = False,
 ) -> Potential[State, Array, EmptyType, Patch[State]]: ...
@@ -285,7 +285,7 @@ def make_torch_mliap_from_state(
 
 @overload
 def make_torch_mliap_from_state(
-    state: Lens[State, IsTorchMliapState] | View[State, IsTorchMliapState],
+    state: View[State, IsTorchMliapState],
     *,
     compute_position_and_cell_gradients: Literal[True],
 ) -> Potential[State, PositionAndCell, EmptyType, Patch[State]]: ...

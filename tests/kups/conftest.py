@@ -1,0 +1,29 @@
+"""Tests beside kUPS itself, in an environment of their own: `make test-kups`."""
+
+import importlib.util
+
+import pytest
+
+# kUPS wants Python 3.12 and other packages than torchcall's own environment has.
+if importlib.util.find_spec("kups") is None:
+    collect_ignore_glob = ["test_*.py"]
+
+    def pytest_report_header():
+        """Says why, once."""
+        return "tests/kups: not collected, kups is not installed (make test-kups runs them)"
+
+
+@pytest.fixture
+def members():
+    """Two distorted silicon cells of eight atoms: positions, numbers, cells, system of each atom."""
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+    corners = np.array([[0, 0, 0], [0, 2, 2], [2, 0, 2], [2, 2, 0]]) / 4
+    frac = np.concatenate([corners, corners + 0.25])
+    # Lower triangular, as kUPS' triclinic frames are.
+    cells = 5.43 * np.eye(3) + np.tril(generator.uniform(-0.3, 0.3, (2, 3, 3)))
+    positions = np.concatenate([frac @ cell for cell in cells])
+    positions += generator.normal(scale=0.08, size=positions.shape)
+    order = generator.permutation(16)
+    return positions[order], np.full(16, 14), cells, np.repeat([0, 1], 8)[order]
