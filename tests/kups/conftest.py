@@ -1,23 +1,12 @@
 """Tests beside kUPS itself, in an environment of their own: `make test-kups`."""
 
-import importlib.util
-
+import numpy as np
 import pytest
-
-# kUPS wants Python 3.12 and other packages than torchcall's own environment has.
-if importlib.util.find_spec("kups") is None:
-    collect_ignore_glob = ["test_*.py"]
-
-    def pytest_report_header():
-        """Says why, once."""
-        return "tests/kups: not collected, kups is not installed (make test-kups runs them)"
 
 
 @pytest.fixture
 def members():
-    """Two distorted silicon cells of eight atoms: positions, numbers, cells, system of each atom."""
-    import numpy as np
-
+    """Two distorted silicon cells: positions, numbers, cells, and the system of each atom."""
     generator = np.random.default_rng(0)
     corners = np.array([[0, 0, 0], [0, 2, 2], [2, 0, 2], [2, 2, 0]]) / 4
     frac = np.concatenate([corners, corners + 0.25])

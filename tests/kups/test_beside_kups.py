@@ -1,4 +1,4 @@
-"""kUPS' own potential around our wrapper, and our potential over kUPS' own tables, patches, lenses."""
+"""kUPS' own potential around our wrapper, and our potential over kUPS' own tables."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,8 @@ import torch
 
 from torchcall import mliap
 
-kups_data = pytest.importorskip("kups.core.data")
+# It wants Python 3.12 and other packages than torchcall's own environment has.
+kups_data = pytest.importorskip("kups.core.data", reason="needs kUPS: make test-kups")
 from kups.core.cell import PeriodicCell, TriclinicFrame  # noqa: E402
 from kups.core.lens import lens  # noqa: E402
 from kups.core.neighborlist import Edges  # noqa: E402
