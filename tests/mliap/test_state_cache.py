@@ -18,10 +18,14 @@ from torchcall.mliap import (
     EMPTY,
     CachedOut,
     ComposedPatch,
+    Edges,
     HyperGraph,
     IdPatch,
+    Index,
     PositionAndCell,
     PotentialOut,
+    SystemId,
+    Table,
     TorchMliapInput,
     empty_cache,
     lens,
@@ -357,6 +361,26 @@ def test_untrusted_output_is_nan_and_never_stored(made, model):
     count, out = counted(model, potential, dataclasses.replace(full, cache=after.cache))
     assert count == 1
     close(out.data, evaluated(full))
+
+
+@pytest.mark.parametrize("n_systems", [0, 2])
+def test_states_without_atoms_have_energies_of_zero(model, n_systems):
+    none = jnp.zeros(0, jnp.int32)
+    system = Index.integer(none, n=n_systems, label=SystemId)
+    boxes = states.Boxes(jnp.tile(jnp.eye(3), (n_systems, 1, 1)), jnp.ones((n_systems, 3), bool))
+    keys = tuple(map(SystemId, range(n_systems)))
+    edges = Edges(jnp.zeros((0, 2), jnp.int32), jnp.zeros((0, 1, 3)))
+    potential, _ = states.cached(model)
+    state = states.State(
+        Table((), states.Atoms(jnp.zeros((0, 3)), none, system)),
+        Table(keys, boxes),
+        states.Fixed(edges),
+        model,
+    )
+    state = dataclasses.replace(state, cache=empty_cache(potential, state))
+    result = quick(potential)(state)
+    assert same_bits(result.data.total_energies.data, jnp.zeros(n_systems))
+    assert result.patch(state, Table(keys, jnp.ones(n_systems, bool))).cache.known.all()
 
 
 def test_cache_of_another_form_is_refused(made, model):

@@ -109,6 +109,37 @@ def test_flag_decides_over_the_type_of_the_gradients(name):
     assert all(text.startswith(result) for text in found.values())
 
 
+@pytest.mark.parametrize("flag, gradients", [("False", "Array"), ("True", "PositionAndCell")])
+def test_views_and_lenses_have_their_types(flag, gradients):
+    (overload,) = [
+        f
+        for f in typing.get_overloads(mliap.make_torch_mliap_potential)
+        if inspect.signature(f).parameters["compute_cell_gradients"].annotation
+        == f"Literal[{flag}]"
+    ]
+    output = f"State, PotentialOut[{gradients}, EmptyType]"
+    found = {k: p.annotation for k, p in inspect.signature(overload).parameters.items()}
+    del found["compute_cell_gradients"]
+    assert found == {
+        "particles_view": "View[State, Table[ParticleId, P]]",
+        "systems_view": "View[State, Table[SystemId, S]]",
+        "neighborlist_view": "View[State, NNList]",
+        "model": "View[State, TorchMliap] | TorchMliap",
+        "cutoffs_view": "View[State, Table[SystemId, Array]]",
+        "patch_idx_view": f"View[{output}] | None",
+        "out_cache_lens": f"Lens[{output}] | None",
+    }
+    result = f"Potential[State, {gradients}, EmptyType, Patch[State]]"
+    assert inspect.signature(overload).return_annotation == result
+
+
+def test_protocols_build_on_each_other():
+    bases = mliap.IsTorchMliapParticles.__mro__
+    assert mliap.IsRadiusGraphPoints in bases
+    assert mliap.HasAtomicNumbers in bases
+    assert all(cls._is_protocol for cls in (mliap.IsTorchMliapState, mliap.Lens, mliap.View))
+
+
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
 def test_name_is_documented(name):
     thing = getattr(mliap, name)

@@ -88,6 +88,19 @@ def test_list_serves_atoms_in_any_order_and_follows_them(model, state, jitted):
         np.testing.assert_allclose(out.gradients, gradients, rtol=0, atol=1e-9)
 
 
+def test_mapped_states_share_a_list_and_one_call(model, state, jitted):
+    x = state.particles.data.positions
+    noise = jnp.asarray(np.random.default_rng(1).normal(scale=0.1, size=x.shape))
+    both = jnp.stack([x, x + noise])
+    mapped = jax.jit(jax.vmap(lambda x: jitted.__wrapped__(state.at(x))), compiler_options=QUICK)
+    count, out = counted(model, mapped, both)
+    assert count == 1
+    for k, positions in enumerate(both):
+        alone = jitted(state.at(positions))
+        for found, wanted in zip(jax.tree.leaves(out), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(found[k], wanted, rtol=0, atol=1e-11)
+
+
 def test_list_that_stands_at_the_positions_is_taken_as_it_is(state):
     atoms, listed = state.particles.data, state.neighborlist
     order = np.argsort(atoms.system.indices, stable=True)

@@ -266,7 +266,7 @@ def _same_bits(a: Array, b: Array) -> Bool[Array, " rows"]:
     if jnp.issubdtype(a.dtype, jnp.floating):
         kind = {2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[a.dtype.itemsize]
         a, b = lax.bitcast_convert_type(a, kind), lax.bitcast_convert_type(b, kind)
-    return jnp.all((a == b).reshape(a.shape[0], -1), axis=1)
+    return jnp.all(a == b, axis=tuple(range(1, a.ndim)))
 
 
 def _edge_sums(graph: AtomGraph) -> UInt32[Array, "n 2"]:
