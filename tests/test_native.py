@@ -166,7 +166,7 @@ def test_unknown_command_is_an_error_with_the_usage(capsys):
     assert main(["dcotor"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("torchcall: expected the command demo or doctor, got 'dcotor'")
+    assert printed.err.startswith("torchcall: expected the command compile, demo or doctor, got")
     assert "usage:" in printed.err
 
 

@@ -1,4 +1,4 @@
-"""`python -m torchcall`: the demo and the doctor."""
+"""`python -m torchcall`: the demo, the compiler and the doctor."""
 
 import sys
 
@@ -6,6 +6,7 @@ USAGE = """usage: python -m torchcall COMMAND [OPTIONS]
 
 commands:
   demo     argon atoms under a TorchScript potential inside one jitted loop (demo --help for more)
+  compile  a potential, a torch.nn.Module, into an AOTInductor package (compile --help for more)
   doctor   versions, devices, what works and why not
 """
 
@@ -27,7 +28,13 @@ def main(argv: list[str] | None = None) -> int:
         from torchcall.demo import main as demo
 
         return demo(options)
-    print(f"torchcall: expected the command demo or doctor, got {command!r}", file=sys.stderr)
+    if command == "compile":
+        from torchcall._compile._cli import main as compile
+
+        return compile(options)
+    print(
+        f"torchcall: expected the command compile, demo or doctor, got {command!r}", file=sys.stderr
+    )
     print(USAGE, end="", file=sys.stderr)
     return 2
 

@@ -1,7 +1,10 @@
 """From a graph of operators to a package, with torch's exporter and compiler."""
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -95,11 +98,27 @@ def options(device: torch.device) -> dict[str, Any]:
     if device.type != "cpu":
         return {}
     return {
-        # Else the number of this process's threads becomes a constant of the package.
-        "cpp.dynamic_threads": True,
         # No pool of worker processes, which would outlive the compilation.
         "compile_threads": 1,
+        # One thread needs no parallel regions and no atomic sums; more are counted at run time.
+        "cpp.threads": 1 if torch.get_num_threads() == 1 else -1,
+        # torch's 512 starts threads for loops that end before they have started.
+        "cpp.min_chunk_size": 4096,
     }
+
+
+@contextlib.contextmanager
+def _threads_of_the_machine() -> Iterator[None]:
+    """For any other number, torch's compiler makes the number a constant of the package."""
+    before, cores = torch.get_num_threads(), os.cpu_count()
+    if before in (1, cores) or cores is None:
+        yield
+        return
+    torch.set_num_threads(cores)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build(
@@ -115,7 +134,8 @@ def build(
         "aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata)},
     }
     try:
-        aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+        with _threads_of_the_machine():
+            aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     except Exception as error:
         cause = error
         while (inner := getattr(cause, "inner_exception", None)) is not None:

@@ -60,7 +60,8 @@ def _copied(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     if isinstance(module, torch.jit.ScriptModule):
-        memo[id(module)] = copy.deepcopy(module)
+        with torch.no_grad():  # else its parameters would be results of operations
+            memo[id(module)] = copy.deepcopy(module)
         return memo[id(module)]
     result: torch.nn.Module = object.__new__(type(module))
     memo[id(module)] = result

@@ -13,7 +13,12 @@ STILL_WORKS = (
     "can be scripted, and TorchMliap.from_module(module, cutoff), which runs it in Python"
 )
 
-_ADVICE = ("\nThe following call raised", "\nFor more information", "\nPotential framework")
+_ADVICE = (
+    "\n\nCaused by: ",
+    "\nThe following call raised",
+    "\nFor more information",
+    "\nPotential framework",
+)
 _LARGEST_MESSAGE = 1200  # characters of torch's own words
 
 

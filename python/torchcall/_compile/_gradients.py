@@ -59,7 +59,7 @@ class Potential:
         tensors["pos"] = inputs["pos"]
         versions = {key: tensor._version for key, tensor in tensors.items()}
         with torch.enable_grad():
-            out = self._called(inputs)
+            out = self.module(inputs)
             self._writes = any(t._version != versions[key] for key, t in tensors.items())
             self.differentiates = isinstance(out, dict) and "position_gradients" in out
             if self.differentiates:
@@ -105,7 +105,7 @@ class Potential:
         return tuple(result[key].detach().to(self.dtype).contiguous() for key in self.outputs())
 
     def _taken(self, graph: Graph) -> dict[str, torch.Tensor]:
-        out = self._called(dict(graph))
+        out = self.module(dict(graph))
         if not isinstance(out, dict):
             raise TypeError(self._output(f"expected a dict, got {type(out).__name__}"))
         for key in self.outputs():
@@ -121,13 +121,10 @@ class Potential:
         symmetric = 0.5 * (strain + strain.transpose(1, 2))
         moved = pos + (pos.unsqueeze(2) * symmetric.index_select(0, batch)).sum(1)
         lattice = cell + (cell.unsqueeze(3) * symmetric.unsqueeze(1)).sum(2)
-        energy = _energy_of(self._called(graph | {"pos": moved, "cell": lattice}))
+        energy = _energy_of(self.module(graph | {"pos": moved, "cell": lattice}))
         gradient, virial = torch.autograd.grad(energy.sum(), [pos, strain])
         by_cell = lattice_gradient_from_virial(-gradient, graph["pos"], batch, cell, virial)
         return {"energy": energy, "position_gradients": gradient, "cell_gradients": by_cell}
-
-    def _called(self, graph: Graph) -> Any:
-        return self.module(graph)
 
     def _check_energy(self, out: Any, graph: Graph) -> None:
         if isinstance(out, dict) and "energy" not in out:
@@ -183,6 +180,8 @@ def failed_on_example(potential: Potential, error: Exception, example: Graph) ->
     hint = ""
     if weights and weights != {example["pos"].dtype}:
         hint = f" Its weights are {found} and its input {given}: dtype='{given}' casts the weights."
+    if "second time" in str(error):
+        hint += " A module that differentiates inside has to return 'position_gradients' = -forces."
     return CompileError(
         f"torchcall: {potential.name}: compile: expected a module that can be called with an "
         f"AtomGraphInput, got one that fails on the example.{hint}\n{message_of(error)}"

@@ -1,7 +1,6 @@
 """A potential as a graph of operators, and the shapes that the graph holds for."""
 
 import contextlib
-import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,9 +22,7 @@ from ._errors import Watch, cannot_export
 from ._form import INPUTS, B, E, Graph, N, Sizes
 from ._gradients import Potential
 
-# Of one axis that a shape guard may exclude, the largest size that is tried.
-_LARGEST = 4096
-_LARGEST_PAIR = 48
+_LARGEST = 100_000  # of an axis, the largest excluded size that is worth trying
 
 
 class SpecialisedError(Exception):
@@ -134,7 +131,10 @@ def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
     for name, symbol in symbols.items():
         if not isinstance(symbol, sympy.Symbol):
             where = next((f" {g.sloc}" for g in env.guards if isinstance(g.expr, sympy.Eq)), "")
-            raise SpecialisedError(f"the number of {_WORDS[name]} became {symbol}{where}")
+            raise SpecialisedError(
+                f"the number of {_WORDS[name]} became the constant {symbol}{where}, as len() and "
+                "int() do to a size, but .size() and .shape do not"
+            )
     names = {symbol: name for name, symbol in symbols.items()}
     result = []
     for guard in env.guards:
@@ -159,12 +159,17 @@ def _expression(size: Any) -> Any:
 
 
 def _violation(unequal: Any, names: dict[Any, str]) -> Sizes | None:
-    """The smallest sizes for which an inequality does not hold, of the axes in it."""
-    symbols = sorted(unequal.free_symbols, key=str)
-    if not 1 <= len(symbols) <= 2 or not set(symbols) <= set(names):
+    """The only size of one axis for which an inequality does not hold, if it is of that kind."""
+    symbols = unequal.free_symbols
+    if len(symbols) != 1 or not symbols <= set(names):
         return None
-    last = _LARGEST if len(symbols) == 1 else _LARGEST_PAIR
-    for numbers in itertools.product(range(2, last), repeat=len(symbols)):
-        if unequal.subs(dict(zip(symbols, numbers, strict=True))) == sympy.false:
-            return {names[s]: k for s, k in zip(symbols, numbers, strict=True)}
-    return None
+    (symbol,) = symbols
+    difference = sympy.expand(unequal.lhs - unequal.rhs)
+    slope = difference.coeff(symbol, 1)
+    rest = difference - slope * symbol
+    if slope == 0 or rest.free_symbols:
+        return None
+    size = -rest / slope
+    if not size.is_Integer or not 2 <= size <= _LARGEST:
+        return None
+    return {names[symbol]: int(size)}

@@ -1,0 +1,140 @@
+"""Packages are found again by their content, and only if they are whole."""
+
+import threading
+
+import pytest
+import reference
+import torch
+from energies import Soft
+
+import torchcall
+from torchcall._compile import _cache
+
+
+def compiled(module, path, example, **options):
+    return torchcall.compile(
+        module, path, example=example, cutoff=options.pop("cutoff", reference.CUTOFF), **options
+    )
+
+
+def entries(tmp_path):
+    return sorted((tmp_path / "cache").glob("*"))
+
+
+def test_a_second_package_of_the_same_comes_from_the_cache(uncompiled, tmp_path, example):
+    for name in ("a.pt2", "b.pt2"):
+        compiled(Soft(), tmp_path / name, example, dynamic=False)
+    assert len(uncompiled) == 1
+    assert (tmp_path / "a.pt2").read_bytes() == (tmp_path / "b.pt2").read_bytes()
+    compiled(Soft(), tmp_path / "c.pt2", example, dynamic=False, cache=False)
+    assert len(uncompiled) == 2
+    assert len(entries(tmp_path)) == 1
+
+
+def other_weights(module):
+    with torch.no_grad():
+        module.weight.add_(1e-12)
+
+
+CHANGES = [
+    pytest.param(other_weights, {}, id="weights"),
+    pytest.param(lambda m: m.register_buffer("species", torch.tensor([14])), {}, id="species"),
+    pytest.param(lambda _: None, {"cutoff": 4.3}, id="the cutoff"),
+    pytest.param(lambda _: None, {"dtype": "float32"}, id="the dtype"),
+    pytest.param(lambda _: None, {"dynamic": True}, id="shapes"),
+]
+
+
+@pytest.mark.parametrize("change, options", CHANGES)
+def test_what_decides_the_package_decides_the_key(change, options, uncompiled, tmp_path, example):
+    module = Soft()
+    compiled(module, tmp_path / "m.pt2", example, dynamic=False)
+    change(module)
+    compiled(module, tmp_path / "m.pt2", example, **({"dynamic": False} | options))
+    assert len(uncompiled) == 2
+
+
+def test_another_class_with_other_code_is_another_package(uncompiled, tmp_path, example):
+    compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
+    changed = type("Soft", (Soft,), {"forward": lambda self, i: Soft.forward(self, i) * 2})
+    compiled(changed(), tmp_path / "m.pt2", example, dynamic=False)
+    assert len(uncompiled) == 2
+
+
+def test_another_torch_or_processor_is_another_key(monkeypatch):
+    metadata = {"device": "cpu", "torch": "2.13.0"}
+    key = _cache.key_of(metadata, {})
+    assert _cache.key_of(metadata, {}) == key
+    assert _cache.key_of(metadata | {"torch": "2.13.1"}, {}) != key
+    assert _cache.key_of(metadata, {"a": 1}) != key
+    monkeypatch.setattr(_cache, "pick_vec_isa", lambda: "NEON")
+    assert _cache.key_of(metadata, {}) != key
+
+
+@pytest.mark.parametrize("damage", [b"", b"x", b"\0" * 5000], ids=["emptied", "cut", "overwritten"])
+def test_a_damaged_entry_is_made_anew(damage, uncompiled, tmp_path, example):
+    compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
+    (entry,) = entries(tmp_path)
+    whole = entry.read_bytes()
+    entry.write_bytes(damage)
+    compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
+    assert len(uncompiled) == 2
+    assert (tmp_path / "m.pt2").read_bytes() == whole
+    assert [e.read_bytes() for e in entries(tmp_path)] == [whole]
+
+
+def test_an_entry_that_does_not_load_is_made_anew(uncompiled, tmp_path, example, monkeypatch):
+    import torchcall._compile._run as events
+
+    compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
+    load, calls = events.aoti_load_package, []
+
+    def failing_once(path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise RuntimeError("not for this machine")
+        return load(path)
+
+    monkeypatch.setattr(events, "aoti_load_package", failing_once)
+    compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
+    assert len(uncompiled) == 2
+
+
+@pytest.mark.parametrize("kind", ["a file", "under a file"])
+def test_a_cache_that_cannot_be_written_is_left_alone(
+    kind, uncompiled, tmp_path, example, monkeypatch
+):
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" if kind == "a file" else tmp_path / "file" / "cache"
+    monkeypatch.setenv("TORCHCALL_CACHE", str(place))
+    for _ in range(2):
+        assert compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False).exists()
+    assert len(uncompiled) == 2
+
+
+def test_the_cache_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHCALL_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _cache.cache_folder() == tmp_path / ".cache" / "torchcall" / "packages"
+
+
+def test_concurrent_writers_and_readers_see_whole_entries(tmp_path):
+    sources = [tmp_path / f"{k}.pt2" for k in range(3)]
+    for k, source in enumerate(sources):
+        source.write_bytes(bytes([k]) * 500_000)
+
+    def write(source):
+        for _ in range(10):
+            _cache.keep("k" * 64, source)
+
+    writers = [threading.Thread(target=write, args=(source,)) for source in sources]
+    for writer in writers:
+        writer.start()
+    seen = set()
+    while any(writer.is_alive() for writer in writers) or not seen:
+        if entry := _cache.find("k" * 64):
+            data = entry.read_bytes()
+            assert len(data) == 500_000
+            assert len(set(data)) == 1
+            seen.add(data[0])
+    assert len(entries(tmp_path)) == 3

@@ -1,0 +1,170 @@
+"""What a package says about itself; files that are none are told apart."""
+
+import json
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from torchcall._package import PackageMetadata, read_package
+
+FOLDER = "m/data/aotinductor/model/"
+OWN = {
+    "format": 1,
+    "kind": "mliap",
+    "name": "Model",
+    "torch": "2.13.0",
+    "device": "cpu",
+    "dtype": "float32",
+    "cutoff": 5.0,
+    "species": [14],
+    "compute_cell_gradients": True,
+    "inputs": [["pos", "float32", ["N", 3]]],
+    "outputs": [["energy", "float32", ["B"]]],
+    "capacity": None,
+    "minimum": {"N": 2, "E": 2, "B": 2},
+    "content": "00",
+}
+
+
+def fields(**more):
+    return {"AOTI_DEVICE_KEY": "cpu", "AOTI_CPU_ISA": "AVX2"} | more
+
+
+def write(path, metadata, *, so="x.wrapper.so", folder=FOLDER):
+    with zipfile.ZipFile(path, "w") as archive:
+        if so is not None:
+            archive.writestr(folder + so, "code")
+        if metadata is not None:
+            text = metadata if isinstance(metadata, str) else json.dumps(metadata)
+            archive.writestr(folder + "x.wrapper_metadata.json", text)
+        archive.writestr("m/archive_format", "pt2")
+    return path
+
+
+def error_of(path):
+    with pytest.raises((ValueError, OSError)) as caught:
+        read_package(path)
+    text = str(caught.value)
+    assert text.startswith("torchcall: ")
+    assert path.name in text
+    return text
+
+
+def test_a_package_of_ours_is_read(tmp_path):
+    path = write(tmp_path / "m.pt2", fields(torchcall=json.dumps(OWN), AOTI_MACHINE="x86_64"))
+    assert read_package(path) == PackageMetadata("cpu", None, "x86_64", "AVX2", OWN)
+
+
+def test_a_foreign_package_has_no_metadata_of_ours(tmp_path):
+    assert read_package(write(tmp_path / "m.pt2", fields())).torchcall is None
+
+
+def test_the_wrappers_metadata_count_where_kernels_have_their_own(tmp_path):
+    path = write(tmp_path / "m.pt2", fields(AOTI_MACHINE="right"))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(FOLDER + "a.kernel_metadata.json", json.dumps(fields(AOTI_MACHINE="no")))
+    assert read_package(path).machine == "right"
+
+
+FILES = [
+    pytest.param(lambda p: p, "a directory", id="a directory"),
+    pytest.param(lambda p: p / "missing.pt2", "no such file", id="missing"),
+    pytest.param(lambda p: p / ("m" * 300), "cannot be read", id="a name that is too long"),
+    pytest.param(lambda p: _bytes(p, b""), "an empty file", id="empty"),
+    pytest.param(lambda p: _bytes(p, b"hello" * 99), "no zip archive", id="text"),
+    pytest.param(lambda p: _bytes(p, pickle.dumps([1])), "a pickle", id="a bare pickle"),
+    pytest.param(lambda p: _torch_save(p), "a pickle", id="a saved tensor"),
+    pytest.param(lambda p: _zip(p, "m/a.txt"), "another kind", id="a foreign zip"),
+    pytest.param(lambda p: _zip(p, "m/constants.pkl"), "a TorchScript archive", id="TorchScript"),
+    pytest.param(
+        lambda p: _zip(p, "m/models/model.json"), "torch.export.save", id="an exported program"
+    ),
+    pytest.param(
+        lambda p: write(p / "m.pt2", fields(), so=None), "without a compiled library", id="no code"
+    ),
+    pytest.param(
+        lambda p: write(p / "m.pt2", fields(), folder="m/data/aotinductor/two/"),
+        "but two",
+        id="a model of another name",
+    ),
+    pytest.param(lambda p: write(p / "m.pt2", None), "without metadata", id="no metadata"),
+    pytest.param(lambda p: write(p / "m.pt2", {}), "no device", id="no device"),
+    pytest.param(lambda p: write(p / "m.pt2", "{"), "no JSON", id="no JSON"),
+    pytest.param(lambda p: write(p / "m.pt2", "[" * 99999), "no JSON", id="deeply nested JSON"),
+    pytest.param(lambda p: write(p / "m.pt2", [1]), "dictionary of strings", id="a list"),
+    pytest.param(lambda p: write(p / "m.pt2", " " * (2 << 20)), "bytes of metadata", id="huge"),
+]
+
+
+def _bytes(folder, data):
+    (folder / "m.pt2").write_bytes(data)
+    return folder / "m.pt2"
+
+
+def _torch_save(folder):
+    torch.save(torch.ones(2), folder / "m.pt2")
+    return folder / "m.pt2"
+
+
+def _zip(folder, name):
+    with zipfile.ZipFile(folder / "m.pt2", "w") as archive:
+        archive.writestr(name, "x")
+    return folder / "m.pt2"
+
+
+@pytest.mark.parametrize("make, part", FILES)
+def test_what_is_no_package_is_an_error_that_says_what_it_is(make, part, tmp_path):
+    assert part in error_of(make(tmp_path))
+
+
+CHANGES = [
+    ({"format": 2}, "of format 1, got 2"),
+    ({"format": True}, "has no format"),
+    ({"cutoff": "5"}, "'cutoff': '5'"),
+    ({"cutoff": True}, "'cutoff': True"),
+    ({"cutoff": -1.0}, "'cutoff': -1.0"),
+    ({"cutoff": float("nan")}, "'cutoff': nan"),
+    ({"capacity": {"N": 3}}, "'capacity'"),
+    ({"capacity": {"N": 3, "E": 0, "B": 2}}, "'capacity'"),
+    ({"inputs": [["pos", "float32"]]}, "'inputs'"),
+    ({"outputs": [["energy", "float32", ["Z"]]]}, "'outputs'"),
+    ({"compute_cell_gradients": 1}, "'compute_cell_gradients'"),
+    ({"species": 14}, "'species'"),
+]
+
+
+@pytest.mark.parametrize("change, part", CHANGES, ids=[str(change) for change, _ in CHANGES])
+def test_metadata_of_another_form_are_an_error_that_names_the_key(change, part, tmp_path):
+    assert part in error_of(write(tmp_path / "m.pt2", fields(torchcall=json.dumps(OWN | change))))
+
+
+@pytest.mark.parametrize("key", [key for key in OWN if key != "format"])
+def test_metadata_without_a_key_are_an_error_that_names_it(key, tmp_path):
+    own = {name: value for name, value in OWN.items() if name != key}
+    path = write(tmp_path / "m.pt2", fields(torchcall=json.dumps(own)))
+    assert f"lacks {key!r}" in error_of(path)
+
+
+def test_damage_anywhere_is_an_error_or_in_padding(tmp_path):
+    path = write(tmp_path / "m.pt2", fields(torchcall=json.dumps(OWN)))
+    data, expected, messages = path.read_bytes(), read_package(path), []
+    for k in range(0, len(data), 3):
+        path.write_bytes(data[:k] + bytes([data[k] ^ 0x55]) + data[k + 1 :])
+        found = expected
+        try:
+            found = read_package(path)
+        except (ValueError, OSError) as error:
+            messages.append(str(error))
+        assert found == expected
+    assert len(messages) > len(data) // 6
+    assert all(message.startswith("torchcall: ") for message in messages)
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.99])
+def test_a_truncated_package_is_an_error(keep, tmp_path):
+    path = write(tmp_path / "m.pt2", fields())
+    data = path.read_bytes()
+    path.write_bytes(data[: int(keep * len(data))])
+    error_of(path)

@@ -1,0 +1,171 @@
+"""Traced graphs give what modules give, for every shape; what fixes a shape is found."""
+
+import pytest
+import reference
+import torch
+from energies import Energies, Pairs, Soft, odd
+
+from torchcall._compile._build import content_of, export_graph
+from torchcall._compile._cases import dynamic_cases, resized, static_cases
+from torchcall._compile._check import DifferentError, References, graph_function
+from torchcall._compile._form import B, E, N, sizes_of
+from torchcall._compile._gradients import Potential
+from torchcall._compile._run import _of_distinct_sizes
+from torchcall._compile._trace import SpecialisedError, inlined_script_functions, trace
+
+CPU = torch.device("cpu")
+CUTOFF = reference.CUTOFF
+
+
+def modules():
+    found = {f"{name}, differentiating": m for name, m in reference.potentials().items()}
+    lj = reference.example("lennard_jones").LennardJones
+    found["Lennard-Jones by autograd"] = lj(**reference.LJ, cell_gradients=True, autograd=True)
+    found["Lennard-Jones, energy only"] = Pairs()
+    for name in ("Stillinger-Weber", "message passing"):
+        found[f"{name}, energy only"] = Energies(reference.potentials()[name])
+    return found
+
+
+def traced(module, example, *, dynamic=True):
+    potential = Potential(module, None, CPU)
+    potential.look_at(example)
+    graph = _of_distinct_sizes(example) if dynamic else example
+    with torch.enable_grad():
+        return potential, graph, trace(potential, graph, dynamic=dynamic)
+
+
+@pytest.mark.parametrize("name", list(modules()))
+def test_the_examples_can_be_exported_for_any_shapes(name, example):
+    potential, graph, found = traced(modules()[name], example)
+    references = References(potential, dynamic_cases(example, CUTOFF))
+    references.compare(graph_function(found.module, potential.outputs()))
+    program = export_graph(name, found, graph, potential.outputs(), dynamic=True)
+    assert len(program.range_constraints) == 3
+    assert all(int(r.lower) == 2 for r in program.range_constraints.values())
+    assert all(str(r.upper) == "int_oo" for r in program.range_constraints.values())
+    references.compare(program.module())
+
+
+def test_cases_differ_in_shape_and_reach_the_minimum(example):
+    graphs = [case.graph for case in dynamic_cases(example, CUTOFF)]
+    assert len({tuple(sizes_of(graph).values()) for graph in graphs}) >= 5
+    assert {N: 2, E: 2, B: 2} in [sizes_of(graph) for graph in graphs]
+    for graph in graphs:
+        assert int(graph["edge_index"].max()) < sizes_of(graph)[N]
+        assert (graph["batch"][1:] >= graph["batch"][:-1]).all()
+        assert int(graph["batch"].max()) < sizes_of(graph)[B]
+    for case in static_cases(example, CUTOFF):
+        assert sizes_of(case.graph) == sizes_of(example)
+
+
+def test_phantoms_of_resized_graphs_change_nothing(example):
+    larger = {name: size + 5 for name, size in sizes_of(example).items()}
+    module = reference.potentials()["message passing"]
+    expected, found = module(example), module(resized(example, larger, CUTOFF))
+    torch.testing.assert_close(found["energy"][0], expected["energy"][0])
+    torch.testing.assert_close(
+        found["position_gradients"][:8], expected["position_gradients"][:8]
+    )  # fmt: skip
+    assert not found["position_gradients"][8:].any()
+
+
+def test_a_path_for_a_single_size_is_compared_at_that_size(example):
+    def right(input, energy):
+        return energy + 0.0 if input["pos"].size(0) == 31 else energy
+
+    def wrong(input, energy):
+        return 2.0 * energy if input["pos"].size(0) == 31 else energy
+
+    for function in (right, wrong):
+        _, _, found = traced(odd(function), example)
+        assert found.excluded == [{N: 31}]
+
+
+SPECIALISED = [
+    (lambda i, e: e * (2.0 if i["pos"].size(0) > 500 else 1.0), "N > 500|N <= 500"),
+    (lambda i, e: e * int(i["cell"].size(0)), "systems became the constant"),
+    (lambda i, e: e * (1.0 if i["edge_index"].size(1) % 2 else 2.0), "Mod(E, 2)"),
+]
+
+
+@pytest.mark.parametrize(
+    "function, part", SPECIALISED, ids=["a range", "a Python int", "a remainder"]
+)
+def test_what_fixes_a_size_is_found_and_its_place_named(function, part, example):
+    with pytest.raises(SpecialisedError) as caught:
+        traced(odd(function), example)
+    assert any(p in str(caught.value) for p in part.split("|"))
+    assert "test_tracing.py" in str(caught.value)
+
+
+@torch.jit.script
+def _scripted_scale(x: torch.Tensor) -> torch.Tensor:
+    return x * x.size(0) / x.size(0)
+
+
+def test_script_functions_do_not_fix_sizes(example):
+    before = torch.jit.ScriptFunction.__call__
+    _, _, found = traced(odd(lambda _, energy: _scripted_scale(energy)), example)
+    assert found.excluded == []
+    assert torch.jit.ScriptFunction.__call__ is before
+
+
+def test_script_functions_of_other_threads_stay_as_they_are():
+    import threading
+
+    results = []
+    with inlined_script_functions():
+        work = threading.Thread(target=lambda: results.append(_scripted_scale(torch.ones(2))))
+        work.start()
+        work.join()
+    assert torch.equal(results[0], torch.ones(2))
+
+
+def test_scripted_parts_are_named_where_they_fix_sizes(example):
+    module = odd(lambda _, energy: energy)
+    module.head = torch.jit.script(Flattened())
+    head = type(module).forward
+    type(module).forward = lambda self, input: self.head(head(self, input))
+    with pytest.raises(SpecialisedError) as caught:
+        traced(module, example)
+    assert "parts in TorchScript (head)" in str(caught.value)
+
+
+class Flattened(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.factor * x.reshape([x.size(0)])
+
+
+def test_the_content_is_that_of_operators_and_weights(example):
+    def content(module):
+        return content_of(traced(module, example)[2])
+
+    same, module = content(Soft()), Soft()
+    assert content(module) == same
+    with torch.no_grad():
+        module.weight.add_(1e-9)
+    assert content(module) != same
+    assert content(odd(lambda _, energy: energy * 1.0001)) != content(odd(lambda _, e: e * 1.0002))
+
+
+def test_another_result_is_a_difference_with_its_case(example):
+    potential, _, found = traced(Soft(), example)
+    references = References(potential, dynamic_cases(example, CUTOFF))
+    right = graph_function(found.module, potential.outputs())
+
+    def wrong(graph):
+        out = right(graph)
+        if len(graph["pos"]) == 2:
+            out["energy"] = out["energy"] + 1e-6
+        return out
+
+    references.compare(right)
+    with pytest.raises(DifferentError, match=r"\['energy'\] for two of everything"):
+        references.compare(wrong)
+    with pytest.raises(DifferentError, match=r"expected float64 \(2,\) as the module, got"):
+        references.compare(lambda graph: right(graph) | {"energy": torch.zeros(1)})
