@@ -7,7 +7,7 @@ NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/*)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-fast test-kups lint format types stubs bench docs sanitize clean
+.PHONY: help setup demo test test-fast test-kups lint format types stubs bench bench-mace docs sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint       ruff and clang-format;  make format  lets them write"
 	@echo "make types      pyright"
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
+	@echo "make bench-mace MACE as eager modules, TorchScript and a package; installs mace-torch first"
 	@echo "make sanitize   the tests of the bridge against a build with AddressSanitizer"
 
 $(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
@@ -70,6 +71,11 @@ bench: setup
 	@$(BIN)/python benchmarks/md_loop.py --json benchmarks/results/md_loop.json
 	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
 	@$(BIN)/python benchmarks/plot_results.py
+
+# Without dependencies: mace-torch would bring another torch. requirements/mace.txt has those it needs here.
+bench-mace: setup
+	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/mace.txt
+	@$(BIN)/python -W ignore benchmarks/mace_engines.py --json benchmarks/results/mace_engines.json
 
 # A build of its own in build/sanitize, imported in place of the ordinary one. Leaks are left out:
 # Python and its extensions keep memory until the process ends.
