@@ -4,6 +4,9 @@ A random ScaleShiftMACE (2 layers, 32x0e + 32x1o) on 64 silicon atoms in float32
 gradients and cell gradients in one call, from torch's own Python loop. Needs mace-torch.
 """
 
+# pyright: reportMissingImports=false
+# mace-torch is optional.
+
 import sys
 import tempfile
 from pathlib import Path

@@ -15,6 +15,9 @@ it a Python int.
 I. Batatia et al., NeurIPS 2022, https://arxiv.org/abs/2206.07697.
 """
 
+# pyright: reportMissingImports=false
+# mace-torch is optional.
+
 import argparse
 from typing import Any
 
