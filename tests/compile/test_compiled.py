@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from energies import Pairs, Soft
+from energies import Energies, Pairs, Soft
 
 import torchcall
 from torchcall._compile._cases import dynamic_cases
@@ -135,3 +135,19 @@ def test_a_static_package_of_single_precision_serves_its_capacity(tmp_path):
         assert value.dtype == torch.float32
         size = float(exact[key].abs().max())
         torch.testing.assert_close(value.double(), exact[key], rtol=0, atol=1e-5 * size)
+
+
+def test_products_of_small_matrices_do_not_limit_the_sizes(tmp_path):
+    # torch's compiler replaces them by sums where the example is small; a package for any shapes
+    # may not depend on that.
+    members = [reference.systems()[kind] for kind in KINDS]
+    network = reference.potentials()["message passing"]
+    graph = reference.graph(members[:1])
+    path = torchcall.compile(
+        Energies(network), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF, dynamic=True
+    )
+    larger = reference.graph(members, n_atoms=20)
+    for key, value in load(path)(larger).items():
+        expected = network(larger)[key]
+        size = float(expected.abs().max())
+        torch.testing.assert_close(value, expected, rtol=0, atol=1e-11 * size)

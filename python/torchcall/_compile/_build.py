@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import UserError
+from torch._guards import detect_fake_mode
 from torch._inductor import aoti_compile_and_package
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.export import Dim, ExportedProgram, export
+from torch.fx.experimental import _config
 
 from torchcall._package import METADATA_KEY
 
@@ -121,20 +123,31 @@ def _threads_of_the_machine() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _decisions(program: ExportedProgram) -> list[Any]:
+    """What was decided by the sizes of the program's example so far."""
+    values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
+    mode = detect_fake_mode(values)
+    return list(mode.shape_env.guards) if mode and mode.shape_env else []
+
+
 def build(
     name: str, program: ExportedProgram, path: Path, metadata: dict[str, Any], device: torch.device
 ) -> None:
     """Compiles the program into a package.
 
     Raises:
+        SpecialisedError: the compiler chose code that is right for some sizes only.
         CompileError: there is no C++ compiler, or an operator or generated code does not compile.
     """
+    before = len(_decisions(program))
     configs = {
         **options(device),
         "aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata)},
     }
     try:
-        with _threads_of_the_machine():
+        # With the flag, choices between equivalent operators do not narrow what sizes may be.
+        symbols: Any = _config
+        with _threads_of_the_machine(), symbols.patch(backed_size_oblivious=True):
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     except Exception as error:
         cause = error
@@ -151,3 +164,6 @@ def build(
                 f"{message_of(cause)}"
             ) from error
         raise cannot_export(name, "compiled", error) from error
+    if decisions := _decisions(program)[before:]:
+        first = decisions[0]
+        raise SpecialisedError(f"torch's compiler decides by {first.expr} {first.sloc}")
