@@ -80,7 +80,7 @@ bench-mace: setup
 # A build of its own in build/sanitize, imported in place of the ordinary one. Leaks are left out:
 # Python and its extensions keep memory until the process ends.
 SANITIZER ?= address
-SANITIZE_TESTS ?= tests/test_numerics.py tests/test_inputs.py tests/test_outputs.py
+SANITIZE_TESTS ?= tests/test_numerics.py tests/test_outputs.py tests/engines
 sanitize: setup
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --upgrade --target build/sanitize . \
 	  -C cmake.define.TORCHCALL_SANITIZE=$(SANITIZER) -C build-dir=build/sanitize-objects -C cmake.build-type=RelWithDebInfo
