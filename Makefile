@@ -48,7 +48,7 @@ PYTHON_KUPS ?= python3.12
 KUPS_VENV ?= .venv-kups
 test-kups:
 	@$(PYTHON_KUPS) -m venv $(KUPS_VENV)
-	@$(KUPS_VENV)/bin/python -m pip install --quiet kups==1.0.8 "torch>=2.11,<2.16" jax jaxtyping pytest \
+	@$(KUPS_VENV)/bin/python -m pip install --quiet kups==1.0.8 torch==2.13.0 jax jaxtyping pytest \
 	  scikit-build-core nanobind cmake ninja
 	@$(KUPS_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
 	@$(KUPS_VENV)/bin/python -m pytest -p no:cacheprovider tests/kups
