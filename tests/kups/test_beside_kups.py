@@ -13,9 +13,10 @@ from torchcall import mliap
 
 # It wants Python 3.12 and other packages than torchcall's own environment has.
 kups_data = pytest.importorskip("kups.core.data", reason="needs kUPS: make test-kups")
+from kups.core.capacity import FixedCapacity  # noqa: E402
 from kups.core.cell import PeriodicCell, TriclinicFrame  # noqa: E402
 from kups.core.lens import lens  # noqa: E402
-from kups.core.neighborlist import Edges  # noqa: E402
+from kups.core.neighborlist import DenseNearestNeighborList, Edges  # noqa: E402
 from kups.core.patch import ExplicitPatch, IdPatch  # noqa: E402
 from kups.core.typing import ExclusionId, InclusionId, ParticleId, SystemId  # noqa: E402
 from kups.core.utils.jax import dataclass  # noqa: E402
@@ -135,6 +136,24 @@ def test_our_wrapper_serves_as_that_of_kups_own_potential(state, model):
         np.asarray(expected.gradients.cell)[:, rows, columns],
         rtol=0,
         atol=1e-10,
+    )
+
+
+def test_our_potential_takes_kups_neighbor_lists(state, model):
+    cutoffs = Table((SystemId(0), SystemId(1)), jnp.full(2, model.cutoff.data[0]))
+    listed = DenseNearestNeighborList(
+        avg_candidates=FixedCapacity(16),
+        avg_edges=FixedCapacity(40),
+        avg_image_candidates=FixedCapacity(500),
+        cutoffs=cutoffs,
+    )
+    potential = mliap.make_torch_mliap_potential(
+        lambda s: s.particles, lambda s: s.systems, lambda _: listed, model, lambda _: cutoffs, True
+    )
+    found, expected = jax.jit(potential)(state).data, ours(model)(state).data
+    np.testing.assert_allclose(found.total_energies.data, expected.total_energies.data, rtol=1e-12)
+    np.testing.assert_allclose(
+        found.gradients.positions, expected.gradients.positions, rtol=0, atol=1e-10
     )
 
 

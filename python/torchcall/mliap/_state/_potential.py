@@ -15,11 +15,9 @@ from .._table import SystemId, Table
 from ._patch import Patch, WithPatch, commit
 
 State = TypeVar("State")
-Gradients = TypeVar("Gradients")
-Hessians = TypeVar("Hessians")
+Gradients = TypeVar("Gradients", covariant=True)
+Hessians = TypeVar("Hessians", covariant=True)
 State_contra = TypeVar("State_contra", contravariant=True)
-Gradients_co = TypeVar("Gradients_co", covariant=True)
-Hessians_co = TypeVar("Hessians_co", covariant=True)
 StatePatch = TypeVar("StatePatch", contravariant=True)
 
 
@@ -98,12 +96,12 @@ def _form(value: Any) -> Any:
     return jax.tree.structure(value), [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
 
 
-class Potential(Protocol[State_contra, Gradients_co, Hessians_co, StatePatch]):
+class Potential(Protocol[State_contra, Gradients, Hessians, StatePatch]):
     """A potential energy as a function of a state, and of a proposed change of it."""
 
     def __call__(
         self, state: State_contra, patch: StatePatch | None = None
-    ) -> WithPatch[PotentialOut[Any, Any], Any]:
+    ) -> WithPatch[PotentialOut[Gradients, Hessians], Any]:
         """Energies and derivatives.
 
         Args:
