@@ -86,7 +86,16 @@ sanitize: setup
 	  -C cmake.define.TORCHCALL_SANITIZE=$(SANITIZER) -C build-dir=build/sanitize-objects -C cmake.build-type=RelWithDebInfo
 	@LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so) \
 	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 PYTHONPATH=build/sanitize \
-	  $(BIN)/python -m pytest -p no:cacheprovider $(SANITIZE_TESTS)
+	  $(BIN)/python -c "$$SANITIZED" -p no:cacheprovider $(SANITIZE_TESTS)
+# The editable install's finder comes before the path; without it, PYTHONPATH decides.
+define SANITIZED
+import sys
+sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
+import pytest, torchcall
+assert "build/sanitize" in torchcall._bridge.__file__, torchcall._bridge.__file__
+sys.exit(pytest.main(sys.argv[1:]))
+endef
+export SANITIZED
 
 clean:
 	rm -rf build $(VENV)/.built
