@@ -1,7 +1,8 @@
 """MACE through torch's three engines: eager modules, TorchScript, AOTInductor packages.
 
 A random ScaleShiftMACE (2 layers, 32x0e + 32x1o) on 64 silicon atoms in float32: energy, position
-gradients and cell gradients in one call, from torch's own Python loop. Needs mace-torch.
+gradients and cell gradients in one call, from torch's own Python loop and through torchcall in one
+jitted loop. Needs mace-torch.
 """
 
 # pyright: reportMissingImports=false
@@ -12,15 +13,18 @@ import tempfile
 from pathlib import Path
 
 import torch
-from _harness import Report, parser, python_loop
+from _engines import call_loop, floor_loop
+from _harness import FLOOR, Report, parser, python_loop
 
 import torchcall
 from torchcall.demo._system import load_example
 from torchcall.demo._timing import Run
-from torchcall.mliap import pad_graph
+from torchcall.mliap import TorchMliap, pad_graph
 from torchcall.mliap._input import input_dtypes
 
 EAGER, SCRIPTED, PACKAGE = "eager", "TorchScript", "AOTInductor"
+PACKAGE_FLOOR = f"{FLOOR}, {PACKAGE}"
+FROZEN = "torchcall, TorchScript, freeze=True"
 
 
 def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
@@ -43,11 +47,18 @@ def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
 
     from e3nn.util import jit
 
+    scripted = jit.script(eager)
     runs = {
         EAGER: python_loop(eager, (tensors,), requires_grad=True),
-        SCRIPTED: python_loop(jit.script(eager), (tensors,), requires_grad=True),
+        SCRIPTED: python_loop(scripted, (tensors,), requires_grad=True),
         PACKAGE: python_loop(_Forward(package), (tensors,), requires_grad=False),
     }
+    model = TorchMliap.from_package(path)
+    runs[f"torchcall, {EAGER}"] = call_loop(TorchMliap.from_module(eager, 5.0, True), padded)
+    runs[f"torchcall, {SCRIPTED}"] = call_loop(TorchMliap.from_module(scripted, 5.0, True), padded)
+    runs[FROZEN] = call_loop(TorchMliap.from_module(scripted, 5.0, True, freeze=True), padded)
+    runs[f"torchcall, {PACKAGE}"] = call_loop(model, padded)
+    runs[PACKAGE_FLOOR] = floor_loop(model, padded)
     for run in runs.values():
         run(5)
     shape = f"{len(graph.positions)} atoms, {tensors['edge_index'].shape[1]} edges"
@@ -74,11 +85,19 @@ def main() -> int:
     report = Report("MACE through torch's engines", options)
     with tempfile.TemporaryDirectory() as folder:
         case, runs = methods(options.repeat, Path(folder))
-        engines = {name: name for name in runs}
+        engines = {
+            name: next(engine for engine in (EAGER, SCRIPTED, PACKAGE) if engine in name)
+            for name in runs
+        }
         timings = report.time(case, runs, engines=engines)
     for method, limit in ((EAGER, 1.5), (SCRIPTED, 1.3)):
         ratio = timings[method].us_median / timings[PACKAGE].us_median
         report.claim(case, f"{method} / {PACKAGE}", ratio, limit, at_most=False)
+        ours = f"torchcall, {method}", f"torchcall, {PACKAGE}"
+        ratio = timings[ours[0]].us_median / timings[ours[1]].us_median
+        report.claim(case, " / ".join(ours), ratio, limit, at_most=False)
+    share = 1 - timings[PACKAGE_FLOOR].us_median / timings[f"torchcall, {PACKAGE}"].us_median
+    report.claim(case, "the bridge's share of a call", share, 0.02)
     return report.finish()
 
 
