@@ -36,12 +36,17 @@ setup: $(VENV)/.built
 demo: setup
 	@$(BIN)/python -m torchcall demo
 
+# A process per core; a file's tests stay together, for they share what they compiled. A process that
+# has a core to itself needs one thread of torch's.
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
 test: setup
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 	@echo "torchcall: every test passed. Next: make demo, or make bench."
 
 test-fast: setup
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 # kUPS wants Python 3.12, which is not torchcall's pinned one, and a torch of its own choosing.
 PYTHON_KUPS ?= python3.12

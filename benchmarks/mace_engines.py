@@ -2,7 +2,8 @@
 
 A random ScaleShiftMACE (2 layers, 32x0e + 32x1o) on 64 silicon atoms in float32: energy, position
 gradients and cell gradients in one call, from torch's own Python loop and through torchcall in one
-jitted loop. Needs mace-torch.
+jitted loop. torch has one thread unless --threads says otherwise, and the package is compiled for
+as many. Needs mace-torch.
 """
 
 # pyright: reportMissingImports=false
@@ -62,7 +63,7 @@ def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
     for run in runs.values():
         run(5)
     shape = f"{len(graph.positions)} atoms, {tensors['edge_index'].shape[1]} edges"
-    return f"ScaleShiftMACE, {shape}", runs
+    return f"ScaleShiftMACE, {shape}, threads: {torch.get_num_threads()}", runs
 
 
 class _Forward:
@@ -76,7 +77,10 @@ def main() -> int:
     """Measures, prints, and writes the file."""
     arguments = parser(__doc__ or "")
     arguments.add_argument("--repeat", type=int, default=2, help="8 n³ atoms (default: 2, 64)")
+    arguments.add_argument("--threads", type=int, default=1, help="of torch (default: 1)")
     options = arguments.parse_args()
+    torch.set_num_threads(options.threads)
+    torchcall.set_num_threads(options.threads)
     try:
         import mace  # noqa: F401
     except ImportError:
