@@ -88,8 +88,6 @@ def calls(report: Report, folder: Path, n_atoms: int = 64) -> None:
         us = {method: timing.us_median for method, timing in timings.items()}
         report.claim(case, "eager / buffer_callback", us[EAGER] / us[BUFFER], 1)
         if name == "message passing":
-            share = 1 - us[f"{FLOOR}, AOTInductor"] / us[ANY]
-            report.claim(case, "the bridge's share of a call through AOTInductor", share, 0.02)
             continue
         best = ANY if name == "Lennard-Jones by autograd" else FIXED
         for method, least in ((SCRIPT, 2.5), (PURE, 8)):
