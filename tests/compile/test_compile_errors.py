@@ -224,12 +224,12 @@ OPERATIONS = [
     (
         lambda i, e: e * (2.0 if float(i["pos"].sum()) > 0 else 1.0),
         "torch.Tensor.__float__",
-        "test_errors.py",
+        "test_compile_errors.py",
     ),
     (
         lambda i, e: e + torch.from_numpy(0 * i["pos"].detach().numpy()).sum(),
         "torch.Tensor.numpy",
-        "test_errors.py",
+        "test_compile_errors.py",
     ),
 ]
 
@@ -253,13 +253,13 @@ def test_a_model_that_draws_random_numbers_is_an_error(tmp_path, example):
     assert "random numbers" in text
 
 
-def test_a_missing_compiler_is_an_error_that_names_the_variable(tmp_path, example, monkeypatch):
+def test_a_missing_compiler_is_an_error_that_names_the_variable(tmp_path, example):
     from torch._inductor import config, cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     try:
-        text = error_of(Soft(), tmp_path / "m.pt2", example, cache=False)
+        with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+            text = error_of(Soft(), tmp_path / "m.pt2", example, cache=False)
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
     assert "expected a C++ compiler (g++" in text
