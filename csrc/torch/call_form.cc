@@ -124,11 +124,18 @@ void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
     throw std::invalid_argument(output.name + ": expected a dense tensor on the cpu, got " +
                                 c10::str(tensor.layout()) + " on " + tensor.device().str());
   }
+  if (tensor.key_set().has(c10::DispatchKey::Python)) {
+    throw std::invalid_argument(
+        output.name +
+        ": expected a plain tensor, got one of a Python subclass that has no memory of its own (a "
+        "FakeTensor is one that was kept outside the model while its outputs were inferred: pass "
+        "output_spec=..., or empty that cache)");
+  }
   if (output.bytes == 0) return;
   const size_t bytes = narrowed ? output.bytes / output.shape[0] * rows : output.bytes;
   // A conjugated or negated view is a flag on other bits: only torch can read it.
   if (same_dtype && bytes < kLarge && tensor.is_contiguous() && !tensor.is_conj() &&
-      !tensor.is_neg()) {
+      !tensor.is_neg() && !tensor._is_zerotensor()) {
     std::memcpy(destination, tensor.const_data_ptr(), bytes);
   } else {
     const TorchStateGuard guard(Autograd::kOff);

@@ -68,6 +68,9 @@ void CallInputs::CountUses() {
     if (!input.given.defined()) continue;
     input.tensor_uses = input.given.use_count();
     input.storage_uses = StorageUses(input.given);
+    input.storage = StorageOf(input.given);
+    input.dtype = input.given.scalar_type();
+    input.strides = input.given.strides().vec();
   }
 }
 
@@ -113,11 +116,18 @@ bool CallInputs::Kept(const Input& input) const {
 }
 
 bool CallInputs::Reshaped(const Input& input, const CallForm::Operand& operand) const {
-  const c10::TensorImpl& given = *input.given.unsafeGetTensorImpl();
-  // Narrowed tensors get their sizes anew in each call.
-  if (operand.narrowing.length >= 0)
-    return given.dim() != static_cast<int64_t>(operand.shape.size());
-  return given.sizes() != c10::IntArrayRef(operand.shape) || !given.is_contiguous();
+  const at::Tensor& given = input.given;
+  if (given.dim() != static_cast<int64_t>(operand.shape.size()) ||
+      given.scalar_type() != input.dtype || given.storage_offset() != 0 ||
+      StorageOf(given) != input.storage) {
+    return true;
+  }
+  // Narrowed tensors get their sizes anew in each call, twins of them their strides too.
+  if (operand.narrowing.length < 0) {
+    return given.sizes() != c10::IntArrayRef(operand.shape) ||
+           given.strides() != c10::IntArrayRef(input.strides);
+  }
+  return given.is_same(input.shell) && given.strides() != c10::IntArrayRef(input.strides);
 }
 
 int64_t CallInputs::Finish(bool all_kept, const int32_t* kept) {

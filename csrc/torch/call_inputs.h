@@ -47,10 +47,15 @@ class CallInputs {
     size_t tensor_uses = 0;
     size_t storage_uses = 0;
     uint32_t version = 0;
+    // As they are at rest; a model may replace them in place.
+    const void* storage = nullptr;
+    c10::ScalarType dtype = c10::ScalarType::Undefined;
+    std::vector<int64_t> strides;
   };
 
   bool Kept(const Input& input) const;
-  // Whether the model resized or transposed its input in place, which the next call must not see.
+  // Whether the model resized, transposed or exchanged its input in place, which the next call must
+  // not see.
   bool Reshaped(const Input& input, const CallForm::Operand& operand) const;
   void Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size);
 

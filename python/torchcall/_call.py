@@ -34,6 +34,7 @@ class Call:
         casts: per leaf: NumPy's name of the dtype that the model gets, or None.
         requires_grad: whether the model may differentiate inside.
         selects_outputs: whether only some of the outputs are asked for.
+        outputs_known: whether the caller says what comes out.
     """
 
     treedef: Any
@@ -42,6 +43,7 @@ class Call:
     casts: list[str | None]
     requires_grad: bool
     selects_outputs: bool
+    outputs_known: bool
 
     def as_the_model_sees_it(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`(args, kwargs)` of specs after the casts."""

@@ -1,6 +1,7 @@
 """Models that only Python can run: eager modules, compiled ones, any callable on tensors."""
 
 import copy
+import math
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -53,11 +54,17 @@ class EagerSource:
         return EagerCall(self._here, call)
 
 
-class EagerCall:
-    """A call of a Python callable, followed once with fake tensors.
+# Inputs of fewer bytes are always copied: it costs next to nothing, and whatever the model does to
+# them cannot reach the caller.
+_SMALL = 1 << 20
 
-    That tells the outputs and which inputs are written to in place; those, or all where it cannot
-    be told, are copied for each call.
+
+class EagerCall:
+    """A call of a Python callable.
+
+    Where the outputs are not known, it is followed once with fake tensors. That tells which inputs
+    are written to in place, too. Those, small ones, and all where it cannot be told, are copied for
+    each call.
     """
 
     def __init__(self, module: Callable[..., Any], call: Call) -> None:
@@ -67,21 +74,29 @@ class EagerCall:
         self._outputs: Any = None
         self.arguments: list[Node] = []
         self.index_checks: list[IndexCheck] = []
+        written = set(range(len(call.arrays)))
+        if not call.outputs_known:
+            written = self._follow()
+        self.copies = [
+            k in written or _bytes(call.specs[i]) < _SMALL for k, i in enumerate(call.arrays)
+        ]
+
+    def _follow(self) -> set[int]:
         written: set[int] = set()
-        args, kwargs = call.as_the_model_sees_it()
+        args, kwargs = self._call.as_the_model_sees_it()
         try:
-            with _without_compilation(), restored(module):
+            with _without_compilation(), restored(self._module):
                 self._outputs = infer_outputs(
-                    lambda: stand_in(module),
+                    lambda: stand_in(self._module),
                     args,
                     kwargs,
-                    requires_grad=call.requires_grad,
+                    requires_grad=self._call.requires_grad,
                     written=written,
                 )
         except InferenceError as error:
             self._error = error
-            written = set(range(len(call.arrays)))
-        self.copies = [i in written for i in range(len(call.arrays))]
+            return set(range(len(self._call.arrays)))
+        return written
 
     def infer_outputs(self) -> Any:
         """What following it found.
@@ -111,6 +126,10 @@ def _name_of(module: Callable[..., Any]) -> str:
     if isinstance(module, torch.nn.Module):
         return type(module).__name__
     return str(getattr(module, "__name__", type(module).__name__))
+
+
+def _bytes(spec: Any) -> int:
+    return math.prod(spec.shape) * spec.dtype.itemsize
 
 
 def _without_compilation() -> AbstractContextManager[Any]:

@@ -79,7 +79,7 @@ def infer_outputs(
         ) from error
     except Exception as error:
         # torch raises many types here, RuntimeError and its fake-tensor exceptions among them.
-        raise InferenceError(_explain(error, operations.first_error)) from error
+        raise InferenceError(_explain(_text(error), operations.first_error)) from error
 
 
 class _Operations(TorchDispatchMode):
@@ -106,7 +106,7 @@ class _Operations(TorchDispatchMode):
         try:
             return func(*args, **(kwargs or {}))
         except Exception as error:
-            self.first_error = self.first_error or str(error).strip()
+            self.first_error = self.first_error or _text(error).strip()
             raise
 
     def _note_writes(self, schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -145,9 +145,16 @@ def _fake(value: Any) -> Any:
     return torch.empty(value.shape, dtype=torch_dtype(str(value.dtype)), device="cpu")
 
 
-def _explain(error: Exception, first_error: str) -> str:
-    reason = _reason(str(error), first_error) or type(error).__name__
-    if _NEEDS_GRAD in str(error):
+def _text(error: Exception) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # whatever its own __str__ raises
+        return type(error).__name__
+
+
+def _explain(text: str, first_error: str) -> str:
+    reason = _reason(text, first_error)
+    if _NEEDS_GRAD in text:
         return (
             "the model differentiates inside its forward: expected requires_grad=True, got "
             f"requires_grad=False ({reason})"

@@ -37,6 +37,13 @@ class PackageCall:
         pairs: list[tuple[int, int]] = []
         for name, skeleton, given in zip(("args", "kwargs"), arguments, leaves, strict=True):
             _match(skeleton, given, f"operand {name}", pairs)
+        for _, leaf in pairs:
+            got = call.specs[leaf]
+            if leaf in position or (metadata is None and got is None):
+                continue
+            foreign = ", or None for a scalar, which is compiled into the package"
+            expected = "an array" + (foreign if metadata is None else "")
+            raise ValueError(f"{call.names[leaf]}: expected {expected}, got {got!r}")
         order = [position[leaf] for _, leaf in sorted(pairs) if leaf in position]
         self.arguments: list[Node] = [(TUPLE, len(order)), *((TENSOR, k) for k in order)]
         self.copies = [metadata is None] * len(order)
@@ -44,10 +51,6 @@ class PackageCall:
         self._axes: dict[str, int] = {}
         if metadata is not None:
             # By the key of the package's one argument, an AtomGraphInput.
-            for _, leaf in pairs:
-                if leaf not in position:
-                    got = call.specs[leaf]
-                    raise ValueError(f"{call.names[leaf]}: expected an array, got {got!r}")
             operands = dict(zip((row[0] for row in metadata["inputs"]), order, strict=True))
             for (_, dtype, shape), k in zip(metadata["inputs"], order, strict=True):
                 self._check(call.arrays[k], dtype, shape)

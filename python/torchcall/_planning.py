@@ -98,6 +98,7 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
         casts=casts,
         requires_grad=request.requires_grad,
         selects_outputs=request.options.outputs is not None,
+        outputs_known=request.options.outputs is not None or request.output_spec is not None,
     )
     looked_at = request.look_at(call)
     narrowing = request.options.narrowing

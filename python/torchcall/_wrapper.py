@@ -183,6 +183,10 @@ class TorchModuleWrapper:
         calls = self._model.stats()["calls"]
         return f"TorchModuleWrapper({self._name}, {self._source.engine}{options}, calls={calls})"
 
+    def __deepcopy__(self, memo: Any) -> "TorchModuleWrapper":
+        del memo
+        return self  # compared by identity; states that hold one can be copied
+
     def __reduce__(self) -> Any:
         if self._source.path is None:
             raise TypeError(

@@ -217,7 +217,11 @@ def test_a_write_that_nobody_foresaw_is_an_error():
         return x + 0
 
     with pytest.raises(Exception, match=r"operand args\[0\]: expected to be read only"):
-        TorchModuleWrapper(model)(X)
+        jax.block_until_ready(TorchModuleWrapper(model)(np.ones(1 << 19, np.float32)))
+    small = jnp.asarray(X)
+    calls.clear()
+    np.testing.assert_array_equal(TorchModuleWrapper(model)(small), 2 * X)
+    np.testing.assert_array_equal(small, X)  # small inputs are copied always
 
 
 def test_following_a_module_leaves_no_trace_in_it():
@@ -269,6 +273,42 @@ def test_following_leaves_gradients_and_attributes_as_they_were(wrap):
     assert type(module.last) is torch.Tensor
 
 
+def test_a_tensor_that_was_cached_while_the_model_was_followed_is_an_error():
+    cache: dict[int, torch.Tensor] = {}
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return cache.setdefault(len(x), torch.arange(float(len(x))))
+
+    f = TorchModuleWrapper(model)
+    with pytest.raises(Exception, match="expected a plain tensor, got one of a Python subclass"):
+        f(X)
+    cache.clear()
+    g = TorchModuleWrapper(model, output_spec=SPEC)  # not followed
+    for _ in range(2):
+        np.testing.assert_array_equal(g(X), np.arange(3.0))
+
+
+def test_results_without_memory_are_numbers_or_an_error():
+    f = TorchModuleWrapper(lambda x: torch._efficientzerotensor(x.shape), output_spec=SPEC)
+    np.testing.assert_array_equal(f(X), np.zeros(3))
+
+
+def exchanges_storage(x: torch.Tensor) -> torch.Tensor:
+    x.set_(x.flip(0))
+    return x.flip(0)
+
+
+def exchanges_dtype(x: torch.Tensor) -> torch.Tensor:
+    x.data = x.data.double()
+    return x.float()
+
+
+def exchanges_for_a_view(x: torch.Tensor) -> torch.Tensor:
+    y = x * 1
+    x.data = torch.zeros(4)[1:]
+    return y
+
+
 def resizes(x: torch.Tensor) -> torch.Tensor:
     x.resize_(10)
     return x[:3] * 1
@@ -278,8 +318,10 @@ def transposes(x: torch.Tensor) -> torch.Tensor:
     return x.unsqueeze_(0).t_()[:, 0] * 1
 
 
-@pytest.mark.parametrize("model", [resizes, transposes])
-def test_the_shape_of_an_input_may_be_changed_in_place(model):
+@pytest.mark.parametrize(
+    "model", [resizes, transposes, exchanges_storage, exchanges_dtype, exchanges_for_a_view]
+)
+def test_an_input_may_be_changed_in_place_for_another(model):
     f = TorchModuleWrapper(model, output_spec=SPEC)
     for i in range(3):
         np.testing.assert_array_equal(f(X + i), X + i)

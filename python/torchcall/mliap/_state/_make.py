@@ -111,6 +111,11 @@ class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
             NotImplementedError: as `torch_mliap_model_fn`.
         """
         proposed = state
+        if patch is not None and not callable(patch):
+            raise TypeError(
+                "torchcall: patch: expected a function of a state and of what is accepted, got "
+                f"{type(patch).__name__}"
+            )
         if patch is not None:
             systems = self.systems_view(state)
             proposed = patch(state, all_systems(systems, system_rows(systems).keys))
