@@ -237,3 +237,11 @@ def test_single_precision_stays_single():
     floats = ("pos", "cell", "cell_offsets", "charge", "spin")
     assert all(padded[key].dtype == jnp.float32 for key in floats)
     assert padded["edge_index"].dtype == padded["batch"].dtype == masks.rows.dtype == jnp.int32
+
+
+@pytest.mark.parametrize("name", ["atomic_numbers", "batch", "edge_index", "n_edges"])
+def test_numbers_that_are_no_integers_are_refused(name):
+    graph = graphs.atom_graph([reference.systems()["slab"]])
+    wrong = replace(graph, **{name: getattr(graph, name).astype(jnp.float32)})
+    with pytest.raises(TypeError, match=rf"graph.{name}: expected integers, got float32"):
+        pad_graph(wrong, cutoff=CUTOFF)

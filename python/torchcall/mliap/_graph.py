@@ -199,6 +199,11 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
         raise TypeError(
             f"torchcall: graph.positions: expected float32 or float64, got {graph.positions.dtype}"
         )
+    for name in ("atomic_numbers", "batch", "edge_index", "n_edges"):
+        value = getattr(graph, name)
+        dtype = None if value is None else jnp.result_type(value)
+        if dtype is not None and not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(f"torchcall: graph.{name}: expected integers, got {dtype}")
     return n, b, e
 
 
