@@ -1,9 +1,6 @@
 """Outputs kept in the state: when they spare an evaluation, and that they never do so wrongly."""
 
 import dataclasses
-import gc
-import pickle
-import weakref
 
 import jax
 import jax.numpy as jnp
@@ -402,16 +399,3 @@ def test_cache_of_another_form_is_refused(made, model):
     for text, cache in cases.items():
         with pytest.raises((ValueError, TypeError), match=f"torchcall: out_cache_lens: {text}"):
             potential(dataclasses.replace(start, cache=cache))
-
-
-def test_cache_lets_the_model_go_and_can_be_pickled():
-    model = states.model()
-    _, start = states.cached(model)
-    cache = start.cache
-    gone = weakref.ref(model.wrapper)
-    copy = pickle.loads(pickle.dumps(cache))
-    assert copy.model is not cache.model
-    del model, start, _
-    jax.clear_caches()
-    gc.collect()
-    assert gone() is None

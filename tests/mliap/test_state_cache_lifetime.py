@@ -1,0 +1,25 @@
+"""How long a cache holds on to the model whose output it keeps."""
+
+import gc
+import pickle
+import weakref
+
+import jax
+import pytest
+import states
+from reference import one_thread  # noqa: F401
+
+pytestmark = pytest.mark.usefixtures("x64")
+
+
+def test_cache_lets_the_model_go_and_can_be_pickled():
+    model = states.model()
+    _, start = states.cached(model)
+    cache = start.cache
+    gone = weakref.ref(model.wrapper)
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy.model is not cache.model
+    del model, start, _
+    jax.clear_caches()
+    gc.collect()
+    assert gone() is None
