@@ -287,7 +287,6 @@ def test_index_view_limits_what_is_written_and_what_may_serve_again(model):
     assert np.isnan(after.cache.gradients.cell).all()
     written = np.asarray(start.particles.data.system.indices == 0)
     np.testing.assert_array_equal(~np.isnan(after.cache.gradients.positions).any(1), written)
-    # Without the cell's gradients it is no output: the model is called again.
     assert not after.cache.known.any()
     assert counted(model, quick(potential), after)[0] == 1
 
