@@ -17,10 +17,11 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 5
+#define TC_ABI_VERSION 6
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
+typedef struct TcHold TcHold;
 
 // Receives text (an error message or a report). May be called at most once per entry-point call.
 typedef struct {
@@ -98,9 +99,10 @@ typedef struct {
 // several at once, each with a frame of its own. Addresses of tensors are those of at::TensorImpl.
 typedef struct {
   void* self;  // NULL: none
-  // Makes the tensors that the model gets, one per operand, of the operand's shape and of the dtype
-  // that it is cast to; NULL for a length. They live until `close`.
-  TcStatus (*open)(void* self, int64_t num_inputs, void** frame, void** tensors, TcSink error);
+  // Makes the tensors that the model gets, one per operand, on the device, of the operand's shape
+  // and of the dtype that it is cast to; NULL for a length. They live until `close`.
+  TcStatus (*open)(void* self, DLDevice device, int64_t num_inputs, void** frame, void** tensors,
+                   TcSink error);
   // Runs the model on the frame's tensors. The outputs live until `finish`.
   TcStatus (*run)(void* self, void* frame, void** outputs, int64_t num_outputs, TcSink error);
   // Follows every `run` on the same thread, also one that failed: lets go of what the run made.
@@ -108,6 +110,9 @@ typedef struct {
   void (*finish)(void* self, void* frame, int32_t* kept);
   void (*close)(void* self, void* frame);
   void (*release)(void* self);
+  // What the model computes with on the device now, to be let go of before `release`.
+  TcStatus (*hold)(void* self, DLDevice device, void** held, TcSink error);
+  void (*let_go)(void* self, void* held);
 } TcCallable;
 
 // Everything about one call that is settled when the JAX program is traced. All pointers are read
@@ -141,10 +146,14 @@ typedef struct {
   int64_t copied_inputs;  // inputs copied beforehand because the model may write to them
 } TcModelCounters;
 
-// Where a call runs. On a CPU `stream` is NULL.
+// Where a call runs. On a CPU `stream` is NULL. On a CUDA device it is a cudaStream_t: the call
+// enqueues there and does not wait, except for the first call on a device, which moves the weights.
 typedef struct {
   DLDevice device;
   void* stream;
+  // The call is, or prepares for, the capture of a CUDA graph: what it uses beside the buffers is
+  // allocated within the call and used by no other one. A model that keeps an input then fails.
+  int32_t recording;
 } TcPlace;
 
 typedef struct {
@@ -162,10 +171,11 @@ typedef struct {
                                      TcSink error);
   TcStatus (*model_from_live_function)(const void* live, TcModelOptions options, TcModel** out,
                                        TcSink error);
-  // An AOTInductor package, which must have been compiled for this torch and this machine. So many
-  // calls as it has runners can be under way at once.
-  TcStatus (*model_from_package)(const char* path, int32_t num_runners, TcModel** out,
-                                 TcSink error);
+  // An AOTInductor package, which must have been compiled for this torch and this machine. It is
+  // loaded on `home`, and from the file again on each further device of that kind. So many calls as
+  // it has runners can be under way at once on a CPU, one per device elsewhere.
+  TcStatus (*model_from_package)(const char* path, DLDevice home, int32_t num_runners,
+                                 TcModel** out, TcSink error);
   // A model whose plans each bring a callable.
   TcStatus (*model_of_callables)(const char* name, TcModelOptions options, TcModel** out,
                                  TcSink error);
@@ -190,6 +200,10 @@ typedef struct {
   // model gets, without any of the plan's machinery: the floor that a call can be compared with.
   TcStatus (*plan_time_forward)(TcPlan* plan, const DLTensor* inputs, int64_t iterations,
                                 double* seconds, TcSink error);
+  // Code and weights as the plan's calls on the device use them now; they live until the hold is
+  // released, which is before the plan is.
+  TcStatus (*plan_hold)(TcPlan* plan, DLDevice device, TcHold** out, TcSink error);
+  void (*hold_release)(TcHold* hold);
   void (*plan_release)(TcPlan* plan);
 
   // Threads that torch may use inside one call; every thread applies it before its next call.

@@ -330,12 +330,31 @@ def test_several_devices_are_a_clear_error_at_trace_time(tmp_path):
     assert run_python(tmp_path, code, **flags).stdout == "done\n"
 
 
-def test_other_platform_is_a_clear_error_at_trace_time():
+@pytest.mark.parametrize(
+    "platform, parts",
+    [
+        pytest.param(
+            "cuda",
+            ["a program for CUDA (torch", "install a torch with CUDA", "CPU"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+        ("tpu", ["platform tpu", "the CPU or a CUDA device"]),
+    ],
+    ids=["CUDA, which torch lacks here", "a platform that torch does not have"],
+)
+def test_other_platform_is_a_clear_error_at_trace_time(platform, parts):
     f = scripted(double)
-    text = error_of(lambda: jax.jit(f).trace(X).lower(lowering_platforms=("cuda",)))
+    text = error_of(lambda: jax.jit(f).trace(X).lower(lowering_platforms=(platform,)))
     assert re.match(r"torchcall: double: ", text)
-    assert "cuda" in text
-    assert "CPU" in text
+    for part in parts:
+        assert part in text
+
+
+def test_requiring_a_cuda_graph_in_a_program_for_the_cpu_is_an_error_at_trace_time():
+    f = TorchModuleWrapper(torch.jit.script(double), cuda_graph="require")
+    text = error_of(lambda: jax.jit(f).lower(X))
+    assert "cuda_graph='require' in a program for the CPU" in text
+    assert 'cuda_graph="auto"' in text
 
 
 def test_batching_over_other_operands_leaves_the_call_alone():

@@ -23,6 +23,10 @@ struct TcPlan {
   std::unique_ptr<torchcall::Plan> plan;
 };
 
+struct TcHold {
+  std::shared_ptr<const void> held;
+};
+
 namespace torchcall {
 namespace {
 
@@ -119,10 +123,11 @@ TcStatus ModelFromLiveFunction(const void* live, TcModelOptions options, TcModel
   });
 }
 
-TcStatus ModelFromPackage(const char* path, int32_t num_runners, TcModel** out, TcSink error) {
+TcStatus ModelFromPackage(const char* path, DLDevice home, int32_t num_runners, TcModel** out,
+                          TcSink error) {
   return Guarded(error, [&] {
     const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
-    *out = new TcModel{std::make_shared<PackageModel>(path, num_runners)};
+    *out = new TcModel{std::make_shared<PackageModel>(path, DeviceOf(home), num_runners)};
   });
 }
 
@@ -167,6 +172,12 @@ TcStatus PlanTimeForward(TcPlan* plan, const DLTensor* inputs, int64_t iteration
   return Guarded(error, [&] { *seconds = plan->plan->TimeForward(inputs, iterations); });
 }
 
+TcStatus PlanHold(TcPlan* plan, DLDevice device, TcHold** out, TcSink error) {
+  return Guarded(error, [&] { *out = new TcHold{plan->plan->Hold(device)}; });
+}
+
+void HoldRelease(TcHold* hold) { delete hold; }
+
 void PlanRelease(TcPlan* plan) { delete plan; }
 
 void SetNumThreads(int32_t threads) { SetThreadBudget(threads); }
@@ -195,6 +206,8 @@ extern "C" __attribute__((visibility("default"))) const TcEngineApi* torchcall_e
       torchcall::PlanCreate,
       torchcall::PlanRun,
       torchcall::PlanTimeForward,
+      torchcall::PlanHold,
+      torchcall::HoldRelease,
       torchcall::PlanRelease,
       torchcall::SetNumThreads,
   };

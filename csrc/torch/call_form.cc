@@ -1,7 +1,6 @@
 #include "call_form.h"
 
 #include <ATen/Functions.h>
-#include <ATen/ops/from_blob.h>
 
 #include <algorithm>
 #include <cstring>
@@ -36,6 +35,13 @@ size_t BytesOf(const std::vector<int64_t>& shape, c10::ScalarType dtype) {
 constexpr size_t kLarge = size_t{1} << 20;
 
 }  // namespace
+
+at::Tensor View(void* data, c10::IntArrayRef sizes, c10::ScalarType dtype, c10::Device device) {
+  return at::for_blob(data, sizes)
+      .options(at::TensorOptions().dtype(dtype).device(device))
+      .target_device(device)  // or torch asks the device's driver whose memory this is
+      .make_tensor();
+}
 
 CallForm::CallForm(const TcPlanSpec& spec) : selects_outputs(spec.selects_outputs != 0) {
   lengths.assign(spec.lengths, spec.lengths + spec.num_lengths);
@@ -83,7 +89,12 @@ void CallForm::AddOutput(const TcPlanSpec& spec, int64_t i) {
   outputs.push_back(std::move(output));
 }
 
-void CallForm::ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const {
+void CallForm::ReadLengths(const DLTensor* inputs, c10::Device device,
+                           std::vector<int64_t>& sizes) const {
+  if (!device.is_cpu()) {
+    sizes = capacities;
+    return;
+  }
   for (size_t i = 0; i < lengths.size(); ++i) {
     const TcLength& length = lengths[i];
     const int64_t valid = *static_cast<const int32_t*>(inputs[length.operand].data);
@@ -103,7 +114,8 @@ void CallForm::LimitLength(const TcNarrowing& narrowing, const std::vector<int64
 }
 
 void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
-                       const std::vector<int64_t>& sizes, void* destination) const {
+                       const std::vector<int64_t>& sizes, c10::Device device,
+                       void* destination) const {
   const bool narrowed = output.narrowing.length >= 0;
   const int64_t rows = narrowed ? sizes[output.narrowing.length] : 0;
   const c10::IntArrayRef capacity(output.shape);
@@ -120,9 +132,10 @@ void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
     throw std::invalid_argument(output.name + ": expected " + TypeAndShape(output.dtype, expected) +
                                 ", got " + TypeAndShape(tensor.scalar_type(), tensor.sizes()));
   }
-  if (tensor.layout() != at::kStrided || !tensor.is_cpu()) {
-    throw std::invalid_argument(output.name + ": expected a dense tensor on the cpu, got " +
-                                c10::str(tensor.layout()) + " on " + tensor.device().str());
+  if (tensor.layout() != at::kStrided || tensor.device() != device) {
+    throw std::invalid_argument(output.name + ": expected a dense tensor on " + device.str() +
+                                ", got " + c10::str(tensor.layout()) + " on " +
+                                tensor.device().str());
   }
   if (tensor.key_set().has(c10::DispatchKey::Python)) {
     throw std::invalid_argument(
@@ -133,13 +146,18 @@ void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
   }
   if (output.bytes == 0) return;
   const size_t bytes = narrowed ? output.bytes / output.shape[0] * rows : output.bytes;
+  if (!device.is_cpu()) {
+    const TorchStateGuard guard(Autograd::kOff);
+    View(destination, tensor.sizes(), output.dtype, device).copy_(tensor, /*non_blocking=*/true);
+    return;  // nothing is narrowed there: lengths are capacities
+  }
   // A conjugated or negated view is a flag on other bits: only torch can read it.
   if (same_dtype && bytes < kLarge && tensor.is_contiguous() && !tensor.is_conj() &&
       !tensor.is_neg() && !tensor._is_zerotensor()) {
     std::memcpy(destination, tensor.const_data_ptr(), bytes);
   } else {
     const TorchStateGuard guard(Autograd::kOff);
-    at::from_blob(destination, tensor.sizes(), tensor.options().dtype(output.dtype)).copy_(tensor);
+    View(destination, tensor.sizes(), output.dtype, device).copy_(tensor);
   }
   std::memset(static_cast<char*>(destination) + bytes, 0, output.bytes - bytes);
 }
@@ -147,7 +165,7 @@ void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
 std::vector<at::Tensor> CallForm::CopiesOf(const DLTensor* inputs) const {
   const TorchStateGuard guard(Autograd::kOff);
   std::vector<int64_t> sizes(lengths.size());
-  ReadLengths(inputs, sizes);
+  ReadLengths(inputs, c10::kCPU, sizes);
   std::vector<at::Tensor> tensors;
   for (size_t i = 0; i < operands.size(); ++i) {
     const Operand& operand = operands[i];
@@ -155,8 +173,7 @@ std::vector<at::Tensor> CallForm::CopiesOf(const DLTensor* inputs) const {
       tensors.emplace_back();
       continue;
     }
-    at::Tensor view =
-        at::from_blob(inputs[i].data, operand.shape, at::TensorOptions(operand.dtype));
+    at::Tensor view = View(inputs[i].data, operand.shape, operand.dtype, c10::kCPU);
     if (operand.narrowing.length >= 0) {
       view = view.narrow(operand.narrowing.axis, 0, sizes[operand.narrowing.length]);
     }

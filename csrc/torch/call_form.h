@@ -14,6 +14,9 @@
 
 namespace torchcall {
 
+// A tensor on memory that it does not own.
+at::Tensor View(void* data, c10::IntArrayRef sizes, c10::ScalarType dtype, c10::Device device);
+
 struct CallForm {
   struct Operand {
     std::string name;
@@ -35,13 +38,14 @@ struct CallForm {
   // Throws std::invalid_argument naming the operand or output that is at fault.
   explicit CallForm(const TcPlanSpec& spec);
 
-  // What each length comes to in this call. Throws std::invalid_argument where one is negative or
-  // exceeds its capacity.
-  void ReadLengths(const DLTensor* inputs, std::vector<int64_t>& sizes) const;
-  // Throws std::invalid_argument where the tensor is not what the output says.
+  // What each length comes to in this call: its capacity where reading it would mean waiting for a
+  // device. Throws std::invalid_argument where one is negative or exceeds its capacity.
+  void ReadLengths(const DLTensor* inputs, c10::Device device, std::vector<int64_t>& sizes) const;
+  // Copies a result into XLA's buffer on `device`. Throws std::invalid_argument where the tensor is
+  // not what the output says.
   void CopyOut(const Output& output, const at::Tensor& tensor, const std::vector<int64_t>& sizes,
-               void* destination) const;
-  // What the model gets of these buffers, in memory of its own; undefined for a length.
+               c10::Device device, void* destination) const;
+  // What the model gets of these buffers on the CPU, in memory of its own; undefined for a length.
   std::vector<at::Tensor> CopiesOf(const DLTensor* inputs) const;
 
   std::vector<Operand> operands;

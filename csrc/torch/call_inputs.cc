@@ -1,25 +1,14 @@
 #include "call_inputs.h"
 
 #include <ATen/Functions.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
-#include <c10/core/CPUAllocator.h>
-
-#include <cstring>
 
 #include "guards.h"
 
 namespace torchcall {
 namespace {
 
-c10::DataPtr Borrowed(void* data) { return {data, c10::Device(c10::kCPU)}; }
-
 c10::StorageImpl* StorageOf(const at::Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
-}
-
-void Repoint(const at::Tensor& shell, void* data) {
-  StorageOf(shell)->set_data_ptr_noswap(Borrowed(data));
 }
 
 uint32_t VersionOf(const at::Tensor& tensor) {
@@ -32,8 +21,9 @@ size_t StorageUses(const at::Tensor& tensor) {
 
 }  // namespace
 
-CallInputs::CallInputs(const CallForm& form, bool dense, std::vector<at::Tensor> given)
-    : form_(form) {
+CallInputs::CallInputs(const CallForm& form, c10::Device device, bool dense,
+                       std::vector<at::Tensor> given)
+    : form_(form), device_(device) {
   // Ordinary tensors, whatever mode the calls run in: an inference tensor could not be
   // differentiated by a model that keeps it.
   const TorchStateGuard guard(Autograd::kOff);
@@ -41,17 +31,17 @@ CallInputs::CallInputs(const CallForm& form, bool dense, std::vector<at::Tensor>
     const CallForm::Operand& operand = form.operands[i];
     Input& input = inputs_.emplace_back();
     if (operand.is_length) continue;
-    const auto options = at::TensorOptions().dtype(operand.dtype).device(c10::kCPU);
     const bool strided = operand.narrowing.length >= 0 && operand.narrowing.axis > 0;
     const bool twin = operand.cast || operand.copied || (dense && strided);
     if (given.empty()) {
-      input.shell = at::from_blob(nullptr, operand.shape, options);
+      const auto options = at::TensorOptions().device(device);
+      input.shell = View(nullptr, operand.shape, operand.dtype, device);
       input.given =
           twin ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
                : input.shell;
     } else {
       input.given = std::move(given[i]);
-      input.shell = twin ? at::from_blob(nullptr, operand.shape, options) : input.given;
+      input.shell = twin ? View(nullptr, operand.shape, operand.dtype, device) : input.given;
       StorageOf(input.shell)->set_resizable(false);
     }
   }
@@ -81,7 +71,9 @@ void CallInputs::Point(const DLTensor* buffers, const std::vector<int64_t>& size
     Repoint(input.shell, buffers[i].data);
     const TcNarrowing& narrowing = form_.operands[i].narrowing;
     if (narrowing.length >= 0) Narrow(input, narrowing, sizes[narrowing.length]);
-    if (!input.given.is_same(input.shell)) input.given.copy_(input.shell);
+    if (!input.given.is_same(input.shell)) {
+      input.given.copy_(input.shell, /*non_blocking=*/true);
+    }
     input.version = VersionOf(input.given);
   }
 }
@@ -130,6 +122,18 @@ bool CallInputs::Reshaped(const Input& input, const CallForm::Operand& operand) 
   return given.is_same(input.shell) && given.strides() != c10::IntArrayRef(input.strides);
 }
 
+void CallInputs::Repoint(const at::Tensor& shell, void* data) const {
+  StorageOf(shell)->set_data_ptr_noswap({data, device_});
+}
+
+void CallInputs::Detach(c10::StorageImpl* storage) const {
+  const TorchStateGuard guard(Autograd::kOff);
+  const int64_t bytes = static_cast<int64_t>(storage->nbytes());
+  const at::Tensor copy =
+      View(storage->mutable_data(), {bytes}, c10::ScalarType::Byte, device_).clone();
+  storage->set_data_ptr_noswap(StorageOf(copy)->set_data_ptr({nullptr, device_}));
+}
+
 int64_t CallInputs::Finish(bool all_kept, const int32_t* kept) {
   int64_t count = 0;
   for (size_t i = 0; i < inputs_.size(); ++i) {
@@ -148,10 +152,7 @@ int64_t CallInputs::Finish(bool all_kept, const int32_t* kept) {
     if (input.given.is_same(input.shell)) {
       // Views made by the model share this storage, so it is the storage that gets the copy; of the
       // whole buffer, for the input may be a narrowed view of it.
-      c10::StorageImpl* storage = StorageOf(input.shell);
-      c10::DataPtr copy = c10::GetCPUAllocator()->allocate(storage->nbytes());
-      if (storage->nbytes() > 0) std::memcpy(copy.get(), storage->data(), storage->nbytes());
-      storage->set_data_ptr_noswap(std::move(copy));
+      Detach(StorageOf(input.shell));
     } else {
       Repoint(input.shell, nullptr);
     }

@@ -14,10 +14,11 @@ namespace torchcall {
 
 class CallInputs {
  public:
-  // `dense`: the model wants contiguous inputs also where they are narrowed. `given`, where there
-  // are any, are the tensors that the model gets, made elsewhere: of the operands' shapes, of the
-  // dtypes that they are cast to; undefined for a length.
-  CallInputs(const CallForm& form, bool dense, std::vector<at::Tensor> given = {});
+  // On `device`. `dense`: the model wants contiguous inputs also where they are narrowed. `given`,
+  // where there are any, are the tensors that the model gets, made elsewhere: of the operands'
+  // shapes, of the dtypes that they are cast to; undefined for a length.
+  CallInputs(const CallForm& form, c10::Device device, bool dense,
+             std::vector<at::Tensor> given = {});
 
   // What the model gets; undefined for a length.
   std::vector<at::Tensor> Tensors() const;
@@ -34,9 +35,9 @@ class CallInputs {
   // The position of an input that was written to although the plan foresaw none, or -1.
   int64_t FindUnforeseenWrite() const;
 
-  // Ends the call: no tensor refers to a caller's buffer any more. Returns how many inputs the
-  // model kept; each of those now owns a copy, and the tensors must not be used for another call.
-  // `kept`, where given, adds what only its maker can tell, per input.
+  // Ends the call, on the stream that it ran on: no tensor refers to a caller's buffer any more.
+  // Returns how many inputs the model kept; each of those now owns a copy, and the tensors must not
+  // be used for another call. `kept`, where given, adds what only its maker can tell, per input.
   int64_t Finish(bool all_kept, const int32_t* kept = nullptr);
 
  private:
@@ -58,8 +59,12 @@ class CallInputs {
   // not see.
   bool Reshaped(const Input& input, const CallForm::Operand& operand) const;
   void Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size);
+  void Repoint(const at::Tensor& shell, void* data) const;
+  // Gives a storage its own copy of the data that it refers to.
+  void Detach(c10::StorageImpl* storage) const;
 
   const CallForm& form_;
+  c10::Device device_;
   std::vector<Input> inputs_;
 };
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <string>
 
+#include "place.h"
+
 namespace torchcall {
 namespace {
 
@@ -31,8 +33,10 @@ class Words {
 
 class CallablePlan::Context : public CallContext {
  public:
-  Context(const CallablePlan& plan, Frame frame)
-      : CallContext(CallInputs(plan.form(), /*dense=*/false, std::move(frame.tensors)),
+  Context(const CallablePlan& plan, TcPlace place, Frame frame)
+      : CallContext(place,
+                    CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/false,
+                               std::move(frame.tensors)),
                     plan.form().lengths.size(), plan.form().outputs.size()),
         callable_(plan.callable_),
         frame_(frame.address),
@@ -76,21 +80,31 @@ CallablePlan::CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpe
     : Plan(model, CallForm(spec), model->autograd(), /*pools=*/true),
       callable_(std::make_shared<Callable>(spec.callable)) {}
 
-CallablePlan::Frame CallablePlan::Open() const {
+CallablePlan::Frame CallablePlan::Open(DLDevice device) const {
   Frame frame;
   std::vector<void*> addresses(form().operands.size(), nullptr);
   Words error;
   const TorchStateGuard guard(Autograd::kOff);  // ordinary tensors, whatever mode the caller is in
-  error.RaiseIf(callable_->table.open(callable_->table.self, static_cast<int64_t>(addresses.size()),
-                                      &frame.address, addresses.data(), error.sink()));
+  error.RaiseIf(callable_->table.open(callable_->table.self, device,
+                                      static_cast<int64_t>(addresses.size()), &frame.address,
+                                      addresses.data(), error.sink()));
   for (void* address : addresses) {
     frame.tensors.push_back(address == nullptr ? at::Tensor() : TensorAt(address));
   }
   return frame;
 }
 
-std::unique_ptr<CallContext> CallablePlan::NewContext() const {
-  return std::make_unique<Context>(*this, Open());
+std::unique_ptr<CallContext> CallablePlan::NewContext(TcPlace place) const {
+  return std::make_unique<Context>(*this, place, Open(place.device));
+}
+
+std::shared_ptr<const void> CallablePlan::Hold(DLDevice device) const {
+  Words error;
+  void* held = nullptr;
+  error.RaiseIf(callable_->table.hold(callable_->table.self, device, &held, error.sink()));
+  return {held, [callable = callable_](void* address) {
+            callable->table.let_go(callable->table.self, address);
+          }};
 }
 
 double CallablePlan::TimeForward(const DLTensor*, int64_t) const {

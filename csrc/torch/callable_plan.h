@@ -15,6 +15,7 @@ class CallablePlan : public Plan {
   CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpec& spec);
 
   double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
+  std::shared_ptr<const void> Hold(DLDevice device) const override;
 
  private:
   class Context;
@@ -32,8 +33,8 @@ class CallablePlan : public Plan {
     const TcCallable table;
   };
 
-  std::unique_ptr<CallContext> NewContext() const override;
-  Frame Open() const;
+  std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
+  Frame Open(DLDevice device) const;
 
   std::shared_ptr<const Callable> callable_;
 };

@@ -7,9 +7,32 @@
 
 namespace torchcall {
 
-PackageModel::PackageModel(const std::string& path, int32_t num_runners)
-    : loader_(std::make_shared<Loader>(path, "model", /*run_single_threaded=*/false, num_runners)) {
-  for (const std::string& spec : loader()->get_call_spec()) schema_ += spec + "\n";
+PackageLoader::PackageLoader(const std::string& path, c10::Device device, int32_t num_runners)
+    : one_at_a_time_(!device.is_cpu()),
+      loader_(path, "model", /*run_single_threaded=*/one_at_a_time_,
+              one_at_a_time_ ? 1 : num_runners,
+              device.is_cpu() ? c10::DeviceIndex{-1} : device.index()) {}
+
+std::vector<at::Tensor> PackageLoader::Run(const std::vector<at::Tensor>& arguments) {
+  std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
+  if (one_at_a_time_) lock.lock();
+  return loader_.run(arguments);
+}
+
+PackageModel::PackageModel(const std::string& path, c10::Device home, int32_t num_runners)
+    : path_(path), home_(home), num_runners_(num_runners) {
+  for (const std::string& spec : loader(home)->call_spec()) schema_ += spec + "\n";
+}
+
+std::shared_ptr<PackageLoader> PackageModel::loader(c10::Device device) const {
+  if (device.type() != home_.type()) {
+    throw std::invalid_argument(
+        "expected a program for the device that the package was compiled "
+        "for, " +
+        c10::DeviceTypeName(home_.type(), true) + ", got one for " + device.str());
+  }
+  return loaders_.Get(device,
+                      [&] { return std::make_shared<PackageLoader>(path_, device, num_runners_); });
 }
 
 TcModelInfo PackageModel::info() const {
@@ -27,7 +50,8 @@ void PackageModel::Replace(const Model& fresh) {
         "refresh: expected a package with the same arguments and results, got another one; make a "
         "new wrapper");
   }
-  loader_.store(package->loader());
+  loaders_.Clear([&] { path_ = package->path_; });
+  loaders_.Set(home_, package->loader(home_));
 }
 
 std::string PackageModel::Serialize() const {

@@ -6,22 +6,39 @@
 
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
-#include <atomic>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "../engine.h"
 #include "model.h"
+#include "place.h"
 
 namespace torchcall {
 
+// A package's code and weights on one device.
+class PackageLoader {
+ public:
+  PackageLoader(const std::string& path, c10::Device device, int32_t num_runners);
+
+  // Throws what torch throws.
+  std::vector<at::Tensor> Run(const std::vector<at::Tensor>& arguments);
+  std::vector<std::string> call_spec() { return loader_.get_call_spec(); }
+
+ private:
+  // Elsewhere than on a CPU a call only enqueues, and the loader's own bookkeeping of several
+  // runners asks the device for events, which a capture forbids: one call at a time.
+  const bool one_at_a_time_;
+  std::mutex mutex_;
+  torch::inductor::AOTIModelPackageLoader loader_;
+};
+
 class PackageModel : public Model {
  public:
-  using Loader = torch::inductor::AOTIModelPackageLoader;
-
-  // `num_runners` calls can be under way at once. The package must have been compiled for this
-  // machine: its code runs as it is. Throws what torch throws.
-  PackageModel(const std::string& path, int32_t num_runners);
+  // The package must have been compiled for this machine: its code runs as it is. Throws what torch
+  // throws.
+  PackageModel(const std::string& path, c10::Device home, int32_t num_runners);
 
   // `schema` holds the two lines of the call spec: torch's pytree of the arguments, as a tuple of
   // a tuple and a dict, and that of the results.
@@ -32,10 +49,14 @@ class PackageModel : public Model {
   void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const override;
   std::unique_ptr<Plan> NewPlan(const TcPlanSpec& spec) override;
 
-  std::shared_ptr<Loader> loader() const { return loader_.load(); }
+  // Throws std::invalid_argument for a device of another kind than the package's.
+  std::shared_ptr<PackageLoader> loader(c10::Device device) const;
 
  private:
-  std::atomic<std::shared_ptr<Loader>> loader_;
+  std::string path_;
+  c10::Device home_;
+  int32_t num_runners_;
+  PerDevice<PackageLoader> loaders_;
   std::string schema_;
 };
 

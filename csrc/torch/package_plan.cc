@@ -4,6 +4,8 @@
 #include <chrono>
 #include <stdexcept>
 
+#include "place.h"
+
 namespace torchcall {
 namespace {
 
@@ -20,19 +22,19 @@ std::string Listed(const TcIndexCheck& check) {
 
 class PackagePlan::Context : public CallContext {
  public:
-  explicit Context(const PackagePlan& plan)
-      : CallContext(CallInputs(plan.form(), /*dense=*/true), plan.form().lengths.size(),
-                    plan.form().outputs.size()),
+  Context(const PackagePlan& plan, TcPlace place)
+      : CallContext(place, CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/true),
+                    plan.form().lengths.size(), plan.form().outputs.size()),
         plan_(plan) {
     for (const int64_t operand : plan.order_) arguments_.push_back(inputs[operand]);
     inputs.CountUses();
   }
 
   void Invoke() override {
-    plan_.CheckIndices(inputs);
-    loader_ = plan_.model_->loader();
+    if (place.device.device_type == kDLCPU) plan_.CheckIndices(inputs);
+    loader_ = plan_.model_->loader(DeviceOf(place.device));
     try {
-      results_ = loader_->run(arguments_);
+      results_ = loader_->Run(arguments_);
     } catch (const std::exception& e) {
       throw std::runtime_error(plan_.WithNames(e.what()));
     }
@@ -60,7 +62,7 @@ class PackagePlan::Context : public CallContext {
 
  private:
   const PackagePlan& plan_;
-  std::shared_ptr<PackageModel::Loader> loader_;
+  std::shared_ptr<PackageLoader> loader_;
   std::vector<at::Tensor> arguments_;
   std::vector<at::Tensor> results_;
 };
@@ -81,8 +83,8 @@ PackagePlan::PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& 
   }
 }
 
-std::unique_ptr<CallContext> PackagePlan::NewContext() const {
-  return std::make_unique<Context>(*this);
+std::unique_ptr<CallContext> PackagePlan::NewContext(TcPlace place) const {
+  return std::make_unique<Context>(*this, place);
 }
 
 std::string PackagePlan::WithNames(std::string text) const {
@@ -130,10 +132,10 @@ double PackagePlan::TimeForward(const DLTensor* inputs, int64_t iterations) cons
   std::vector<at::Tensor> arguments;
   for (const int64_t operand : order_) arguments.push_back(copies[operand]);
   const TorchStateGuard guard(Autograd::kInference);
-  const std::shared_ptr<PackageModel::Loader> loader = model_->loader();
-  for (int i = 0; i < 20; ++i) loader->run(arguments);
+  const std::shared_ptr<PackageLoader> loader = model_->loader(c10::kCPU);
+  for (int i = 0; i < 20; ++i) loader->Run(arguments);
   const auto start = std::chrono::steady_clock::now();
-  for (int64_t i = 0; i < iterations; ++i) loader->run(arguments);
+  for (int64_t i = 0; i < iterations; ++i) loader->Run(arguments);
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 

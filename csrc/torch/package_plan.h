@@ -20,10 +20,13 @@ class PackagePlan : public Plan {
   PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec);
 
   double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
+  std::shared_ptr<const void> Hold(DLDevice device) const override {
+    return model_->loader(DeviceOf(device));
+  }
 
  private:
   class Context;
-  std::unique_ptr<CallContext> NewContext() const override;
+  std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
   // Code compiled ahead of time follows an index wherever it points. Throws std::invalid_argument.
   void CheckIndices(const CallInputs& inputs) const;
 

@@ -1,6 +1,9 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <stdexcept>
+
+#include "place.h"
 
 namespace torchcall {
 namespace {
@@ -15,53 +18,67 @@ Plan::Plan(std::shared_ptr<Model> model, CallForm form, Autograd autograd, bool 
   for (const CallForm::Operand& operand : form_.operands) copied_per_call_ += operand.copied;
 }
 
-std::unique_ptr<CallContext> Plan::Acquire() {
-  if (pools_) {
+std::unique_ptr<CallContext> Plan::Acquire(TcPlace place) {
+  if (pools_ && place.recording == 0) {
     const std::lock_guard<std::mutex> lock(pool_mutex_);
-    if (!pool_.empty()) {
+    const auto found =
+        std::find_if(pool_.rbegin(), pool_.rend(), [&](const std::unique_ptr<CallContext>& free) {
+          return free->place.stream == place.stream &&
+                 free->place.device.device_type == place.device.device_type &&
+                 free->place.device.device_id == place.device.device_id;
+        });
+    if (found != pool_.rend()) {
+      std::swap(*found, pool_.back());
       std::unique_ptr<CallContext> context = std::move(pool_.back());
       pool_.pop_back();
       return context;
     }
   }
-  return NewContext();
+  return NewContext(place);
 }
 
 void Plan::GiveBack(std::unique_ptr<CallContext> context) {
-  if (!pools_) return;
+  if (!pools_ || context->place.recording != 0) return;
   const std::lock_guard<std::mutex> lock(pool_mutex_);
   if (pool_.size() < kMostPooled) pool_.push_back(std::move(context));
 }
 
 void Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
-  (void)place;
   ApplyThreadBudget();
-  std::unique_ptr<CallContext> context = Acquire();
+  const StreamScope stream(place);
+  const TorchStateGuard guard(autograd_);
+  const c10::Device device = DeviceOf(place.device);
+  std::unique_ptr<CallContext> context = Acquire(place);
   // Runs when the model raises too: what it kept until then must not dangle either.
   struct Finisher {
     Plan* plan;
-    std::unique_ptr<CallContext>& context;
-    bool succeeded = false;
-    ~Finisher() {
+    std::unique_ptr<CallContext> context;
+    ~Finisher() { Finish(/*succeeded=*/false); }
+    int64_t Finish(bool succeeded) {
+      if (context == nullptr) return 0;
       const int64_t kept = context->Release();
       if (kept + plan->copied_per_call_ > 0) plan->model_->Count(kept, plan->copied_per_call_);
       if (succeeded && kept == 0) plan->GiveBack(std::move(context));
+      context.reset();
+      return kept;
     }
-  } finisher{this, context};
+  } finisher{this, std::move(context)};
 
-  const TorchStateGuard guard(autograd_);
-  form_.ReadLengths(inputs, context->sizes);
-  context->inputs.Point(inputs, context->sizes);
-  context->Invoke();
-  const int64_t written = context->inputs.FindUnforeseenWrite();
+  CallContext& call = *finisher.context;
+  form_.ReadLengths(inputs, device, call.sizes);
+  call.inputs.Point(inputs, call.sizes);
+  call.Invoke();
+  const int64_t written = call.inputs.FindUnforeseenWrite();
   if (written >= 0) {
     throw std::runtime_error(form_.operands[written].name +
                              ": expected to be read only, but the model wrote to it in place");
   }
   for (size_t i = 0; i < form_.outputs.size(); ++i) {
-    form_.CopyOut(form_.outputs[i], *context->outputs[i], context->sizes, outputs[i].data);
+    form_.CopyOut(form_.outputs[i], *call.outputs[i], call.sizes, device, outputs[i].data);
   }
-  finisher.succeeded = true;
+  if (finisher.Finish(/*succeeded=*/true) > 0 && place.recording != 0) {
+    throw std::runtime_error("keeps an input after the call");
+  }
 }
 
 }  // namespace torchcall

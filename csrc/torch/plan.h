@@ -18,11 +18,11 @@
 
 namespace torchcall {
 
-// Used by one thread at a time.
+// Used by one thread at a time, and on one stream: what it owns is used in that stream's order.
 class CallContext {
  public:
-  explicit CallContext(CallInputs inputs, size_t num_lengths, size_t num_outputs)
-      : inputs(std::move(inputs)), sizes(num_lengths), outputs(num_outputs) {}
+  CallContext(TcPlace place, CallInputs inputs, size_t num_lengths, size_t num_outputs)
+      : place(place), inputs(std::move(inputs)), sizes(num_lengths), outputs(num_outputs) {}
   virtual ~CallContext() = default;
   CallContext(const CallContext&) = delete;
   CallContext& operator=(const CallContext&) = delete;
@@ -33,6 +33,7 @@ class CallContext {
   // inputs the model kept.
   virtual int64_t Release() = 0;
 
+  const TcPlace place;
   CallInputs inputs;
   std::vector<int64_t> sizes;  // what each of the plan's lengths comes to in this call
   std::vector<const at::Tensor*> outputs;
@@ -48,19 +49,21 @@ class Plan {
   void Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
   // Seconds for `iterations` calls of the model itself on copies of these inputs.
   virtual double TimeForward(const DLTensor* inputs, int64_t iterations) const = 0;
+  // A share of what calls on the device compute with now.
+  virtual std::shared_ptr<const void> Hold(DLDevice device) const = 0;
 
  protected:
   // `pools`: whether a context may serve another call.
   Plan(std::shared_ptr<Model> model, CallForm form, Autograd autograd, bool pools);
 
-  virtual std::unique_ptr<CallContext> NewContext() const = 0;
+  // Called on the place's device and stream.
+  virtual std::unique_ptr<CallContext> NewContext(TcPlace place) const = 0;
   // Keeps a context for a later call.
   void GiveBack(std::unique_ptr<CallContext> context);
   const CallForm& form() const { return form_; }
 
  private:
-  std::unique_ptr<CallContext> Acquire();
-
+  std::unique_ptr<CallContext> Acquire(TcPlace place);
   std::shared_ptr<Model> model_;
   CallForm form_;
   Autograd autograd_;

@@ -66,14 +66,46 @@ void RefuseMetaTensors(const Module& module) {
   for (const auto& entry : module.named_buffers()) check(entry);
 }
 
-bool LivesElsewhere(const Module& module) {
+// The one device that all weights are on, the CPU where they are on several or there are none.
+c10::Device HomeOf(const Module& module) {
+  std::optional<c10::Device> home;
+  const auto look = [&](const at::Tensor& weight) {
+    if (home && *home != weight.device()) {
+      home = c10::kCPU;
+    } else if (!home) {
+      home = weight.device();
+    }
+  };
+  for (const at::Tensor& weight : module.parameters()) look(weight);
+  for (const at::Tensor& buffer : module.buffers()) look(buffer);
+  const bool known = home && (home->is_cpu() || home->is_cuda());
+  return known ? *home : c10::Device(c10::kCPU);
+}
+
+bool LivesOn(const Module& module, c10::Device device) {
   for (const at::Tensor& weight : module.parameters()) {
-    if (!weight.is_cpu()) return true;
+    if (weight.device() != device) return false;
   }
   for (const at::Tensor& buffer : module.buffers()) {
-    if (!buffer.is_cpu()) return true;
+    if (buffer.device() != device) return false;
   }
-  return false;
+  return true;
+}
+
+// Tracing bakes the example's device into the code: as a constant of its own, and as that of
+// constant tensors. Scalar ones stay on the CPU, where code may read them without waiting.
+void MoveConstants(torch::jit::Block* block, c10::Device device) {
+  for (torch::jit::Node* node : block->nodes()) {
+    for (torch::jit::Block* inner : node->blocks()) MoveConstants(inner, device);
+    if (node->kind() != torch::jit::prim::Constant) continue;
+    if (node->output()->type()->kind() == c10::TypeKind::DeviceObjType) {
+      node->s_(torch::jit::attr::value, device.str());
+    } else if (node->hasAttribute(torch::jit::attr::value) &&
+               node->kindOf(torch::jit::attr::value) == torch::jit::AttributeKind::t) {
+      const at::Tensor constant = node->t(torch::jit::attr::value);
+      if (constant.dim() > 0) node->t_(torch::jit::attr::value, constant.to(device));
+    }
+  }
 }
 
 std::shared_ptr<Graph> PlainGraph(torch::jit::Function& function) {
@@ -101,10 +133,12 @@ std::shared_ptr<Graph> Simplified(const std::shared_ptr<Graph>& plain) {
   return graph;
 }
 
-ModelInstance MakeInstance(torch::jit::Function& function) {
+ModelInstance MakeInstance(torch::jit::Function& function, c10::Device device) {
   ModelInstance instance;
   instance.function = &function;
-  instance.graph = Simplified(PlainGraph(function));
+  const std::shared_ptr<Graph> plain = PlainGraph(function);
+  if (!device.is_cpu()) MoveConstants(plain->block(), device);
+  instance.graph = Simplified(plain);
   instance.code = torch::jit::Code(instance.graph, function.name());
   return instance;
 }
@@ -140,6 +174,32 @@ bool IsTraining(const Module& module) {
   return module.hasattr("training") && module.attr("training").isBool() && module.is_training();
 }
 
+// A module as calls on `device` use it.
+Module Prepared(Module module, c10::Device device, TcModelOptions options) {
+  if (!LivesOn(module, device)) module = module.deepcopy(device);
+  if (options.freeze) return torch::jit::freeze(module);
+  if (options.requires_grad && HasTrainableWeights(module)) {
+    // A module that assigns attributes must assign its own ones, not a copy's.
+    const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
+    if (!use.keeps_state) module = Module(DetachingCopier().Copy(module._ivalue()));
+  }
+  return module;
+}
+
+std::shared_ptr<const ModelInstance> NewInstance(const ModelOrigin& origin, c10::Device device,
+                                                 TcModelOptions options) {
+  const TorchStateGuard guard(Autograd::kOff);
+  if (!origin.module) {
+    ModelInstance instance = MakeInstance(*origin.function->function_, device);
+    instance.unit = origin.function->cu_;
+    return std::make_shared<const ModelInstance>(std::move(instance));
+  }
+  Module module = Prepared(*origin.module, device, options);
+  ModelInstance instance = MakeInstance(module.get_method("forward").function(), device);
+  instance.module = std::move(module);
+  return std::make_shared<const ModelInstance>(std::move(instance));
+}
+
 }  // namespace
 
 std::shared_ptr<Model> ScriptModel::FromModule(Module module, TcModelOptions options) {
@@ -149,51 +209,45 @@ std::shared_ptr<Model> ScriptModel::FromModule(Module module, TcModelOptions opt
   }
   RefuseHooks(module);
   RefuseMetaTensors(module);
+  if (options.freeze && IsTraining(module)) {
+    throw std::invalid_argument(
+        "freeze=True: expected a module in eval mode, got one in training mode; call "
+        "module.eval() first");
+  }
   const uint64_t fingerprint = FingerprintOf(module.get_method("forward").function());
-  if (LivesElsewhere(module)) {
-    module = module.deepcopy();
-    module.to(at::kCPU);
-  }
-  if (options.freeze) {
-    if (IsTraining(module)) {
-      throw std::invalid_argument(
-          "freeze=True: expected a module in eval mode, got one in training mode; call "
-          "module.eval() first");
-    }
-    module = torch::jit::freeze(module);
-  } else if (options.requires_grad && HasTrainableWeights(module)) {
-    // A module that assigns attributes must assign its own ones, not a copy's.
-    const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
-    if (!use.keeps_state) module = Module(DetachingCopier().Copy(module._ivalue()));
-  }
-  ModelInstance instance = MakeInstance(module.get_method("forward").function());
-  instance.module = std::move(module);
-  return std::shared_ptr<Model>(new ScriptModel(std::move(instance), name, fingerprint, options));
+  const c10::Device home = HomeOf(module);
+  return std::shared_ptr<Model>(
+      new ScriptModel({std::move(module), std::nullopt, home}, name, fingerprint, options));
 }
 
 std::shared_ptr<Model> ScriptModel::FromFunction(const torch::jit::StrongFunctionPtr& function,
                                                  TcModelOptions options) {
   if (options.freeze) throw std::invalid_argument("freeze=True: expected a module, got a function");
-  ModelInstance instance = MakeInstance(*function.function_);
-  instance.unit = function.cu_;
-  return std::shared_ptr<Model>(new ScriptModel(std::move(instance), function.function_->name(),
+  return std::shared_ptr<Model>(new ScriptModel({std::nullopt, function, c10::kCPU},
+                                                function.function_->name(),
                                                 FingerprintOf(*function.function_), options));
 }
 
-ScriptModel::ScriptModel(ModelInstance instance, std::string name, uint64_t fingerprint,
+ScriptModel::ScriptModel(ModelOrigin origin, std::string name, uint64_t fingerprint,
                          TcModelOptions options)
-    : name_(std::move(name)),
-      schema_(instance.function->getSchema()),
+    : origin_(std::move(origin)),
+      options_(options),
+      name_(std::move(name)),
       fingerprint_(fingerprint),
-      is_method_(instance.module.has_value()),
-      training_(is_method_ && IsTraining(*instance.module)) {
-  schema_text_ = c10::toString(schema_);
-  use_ = AnalyseGraph(instance.graph);
+      is_method_(origin_.module.has_value()),
+      training_(is_method_ && IsTraining(*origin_.module)) {
+  const std::shared_ptr<const ModelInstance> at_home = instance(origin_.home);
+  schema_ = at_home->function->getSchema();
+  schema_text_ = c10::toString(*schema_);
+  use_ = AnalyseGraph(at_home->graph);
   autograd_ = options.requires_grad ? Autograd::kRecord
               // Tensors made in inference mode must not end up in a module that others use.
               : use_.keeps_state ? Autograd::kOff
                                  : Autograd::kInference;
-  instance_ = std::make_shared<const ModelInstance>(std::move(instance));
+}
+
+std::shared_ptr<const ModelInstance> ScriptModel::instance(c10::Device device) const {
+  return instances_.Get(device, [&] { return NewInstance(origin_, device, options_); });
 }
 
 void ScriptModel::Replace(const Model& fresh) {
@@ -202,7 +256,8 @@ void ScriptModel::Replace(const Model& fresh) {
     throw std::invalid_argument(
         "refresh: expected the same code with other weights, got other code; make a new wrapper");
   }
-  instance_.store(script->instance());
+  instances_.Clear([&] { origin_ = script->origin_; });
+  instances_.Set(origin_.home, script->instance(script->origin_.home));
 }
 
 TcModelInfo ScriptModel::info() const {
@@ -212,7 +267,7 @@ TcModelInfo ScriptModel::info() const {
 
 std::string ScriptModel::Serialize() const {
   const TorchStateGuard guard(Autograd::kOff);
-  const std::shared_ptr<const ModelInstance> held = instance();
+  const std::shared_ptr<const ModelInstance> held = instance(c10::kCPU);
   if (!held->module) throw std::invalid_argument("expected a module, got a script function");
   std::ostringstream stream;
   held->module->save(stream);
@@ -221,7 +276,7 @@ std::string ScriptModel::Serialize() const {
 
 void ScriptModel::CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const {
   const Tree call = ParseTree(nodes, count);
-  const ArgumentBuilder builder(call, schema_, is_method_);
+  const ArgumentBuilder builder(call, *schema_, is_method_);
   std::vector<c10::IValue> containers;
   builder.Build(std::vector<at::Tensor>(num_inputs), containers);
 }

@@ -7,7 +7,6 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/runtime/interpreter.h>
 
-#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,10 +15,19 @@
 #include "analysis.h"
 #include "guards.h"
 #include "model.h"
+#include "place.h"
 
 namespace torchcall {
 
-// The part that `refresh` replaces: code and weights, immutable once built.
+// What a model is made from: a module, or a function and the unit that keeps it alive.
+struct ModelOrigin {
+  std::optional<torch::jit::Module> module;
+  std::optional<torch::jit::StrongFunctionPtr> function;
+  c10::Device home =
+      c10::kCPU;  // where the weights live, the CPU where they live in several places
+};
+
+// Code and weights on one device, immutable once built.
 struct ModelInstance {
   std::optional<torch::jit::Module> module;           // of a ScriptModule
   std::shared_ptr<torch::jit::CompilationUnit> unit;  // keeps a script function alive
@@ -40,19 +48,22 @@ class ScriptModel : public Model {
   void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const override;
   std::unique_ptr<Plan> NewPlan(const TcPlanSpec& spec) override;
 
-  std::shared_ptr<const ModelInstance> instance() const { return instance_.load(); }
-  const c10::FunctionSchema& schema() const { return schema_; }
+  // Where the weights live they are shared with what the model was made from; elsewhere they are
+  // copies, made at the first call.
+  std::shared_ptr<const ModelInstance> instance(c10::Device device) const;
+  const c10::FunctionSchema& schema() const { return *schema_; }
   bool is_method() const { return is_method_; }
   const GraphUse& use() const { return use_; }
   Autograd autograd() const { return autograd_; }
 
  private:
-  ScriptModel(ModelInstance instance, std::string name, uint64_t fingerprint,
-              TcModelOptions options);
+  ScriptModel(ModelOrigin origin, std::string name, uint64_t fingerprint, TcModelOptions options);
 
-  std::atomic<std::shared_ptr<const ModelInstance>> instance_;
+  ModelOrigin origin_;
+  TcModelOptions options_;
+  PerDevice<const ModelInstance> instances_;
   std::string name_;
-  c10::FunctionSchema schema_;
+  std::optional<c10::FunctionSchema> schema_;
   uint64_t fingerprint_;
   std::string schema_text_;
   bool is_method_;

@@ -3,14 +3,16 @@
 #include <chrono>
 #include <stdexcept>
 
+#include "place.h"
+
 namespace torchcall {
 
 // Containers and stack beside the tensors.
 class ScriptPlan::Context : public CallContext {
  public:
-  explicit Context(const ScriptPlan& plan)
-      : CallContext(CallInputs(plan.form(), /*dense=*/false), plan.form().lengths.size(),
-                    plan.form().outputs.size()),
+  Context(const ScriptPlan& plan, TcPlace place)
+      : CallContext(place, CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/false),
+                    plan.form().lengths.size(), plan.form().outputs.size()),
         plan_(plan) {
     arguments_ = plan.arguments_->builder.Build(inputs.Tensors(), containers_);
     inputs.CountUses();
@@ -20,7 +22,7 @@ class ScriptPlan::Context : public CallContext {
   }
 
   void Invoke() override {
-    instance_ = plan_.model_->instance();
+    instance_ = plan_.model_->instance(DeviceOf(place.device));
     if (instance_->module) stack_.emplace_back(instance_->module->_ivalue());
     stack_.insert(stack_.end(), arguments_.begin(), arguments_.end());
     torch::jit::InterpreterState(instance_->code).run(stack_);
@@ -74,7 +76,7 @@ std::unique_ptr<ScriptPlan> ScriptPlan::Make(std::shared_ptr<ScriptModel> model,
   std::unique_ptr<ScriptPlan> plan(
       new ScriptPlan(std::move(model), spec, std::move(form), std::move(arguments)));
   // Builds the arguments once, so that a structure that the signature refuses is an error now.
-  plan->GiveBack(plan->NewContext());
+  plan->GiveBack(plan->NewContext(kCpuPlace));
   return plan;
 }
 
@@ -85,13 +87,13 @@ ScriptPlan::ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spe
       arguments_(std::move(arguments)),
       result_(ParseTree(spec.results, spec.num_results)) {}
 
-std::unique_ptr<CallContext> ScriptPlan::NewContext() const {
-  return std::make_unique<Context>(*this);
+std::unique_ptr<CallContext> ScriptPlan::NewContext(TcPlace place) const {
+  return std::make_unique<Context>(*this, place);
 }
 
 double ScriptPlan::TimeForward(const DLTensor* inputs, int64_t iterations) const {
   ApplyThreadBudget();
-  const std::shared_ptr<const ModelInstance> instance = model_->instance();
+  const std::shared_ptr<const ModelInstance> instance = model_->instance(c10::kCPU);
   std::vector<c10::IValue> containers;
   const std::vector<c10::IValue> arguments =
       arguments_->builder.Build(form().CopiesOf(inputs), containers);

@@ -18,6 +18,9 @@ class ScriptPlan : public Plan {
                                           const TcPlanSpec& spec);
 
   double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
+  std::shared_ptr<const void> Hold(DLDevice device) const override {
+    return model_->instance(DeviceOf(device));
+  }
 
  private:
   class Context;
@@ -34,7 +37,7 @@ class ScriptPlan : public Plan {
   // Marks in `form` the operands that the model may write to.
   static std::unique_ptr<Arguments> Analyse(const ScriptModel& model, const TcPlanSpec& spec,
                                             CallForm& form);
-  std::unique_ptr<CallContext> NewContext() const override;
+  std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
 
   std::shared_ptr<ScriptModel> model_;
   std::unique_ptr<Arguments> arguments_;

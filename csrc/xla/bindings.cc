@@ -17,7 +17,9 @@
 
 #include "call_plan.h"
 #include "callable.h"
+#include "capture.h"
 #include "conduit.h"
+#include "cuda_driver.h"
 #include "handler.h"
 #include "neighbors.h"
 #include "torch_half.h"
@@ -36,8 +38,6 @@ using PyArray = std::tuple<std::string, std::string, std::vector<int64_t>,
 using PyLength = std::tuple<int64_t, int64_t, int64_t>;
 // (operand, rows_of, allowed), as in TcIndexCheck
 using PyIndexCheck = std::tuple<int64_t, int64_t, std::tuple<uint64_t, uint64_t>>;
-// (make_tensors, run), as PythonCallable takes them
-using PyCallable = std::tuple<nb::object, nb::object>;
 
 const DtypeEntry* DtypeOf(const std::string& name) {
   const DtypeEntry* entry = FindDtype(name);
@@ -60,6 +60,11 @@ std::vector<TcLength> Lengths(const std::vector<PyLength>& py) {
   std::vector<TcLength> lengths;
   for (const auto& [operand, extra, least] : py) lengths.push_back({operand, extra, least});
   return lengths;
+}
+
+GraphMode GraphModeOf(const std::string& name) {
+  if (name == "off") return GraphMode::kOff;
+  return name == "require" ? GraphMode::kRequire : GraphMode::kAuto;
 }
 
 // The nodes point into `py`'s strings.
@@ -97,8 +102,19 @@ class PyModel {
     stats["bytes_copied"] = counters_->bytes_copied.load();
     stats["kept_inputs"] = torch_side.kept_inputs;
     stats["copied_inputs"] = torch_side.copied_inputs;
+    stats["graph_captures"] = counters_->graph_captures.load();
+    stats["graph_replays"] = counters_->graph_replays.load();
     return stats;
   }
+  std::vector<std::string> Devices() const {
+    std::vector<std::string> devices;
+    if (counters_->on_cpu.load()) devices.push_back("cpu");
+    for (int i = 0; i < 64; ++i) {
+      if (counters_->cuda_devices.load() >> i & 1) devices.push_back("cuda:" + std::to_string(i));
+    }
+    return devices;
+  }
+  std::string fallback() const { return counters_->fallback(); }
   void CheckArguments(const std::vector<PyNode>& arguments, int64_t num_inputs) {
     const std::vector<TcNode> nodes = Nodes(arguments);
     ErrorText error;
@@ -112,6 +128,7 @@ class PyModel {
     if (TorchHalf().model_replace(get(), fresh.get(), error.sink()) != TC_OK) {
       throw std::invalid_argument(error.text());
     }
+    counters_->generation.fetch_add(1);
   }
   nb::bytes Serialize() {
     ErrorText archive;
@@ -151,10 +168,13 @@ std::unique_ptr<PyModel> ModelFromBytes(nb::bytes data, bool freeze, bool requir
   });
 }
 
-std::unique_ptr<PyModel> ModelFromPackage(const std::string& path, int num_runners) {
+// `cuda` is the number of a CUDA device, None: the CPU.
+std::unique_ptr<PyModel> ModelFromPackage(const std::string& path, std::optional<int> cuda,
+                                          int num_runners) {
   const nb::gil_scoped_release release;
+  const DLDevice home = {cuda ? kDLCUDA : kDLCPU, cuda.value_or(0)};
   return MakeModel(false, false, [&](TcModelOptions, TcModel** out, TcSink error) {
-    return TorchHalf().model_from_package(path.c_str(), num_runners, out, error);
+    return TorchHalf().model_from_package(path.c_str(), home, num_runners, out, error);
   });
 }
 
@@ -187,41 +207,57 @@ class PyPlan {
          const std::vector<PyArray>& inputs, const std::vector<PyArray>& outputs,
          const std::vector<PyLength>& lengths, const std::vector<PyNode>& arguments,
          const std::vector<PyNode>& results, bool selects_outputs,
-         const std::vector<PyIndexCheck>& index_checks, const std::optional<PyCallable>& callable) {
+         const std::vector<PyIndexCheck>& index_checks, const std::optional<nb::object>& callable,
+         const std::string& cuda_graph, const std::string& graph_refusal) {
     CallPlan::Structure structure = {
-        Lengths(lengths), Nodes(arguments), Nodes(results), selects_outputs, {}, {}};
+        Lengths(lengths),        Nodes(arguments), Nodes(results), selects_outputs, {}, {},
+        GraphModeOf(cuda_graph), graph_refusal};
     for (const auto& [operand, rows_of, allowed] : index_checks) {
       structure.index_checks.push_back(
           {operand, rows_of, {std::get<0>(allowed), std::get<1>(allowed)}});
     }
-    if (callable) {
-      structure.callable = PythonCallable(std::get<0>(*callable), std::get<1>(*callable));
-    }
+    if (callable) structure.callable = PythonCallable(*callable);
     plan_ = std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
                                        ArraySpecs(outputs), structure);
     id_ = PlanRegistry::Get().Add(signature, plan_);
   }
-  ~PyPlan() { PlanRegistry::Get().Remove(id_); }
+  ~PyPlan() {
+    const nb::gil_scoped_release release;  // a graph of the plan's may have to be waited for
+    PlanRegistry::Get().Remove(id_);
+    plan_.reset();
+  }
   PyPlan(const PyPlan&) = delete;
   PyPlan& operator=(const PyPlan&) = delete;
 
   int64_t id() const { return id_; }
   double TimeForward(const std::vector<uintptr_t>& addresses, int64_t iterations) const {
-    std::vector<const void*> data;
-    for (const uintptr_t address : addresses) data.push_back(reinterpret_cast<void*>(address));
     const nb::gil_scoped_release release;
-    return plan_->TimeForward(data, iterations);
+    return plan_->TimeForward(Pointers(addresses), iterations);
+  }
+  // What the handler does, on addresses: the way in for tests.
+  void RunOnCuda(const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
+                 int ordinal, uintptr_t stream) const {
+    const nb::gil_scoped_release release;
+    plan_->RunOn(Pointers(inputs).data(), Pointers(outputs).data(),
+                 {{kDLCUDA, ordinal}, reinterpret_cast<void*>(stream), 0});
   }
 
  private:
+  static std::vector<void*> Pointers(const std::vector<uintptr_t>& addresses) {
+    std::vector<void*> pointers;
+    for (const uintptr_t address : addresses) pointers.push_back(reinterpret_cast<void*>(address));
+    return pointers;
+  }
+
   std::shared_ptr<CallPlan> plan_;
   int64_t id_;
 };
 
-nb::dict Handlers() {
+nb::dict Handlers(const std::string& platform) {
+  XLA_FFI_Handler* execute = platform == "cpu" ? CpuHandler() : CudaHandler();
   nb::dict handlers;
   handlers["instantiate"] = nb::capsule(reinterpret_cast<void*>(InstantiateHandler()));
-  handlers["execute"] = nb::capsule(reinterpret_cast<void*>(ExecuteHandler()));
+  handlers["execute"] = nb::capsule(reinterpret_cast<void*>(execute));
   return handlers;
 }
 
@@ -253,7 +289,10 @@ NB_MODULE(_bridge, m) {
   m.def("torch_half_version", [] { return std::string(TorchHalf().torch_version); });
   m.def("set_num_threads", [](int n) { TorchHalf().set_num_threads(n); }, nb::arg("threads"));
   m.def("dtype_names", &SharedDtypeNames);
-  m.def("handlers", &Handlers, nb::sig("def handlers() -> dict[str, typing.Any]"));
+  m.def("handlers", &Handlers, nb::arg("platform"),
+        nb::sig("def handlers(platform: str) -> dict[str, typing.Any]"));
+  m.def("load_cuda_driver", &LoadDriver, nb::arg("path"));
+  m.def("cuda_driver_loads", [] { Driver(); });
   m.def("neighbor_handlers", &NeighborHandlers,
         nb::sig("def neighbor_handlers() -> dict[str, typing.Any]"));
   m.def("state_type", &StateType, nb::sig("def state_type() -> dict[str, typing.Any]"));
@@ -268,9 +307,12 @@ NB_MODULE(_bridge, m) {
                   nb::arg("requires_grad"),
                   nb::sig("def from_live(object: object, freeze: bool, "
                           "requires_grad: bool) -> Model | None"))
-      .def_static("from_package", &ModelFromPackage, nb::arg("path"), nb::arg("num_runners"))
+      .def_static("from_package", &ModelFromPackage, nb::arg("path"), nb::arg("cuda").none(),
+                  nb::arg("num_runners"))
       .def_static("of_callables", &ModelOfCallables, nb::arg("name"), nb::arg("requires_grad"))
       .def("stats", &PyModel::Stats, nb::sig("def stats(self) -> dict[str, int]"))
+      .def_prop_ro("devices", &PyModel::Devices)
+      .def_prop_ro("fallback", &PyModel::fallback)
       .def("check_arguments", &PyModel::CheckArguments, nb::arg("arguments"), nb::arg("num_inputs"))
       .def("replace", &PyModel::Replace, nb::arg("fresh"))
       .def("serialize", &PyModel::Serialize)
@@ -288,10 +330,15 @@ NB_MODULE(_bridge, m) {
       .def(nb::init<const PyModel&, const std::string&, int64_t, const std::vector<PyArray>&,
                     const std::vector<PyArray>&, const std::vector<PyLength>&,
                     const std::vector<PyNode>&, const std::vector<PyNode>&, bool,
-                    const std::vector<PyIndexCheck>&, const std::optional<PyCallable>&>(),
+                    const std::vector<PyIndexCheck>&, const std::optional<nb::object>&,
+                    const std::string&, const std::string&>(),
            nb::arg("model"), nb::arg("name"), nb::arg("signature"), nb::arg("inputs"),
            nb::arg("outputs"), nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"),
-           nb::arg("selects_outputs"), nb::arg("index_checks"), nb::arg("callable").none())
+           nb::arg("selects_outputs"), nb::arg("index_checks"), nb::arg("callable").none(),
+           nb::arg("cuda_graph"), nb::arg("graph_refusal"))
       .def_prop_ro("id", &PyPlan::id)
+      .def("run_on_cuda", &PyPlan::RunOnCuda, nb::arg("inputs"), nb::arg("outputs"),
+           nb::arg("ordinal"), nb::arg("stream"))
       .def("time_forward", &PyPlan::TimeForward, nb::arg("addresses"), nb::arg("iterations"));
+  BindCapture(m);
 }

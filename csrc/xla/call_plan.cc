@@ -26,19 +26,30 @@ DLTensor TensorOf(ArraySpec& spec, const DtypeEntry& dtype) {
 }
 
 // Room on the stack for most calls; the heap beyond.
-class TensorArray {
+template <typename T>
+class CallArray {
  public:
-  explicit TensorArray(const std::vector<DLTensor>& templates) {
-    if (templates.size() > kInline) heap_ = std::make_unique<DLTensor[]>(templates.size());
-    std::copy(templates.begin(), templates.end(), data());
+  explicit CallArray(size_t size) {
+    if (size > kInline) heap_ = std::make_unique<T[]>(size);
   }
-  DLTensor* data() { return heap_ ? heap_.get() : inline_.data(); }
+  T* data() { return heap_ ? heap_.get() : inline_.data(); }
+  T& operator[](size_t i) { return data()[i]; }
 
  private:
   static constexpr size_t kInline = 16;
-  std::array<DLTensor, kInline> inline_;
-  std::unique_ptr<DLTensor[]> heap_;
+  std::array<T, kInline> inline_;
+  std::unique_ptr<T[]> heap_;
 };
+
+// The templates over these buffers.
+void Fill(CallArray<DLTensor>& tensors, const std::vector<DLTensor>& templates, void* const* data,
+          DLDevice device) {
+  for (size_t i = 0; i < templates.size(); ++i) {
+    tensors[i] = templates[i];
+    tensors[i].data = data[i];
+    tensors[i].device = device;
+  }
+}
 
 bool Fits(const ffi::AnyBuffer& buffer, const ArraySpec& spec) {
   const auto dims = buffer.dimensions();
@@ -119,32 +130,46 @@ CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallC
     throw std::invalid_argument("torchcall: " + model_name_ + ": " + error.text());
   }
   plan_.reset(plan);
+  PlanCalls calls = {
+      model_name_,
+      structure.graph_mode,
+      structure.graph_refusal,
+      {},
+      {},
+      counters_,
+      [this](void* const* in, void* const* out, TcPlace place) { RunPlainly(in, out, place); },
+      [this](DLDevice device) -> std::function<void()> {
+        TcHold* hold = nullptr;
+        ErrorText why;
+        if (TorchHalf().plan_hold(plan_.get(), device, &hold, why.sink()) != TC_OK) {
+          throw std::runtime_error(why.text());
+        }
+        return [hold] { TorchHalf().hold_release(hold); };
+      }};
+  for (const ArraySpec& array : inputs_) calls.input_bytes.push_back(array.Bytes(*array.dtype));
+  for (const ArraySpec& array : outputs_) calls.output_bytes.push_back(array.Bytes(*array.dtype));
+  cuda_calls_ = std::make_unique<CudaCalls>(std::move(calls));
 }
 
-ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results) {
+ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results, TcPlace place) {
   const auto fail = [&](ffi::ErrorCode code, const std::string& what) {
     return ffi::Error(code, "torchcall: " + model_name_ + ": " + what);
   };
-  if (forked.load(std::memory_order_relaxed)) {
-    return fail(ffi::ErrorCode::kFailedPrecondition,
-                "expected the process that imported torch, got a forked child; start workers with "
-                "the 'spawn' method");
-  }
   if (operands.size() != inputs_.size() || results.size() != outputs_.size()) {
     return fail(ffi::ErrorCode::kInvalidArgument,
                 "expected " + std::to_string(inputs_.size()) + " operands and " +
                     std::to_string(outputs_.size()) + " outputs, got " +
                     std::to_string(operands.size()) + " and " + std::to_string(results.size()));
   }
-  TensorArray inputs(input_tensors_);
-  TensorArray outputs(output_tensors_);
+  CallArray<void*> inputs(inputs_.size());
+  CallArray<void*> outputs(outputs_.size());
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const auto buffer = operands.get<ffi::AnyBuffer>(i);
     if (!buffer) return buffer.error();
     if (!Fits(*buffer, inputs_[i])) {
       return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(inputs_[i], *buffer));
     }
-    inputs.data()[i].data = buffer->untyped_data();
+    inputs[i] = buffer->untyped_data();
   }
   for (size_t i = 0; i < outputs_.size(); ++i) {
     auto buffer = results.get<ffi::AnyBuffer>(i);
@@ -152,22 +177,47 @@ ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results
     if (!Fits(**buffer, outputs_[i])) {
       return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(outputs_[i], **buffer));
     }
-    outputs.data()[i].data = (*buffer)->untyped_data();
+    outputs[i] = (*buffer)->untyped_data();
   }
-  const FloatStateGuard floats;
-  ErrorText error;
-  counters_->calls.fetch_add(1, std::memory_order_relaxed);
-  counters_->bytes_copied.fetch_add(bytes_copied_per_call_, std::memory_order_relaxed);
-  if (TorchHalf().plan_run(plan_.get(), inputs.data(), outputs.data(), {kCpu, nullptr},
-                           error.sink()) != TC_OK) {
-    return fail(ffi::ErrorCode::kInternal, error.text());
+  try {
+    RunOn(inputs.data(), outputs.data(), place);
+  } catch (const std::exception& e) {
+    return fail(ffi::ErrorCode::kInternal, e.what());
   }
   return ffi::Error::Success();
 }
 
-double CallPlan::TimeForward(const std::vector<const void*>& data, int64_t iterations) const {
-  TensorArray inputs(input_tensors_);
-  for (size_t i = 0; i < data.size(); ++i) inputs.data()[i].data = const_cast<void*>(data[i]);
+void CallPlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place) {
+  if (forked.load(std::memory_order_relaxed)) {
+    throw std::runtime_error(
+        "expected the process that imported torch, got a forked child; start workers with the "
+        "'spawn' method");
+  }
+  const FloatStateGuard floats;
+  counters_->calls.fetch_add(1, std::memory_order_relaxed);
+  counters_->bytes_copied.fetch_add(bytes_copied_per_call_, std::memory_order_relaxed);
+  if (place.device.device_type == kDLCPU) {
+    counters_->on_cpu.store(true, std::memory_order_relaxed);
+    return RunPlainly(inputs, outputs, place);
+  }
+  cuda_calls_->Run(inputs, outputs, place.device.device_id, place.stream);
+}
+
+void CallPlan::RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const {
+  CallArray<DLTensor> operands(inputs_.size());
+  CallArray<DLTensor> results(outputs_.size());
+  Fill(operands, input_tensors_, inputs, place.device);
+  Fill(results, output_tensors_, outputs, place.device);
+  ErrorText error;
+  if (TorchHalf().plan_run(plan_.get(), operands.data(), results.data(), place, error.sink()) !=
+      TC_OK) {
+    throw std::runtime_error(error.text());
+  }
+}
+
+double CallPlan::TimeForward(const std::vector<void*>& data, int64_t iterations) const {
+  CallArray<DLTensor> inputs(inputs_.size());
+  Fill(inputs, input_tensors_, data.data(), kCpu);
   double seconds = 0;
   ErrorText error;
   if (TorchHalf().plan_time_forward(plan_.get(), inputs.data(), iterations, &seconds,

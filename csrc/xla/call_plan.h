@@ -3,7 +3,6 @@
 #ifndef TORCHCALL_XLA_CALL_PLAN_H_
 #define TORCHCALL_XLA_CALL_PLAN_H_
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 #include <shared_mutex>
@@ -11,6 +10,8 @@
 #include <unordered_map>
 #include <vector>
 
+#include "counters.h"
+#include "cuda_calls.h"
 #include "dtype.h"
 #include "torch_half.h"
 #include "xla/ffi/api/ffi.h"
@@ -28,12 +29,6 @@ struct ArraySpec {
   size_t Bytes(const DtypeEntry& as) const;
 };
 
-// Of one model, over all its plans.
-struct CallCounters {
-  std::atomic<int64_t> calls{0};
-  std::atomic<int64_t> bytes_copied{0};
-};
-
 class CallPlan {
  public:
   // What the torch half needs besides the operands and outputs; read at once.
@@ -44,6 +39,8 @@ class CallPlan {
     bool selects_outputs;
     std::vector<TcIndexCheck> index_checks;
     TcCallable callable;  // taken over
+    GraphMode graph_mode;
+    std::string graph_refusal;  // see PlanCalls
   };
 
   // Throws std::invalid_argument with torch's words.
@@ -51,12 +48,18 @@ class CallPlan {
            std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
            const Structure& structure);
 
-  // Thread-safe; needs no GIL.
-  xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results);
+  // Thread-safe; needs no GIL. On a CUDA device it enqueues on the stream.
+  xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results,
+                      TcPlace place);
+  // The same over buffers whose shapes and dtypes the caller answers for. Throws what went wrong.
+  void RunOn(void* const* inputs, void* const* outputs, TcPlace place);
   // Seconds for `iterations` calls of the model's own forward on these buffers.
-  double TimeForward(const std::vector<const void*>& data, int64_t iterations) const;
+  double TimeForward(const std::vector<void*>& data, int64_t iterations) const;
 
  private:
+  // The model itself. Throws what went wrong.
+  void RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const;
+
   std::string model_name_;
   std::shared_ptr<CallCounters> counters_;
   std::vector<ArraySpec> inputs_;
@@ -65,6 +68,7 @@ class CallPlan {
   std::vector<DLTensor> output_tensors_;
   int64_t bytes_copied_per_call_ = 0;
   PlanHandle plan_;
+  std::unique_ptr<CudaCalls> cuda_calls_;  // after the plan: its graphs go first
 };
 
 // Plans by the integer that stands in the compiled program. The integer is a hash of what the plan

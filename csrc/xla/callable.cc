@@ -5,45 +5,18 @@
 #include <string_view>
 #include <vector>
 
+#include "gil.h"
+
 namespace torchcall {
 namespace {
 
-bool Finalizing() {
-#if PY_VERSION_HEX >= 0x030d0000
-  return Py_IsFinalizing() != 0;
-#else
-  return _Py_IsFinalizing() != 0;
-#endif
-}
-
-// XLA's threads know nothing of Python. Each keeps one thread state for good: to make one and throw
-// it away costs more than a call.
-PyGILState_STATE TakeGil() {
-  if (PyGILState_GetThisThreadState() == nullptr) {
-    PyGILState_Ensure();
-    PyEval_SaveThread();
-  }
-  return PyGILState_Ensure();
-}
-
-class Gil {
- public:
-  Gil() : state_(TakeGil()) {}
-  ~Gil() { PyGILState_Release(state_); }
-  Gil(const Gil&) = delete;
-  Gil& operator=(const Gil&) = delete;
-
- private:
-  PyGILState_STATE state_;
-};
-
 struct Callable {
-  PyObject* make_tensors;
-  PyObject* run;
+  PyObject* runner;
 };
 
 struct Frame {
   PyObject* tensors = nullptr;                 // a list
+  PyObject* run = nullptr;                     // called on it
   PyObject* result = nullptr;                  // a tuple, between `run` and `finish`
   std::vector<Py_ssize_t> references;          // to each tensor, when the run began
   PyGILState_STATE gil = PyGILState_UNLOCKED;  // taken in `run`, let go in `finish`
@@ -87,14 +60,24 @@ bool HasAttributes(PyObject* tensor) {
   return any;
 }
 
-TcStatus Open(void* self, int64_t num_inputs, void** frame, void** tensors, TcSink error) {
-  if (Finalizing()) return FailFinalizing(error);
+PyObject* CallWithDevice(PyObject* runner, const char* method, DLDevice device) {
+  const std::string name =
+      device.device_type == kDLCPU ? "cpu" : "cuda:" + std::to_string(device.device_id);
+  return PyObject_CallMethod(runner, method, "s", name.c_str());
+}
+
+TcStatus Open(void* self, DLDevice device, int64_t num_inputs, void** frame, void** tensors,
+              TcSink error) {
+  if (InterpreterEnds()) return FailFinalizing(error);
   const Gil gil;
   auto* callable = static_cast<Callable*>(self);
-  PyObject* list = PyObject_CallNoArgs(callable->make_tensors);
-  if (list == nullptr) return FailWithPythonError(error);
+  PyObject* pair = CallWithDevice(callable->runner, "open", device);
+  if (pair == nullptr) return FailWithPythonError(error);
+  PyObject* list = PyTuple_GET_ITEM(pair, 0);
   auto opened = std::make_unique<Frame>();
-  opened->tensors = list;
+  opened->tensors = Py_NewRef(list);
+  opened->run = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
+  Py_DECREF(pair);
   opened->references.resize(num_inputs);
   for (int64_t i = 0; i < num_inputs; ++i) {
     PyObject* tensor = PyList_GET_ITEM(list, i);
@@ -105,7 +88,8 @@ TcStatus Open(void* self, int64_t num_inputs, void** frame, void** tensors, TcSi
     tensors[i] = AddressOf(tensor);
     if (PyErr_Occurred() != nullptr) {
       const TcStatus status = FailWithPythonError(error);
-      Py_DECREF(list);
+      Py_CLEAR(opened->tensors);
+      Py_CLEAR(opened->run);
       return status;
     }
   }
@@ -113,16 +97,16 @@ TcStatus Open(void* self, int64_t num_inputs, void** frame, void** tensors, TcSi
   return TC_OK;
 }
 
-TcStatus Run(void* self, void* opened, void** outputs, int64_t num_outputs, TcSink error) {
+TcStatus Run(void*, void* opened, void** outputs, int64_t num_outputs, TcSink error) {
   auto* frame = static_cast<Frame*>(opened);
-  if (Finalizing()) return FailFinalizing(error);
+  if (InterpreterEnds()) return FailFinalizing(error);
   frame->gil = TakeGil();
   frame->holds_gil = true;
   // Counted anew each time: torch's C++ references may count as one of Python's, or may not.
   for (size_t i = 0; i < frame->references.size(); ++i) {
     frame->references[i] = Py_REFCNT(PyList_GET_ITEM(frame->tensors, static_cast<Py_ssize_t>(i)));
   }
-  frame->result = PyObject_CallOneArg(static_cast<Callable*>(self)->run, frame->tensors);
+  frame->result = PyObject_CallOneArg(frame->run, frame->tensors);
   if (frame->result == nullptr) return FailWithPythonError(error);
   if (PyUnicode_Check(frame->result)) {
     const char* text = PyUnicode_AsUTF8(frame->result);
@@ -151,28 +135,41 @@ void Finish(void*, void* opened, int32_t* kept) {
 
 void Close(void*, void* opened) {
   auto* frame = static_cast<Frame*>(opened);
-  if (!Finalizing()) {
+  if (!InterpreterEnds()) {
     const Gil gil;
     Py_CLEAR(frame->tensors);
+    Py_CLEAR(frame->run);
   }
   delete frame;
 }
 
 void Release(void* self) {
   auto* callable = static_cast<Callable*>(self);
-  if (!Finalizing()) {
+  if (!InterpreterEnds()) {
     const Gil gil;
-    Py_DECREF(callable->make_tensors);
-    Py_DECREF(callable->run);
+    Py_DECREF(callable->runner);
   }
   delete callable;
 }
 
+TcStatus Hold(void* self, DLDevice device, void** held, TcSink error) {
+  if (InterpreterEnds()) return FailFinalizing(error);
+  const Gil gil;
+  *held = CallWithDevice(static_cast<Callable*>(self)->runner, "held", device);
+  return *held == nullptr ? FailWithPythonError(error) : TC_OK;
+}
+
+void LetGo(void*, void* held) {
+  if (InterpreterEnds()) return;
+  const Gil gil;
+  Py_DECREF(static_cast<PyObject*>(held));
+}
+
 }  // namespace
 
-TcCallable PythonCallable(nanobind::object make_tensors, nanobind::object run) {
-  auto* callable = new Callable{make_tensors.release().ptr(), run.release().ptr()};
-  return {callable, &Open, &Run, &Finish, &Close, &Release};
+TcCallable PythonCallable(nanobind::object runner) {
+  auto* callable = new Callable{runner.release().ptr()};
+  return {callable, &Open, &Run, &Finish, &Close, &Release, &Hold, &LetGo};
 }
 
 }  // namespace torchcall

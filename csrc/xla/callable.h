@@ -9,10 +9,11 @@
 
 namespace torchcall {
 
-// `make_tensors()` returns the list of tensors of one call at a time, None for a length;
-// `run(list)` returns a tuple of tensors, or a str that says what went wrong. Whoever gets the
+// `runner.open(device)` returns the list of tensors of one call at a time, None for a length, and
+// `run`: `run(list)` returns a tuple of tensors, or a str that says what went wrong.
+// `runner.held(device)` returns what a graph that is captured now goes on using. Whoever gets the
 // TcCallable must see to its release. Needs the GIL.
-TcCallable PythonCallable(nanobind::object make_tensors, nanobind::object run);
+TcCallable PythonCallable(nanobind::object runner);
 
 }  // namespace torchcall
 

@@ -33,15 +33,27 @@ ffi::ErrorOr<std::unique_ptr<CallState>> InstantiateImpl(int64_t plan) {
   return state;
 }
 
-ffi::Error ExecuteImpl(CallState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                       int64_t) {
+ffi::Error Execute(CallState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                   TcPlace place) {
   try {
-    return state->plan->Run(operands, results);
+    return state->plan->Run(operands, results, place);
   } catch (const std::exception& e) {
     return ffi::Error(ffi::ErrorCode::kInternal, std::string("torchcall: ") + e.what());
   } catch (...) {
     return ffi::Error(ffi::ErrorCode::kInternal, "torchcall: an exception of unknown type");
   }
+}
+
+ffi::Error ExecuteOnCpu(CallState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                        int64_t) {
+  return Execute(state, operands, results, {{kDLCPU, 0}, nullptr, 0});
+}
+
+// Enqueues on XLA's stream and returns. XLA may not record it into command buffers of its own: the
+// model may allocate, and a first call waits.
+ffi::Error ExecuteOnCuda(CallState* state, void* stream, int32_t ordinal,
+                         ffi::RemainingArgs operands, ffi::RemainingRets results, int64_t) {
+  return Execute(state, operands, results, {{kDLCUDA, ordinal}, stream, 0});
 }
 
 }  // namespace
@@ -50,12 +62,22 @@ XLA_FFI_DEFINE_HANDLER(kInstantiate, InstantiateImpl,
                        ffi::Ffi::BindInstantiate().Attr<int64_t>("plan"));
 
 XLA_FFI_DEFINE_HANDLER(
-    kExecute, ExecuteImpl,
+    kExecuteOnCpu, ExecuteOnCpu,
     ffi::Ffi::Bind().Ctx<ffi::State<CallState>>().RemainingArgs().RemainingRets().Attr<int64_t>(
         "plan"));
 
+XLA_FFI_DEFINE_HANDLER(kExecuteOnCuda, ExecuteOnCuda,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::State<CallState>>()
+                           .Ctx<ffi::PlatformStream<void*>>()
+                           .Ctx<ffi::DeviceOrdinal>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attr<int64_t>("plan"));
+
 XLA_FFI_Handler* InstantiateHandler() { return kInstantiate; }
-XLA_FFI_Handler* ExecuteHandler() { return kExecute; }
+XLA_FFI_Handler* CpuHandler() { return kExecuteOnCpu; }
+XLA_FFI_Handler* CudaHandler() { return kExecuteOnCuda; }
 
 XLA_FFI_TypeId* StateTypeId() { return &CallState::id; }
 

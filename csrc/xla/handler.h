@@ -8,7 +8,8 @@
 namespace torchcall {
 
 XLA_FFI_Handler* InstantiateHandler();
-XLA_FFI_Handler* ExecuteHandler();
+XLA_FFI_Handler* CpuHandler();
+XLA_FFI_Handler* CudaHandler();
 
 // Of the state that an executable holds for each call.
 XLA_FFI_TypeId* StateTypeId();

@@ -74,11 +74,13 @@ class EngineCall(Protocol):
         arguments: the model's arguments, a tuple (positional) and a dict (keywords) in preorder.
         copies: per operand, whether the model gets a private copy, for it may write to it.
         index_checks: what each call makes sure of before it runs code compiled ahead of time.
+        device: "cpu" or "cuda" for code that runs there alone, else None.
     """
 
     arguments: list[Node]
     copies: list[bool]
     index_checks: list[IndexCheck]
+    device: str | None
 
     def infer_outputs(self) -> Any:
         """The pytree of `jax.ShapeDtypeStruct` that the model returns, without running it.
@@ -96,6 +98,6 @@ class EngineCall(Protocol):
         """
         ...
 
-    def callable(self, outputs: Any, n_lengths: int) -> tuple[Any, Any] | None:
-        """`(make_tensors, run)` of a model that runs in Python, as the native plan takes them."""
+    def callable(self, outputs: Any, n_lengths: int) -> Any:
+        """What runs a model that only Python can run (see `EagerRunner`), None for any other."""
         ...

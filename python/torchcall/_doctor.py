@@ -1,7 +1,7 @@
 """What is installed, what works, and why not."""
 
 import os
-import platform
+import platform as machine
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,13 +19,14 @@ def _twice(x: torch.Tensor) -> torch.Tensor:
     return x * 2
 
 
-def _self_test(model: Callable[..., torch.Tensor]) -> str:
+def _self_test(model: Callable[..., torch.Tensor], platform: str = "cpu") -> str:
     from torchcall._wrapper import TorchModuleWrapper
 
     wrapper = TorchModuleWrapper(model)
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
-    with jax.default_device(jax.devices("cpu")[0]):
-        got = np.asarray(jax.jit(wrapper)(x))
+    with jax.default_device(jax.devices(platform)[0]):
+        # The third call of three replays a CUDA graph, where there are any.
+        got = [np.asarray(jax.jit(wrapper)(x)) for _ in range(3)][-1]
     if not np.array_equal(got, 2 * x):
         return f"FAILED: expected {(2 * x).tolist()}, got {got.tolist()}"
     if wrapper.stats()["weights"] != "shared":
@@ -38,6 +39,19 @@ def _compiler() -> str:
     if shutil.which(compiler) is None:
         return f"packages run; none can be made, for there is no C++ compiler ({compiler})"
     return f"packages run, and are compiled with {shutil.which(compiler)}"
+
+
+def _cuda() -> str:
+    jax_has = any(device.platform == "gpu" for device in jax.devices())
+    if torch.version.cuda is None:
+        return "this torch was built without it; programs run on the CPU"
+    if not torch.cuda.is_available():
+        return f"torch has CUDA {torch.version.cuda} and finds no device; programs run on the CPU"
+    if not jax_has:
+        return "torch has a device, this JAX has none (jax[cuda13]?); programs run on the CPU"
+    _bridge.cuda_driver_loads()
+    outcomes = [_self_test(model, "gpu") for model in (torch.jit.script(_twice), _twice)]
+    return f"CUDA {torch.version.cuda}; TorchScript {outcomes[0]}, eager {outcomes[1]}"
 
 
 def _attempt(check: Callable[[], str]) -> str:
@@ -61,8 +75,8 @@ def doctor() -> dict[str, str]:
     )
     report = {
         "torchcall": f"{__version__} ({Path(__file__).parent})",
-        "python": f"{platform.python_version()} ({sys.executable})",
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": f"{machine.python_version()} ({sys.executable})",
+        "platform": f"{machine.system()} {machine.machine()}, {os.cpu_count()} cores",
         "jax, jaxlib": f"{jax.__version__}, {jaxlib.version.__version__}",
         "torch": str(torch.__version__),
         "torch half": f"{half} (built for torch {_attempt(_bridge.torch_half_version)})",
@@ -71,7 +85,7 @@ def doctor() -> dict[str, str]:
         "TorchScript on the CPU": _attempt(lambda: _self_test(torch.jit.script(_twice))),
         "eager on the CPU": _attempt(lambda: _self_test(_twice)),
         "AOTInductor on the CPU": _compiler(),
-        "CUDA": "not supported by this version; programs run on the CPU",
+        "CUDA": _attempt(_cuda),
     }
     width = max(map(len, report))
     for name, value in report.items():

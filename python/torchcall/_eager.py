@@ -1,6 +1,5 @@
 """Models that only Python can run: eager modules, compiled ones, any callable on tensors."""
 
-import copy
 import math
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from torchcall import _bridge
 from torchcall._call import Call, IndexCheck
 from torchcall._eager_runner import EagerRunner
 from torchcall._inference import InferenceError, infer_outputs
+from torchcall._replicas import Replicas
 from torchcall._tree import Node
 from torchcall._untouched import restored, stand_in
 
@@ -25,33 +25,33 @@ class EagerSource:
 
     def __init__(self, module: Callable[..., Any]) -> None:
         self._module = module
-        self._here = module
-        self.weights = "shared"
+        self._replicas = Replicas(module)
         self.name = self.label = _name_of(module)
 
+    @property
+    def weights(self) -> str:
+        """Whether all calls so far used the caller's own weights."""
+        return "copied" if self._replicas.copied else "shared"
+
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
-        """Makes the native model; weights that live elsewhere than on the CPU are copied.
+        """Makes the native model; weights are copied where a call runs on another device.
 
         Raises:
             ValueError: the options ask for what only TorchScript has, or weights have no data.
         """
         if freeze:
             raise ValueError("freeze=True: expected a TorchScript module, got an eager one")
-        self._here = self._module
+        self._replicas.forget()
         if isinstance(self._module, torch.nn.Module):
             weights = (*self._module.parameters(), *self._module.buffers())
-            places = {weight.device.type for weight in weights}
-            if "meta" in places:
+            if any(weight.is_meta for weight in weights):
                 raise ValueError("expected weights that have data, got some on the device 'meta'")
-            if places - {"cpu"}:
-                self.weights = "copied"
-                self._here = copy.deepcopy(self._module).to("cpu")
         return _bridge.Model.of_callables(self.name, requires_grad)
 
     def look_at(self, model: _bridge.Model, call: Call) -> "EagerCall":
         """Settles a call; see `EngineCall`."""
         del model
-        return EagerCall(self._here, call)
+        return EagerCall(self._replicas, call)
 
 
 # Inputs of fewer bytes are always copied: it costs next to nothing, and whatever the model does to
@@ -67,13 +67,14 @@ class EagerCall:
     each call.
     """
 
-    def __init__(self, module: Callable[..., Any], call: Call) -> None:
-        self._module = module
+    def __init__(self, replicas: Replicas, call: Call) -> None:
+        self._replicas = replicas
         self._call = call
         self._error: InferenceError | None = None
         self._outputs: Any = None
         self.arguments: list[Node] = []
         self.index_checks: list[IndexCheck] = []
+        self.device: str | None = None
         written = set(range(len(call.arrays)))
         if not call.outputs_known:
             written = self._follow()
@@ -84,10 +85,11 @@ class EagerCall:
     def _follow(self) -> set[int]:
         written: set[int] = set()
         args, kwargs = self._call.as_the_model_sees_it()
+        module = self._replicas.on("cpu")
         try:
-            with _without_compilation(), restored(self._module):
+            with _without_compilation(), restored(module):
                 self._outputs = infer_outputs(
-                    lambda: stand_in(self._module),
+                    lambda: stand_in(module),
                     args,
                     kwargs,
                     requires_grad=self._call.requires_grad,
@@ -113,10 +115,9 @@ class EagerCall:
         del outputs
         return []
 
-    def callable(self, outputs: Any, n_lengths: int) -> tuple[Any, Any]:
-        """The runner's two functions."""
-        runner = EagerRunner(self._module, self._call, outputs, n_lengths)
-        return runner.make_tensors, runner.run
+    def callable(self, outputs: Any, n_lengths: int) -> EagerRunner:
+        """What runs the module."""
+        return EagerRunner(self._replicas, self._call, outputs, n_lengths)
 
 
 def _name_of(module: Callable[..., Any]) -> str:

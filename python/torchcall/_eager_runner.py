@@ -1,5 +1,6 @@
 """What runs inside a call of an eager model: the only Python in any call."""
 
+import functools
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import torch
 
 from torchcall._call import Call
+from torchcall._replicas import Replicas
 from torchcall._specs import is_static, torch_dtype
 from torchcall._tree import items_of
 
@@ -20,16 +22,14 @@ class EagerRunner:
     """One call, over tensors that are made once and pointed at each call's buffers.
 
     Args:
-        module: the callable.
+        replicas: the callable, per device.
         call: what goes in.
         outputs: pytree of `jax.ShapeDtypeStruct` (and None) that it must return.
         n_lengths: operands after the call's own that the callable does not see.
     """
 
-    def __init__(
-        self, module: Callable[..., Any], call: Call, outputs: Any, n_lengths: int
-    ) -> None:
-        self._module = module
+    def __init__(self, replicas: Replicas, call: Call, outputs: Any, n_lengths: int) -> None:
+        self._replicas = replicas
         self._treedef = call.treedef
         self._outputs = outputs
         self._selects = call.selects_outputs
@@ -45,25 +45,33 @@ class EagerRunner:
         self._plain = not kwargs and all(isinstance(x, jax.ShapeDtypeStruct) for x in args)
         self._one_result = isinstance(outputs, jax.ShapeDtypeStruct)
 
-    def make_tensors(self) -> list[torch.Tensor | None]:
-        """The tensors that the callable gets, on memory that each call replaces by its own."""
-        tensors = [torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in self._forms]
-        return [*tensors, *[None] * self._n_lengths]
+    def open(self, device: str) -> tuple[list[torch.Tensor | None], Callable[[list[Any]], Any]]:
+        """The tensors that the callable gets there, and the function that calls it on them.
 
-    def run(self, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
+        Each call puts its own memory in the place of theirs.
+        """
+        tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self._forms]
+        return [*tensors, *[None] * self._n_lengths], functools.partial(self.run, device)
+
+    def held(self, device: str) -> object:
+        """What a CUDA graph of a call on the device goes on reading."""
+        return self._replicas.tensors(device)
+
+    def run(self, device: str, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
         """Calls the model; returns its results, flat, or what went wrong.
 
         The containers are new ones for each call: a model may change them.
         """
         try:
+            module = self._replicas.on(device)
             if self._plain:
-                result = self._module(*tensors[: len(self._slots)])
+                result = module(*tensors[: len(self._slots)])
             else:
                 leaves = self._template.copy()
                 for slot, tensor in zip(self._slots, tensors, strict=False):
                     leaves[slot] = tensor
                 args, kwargs = self._treedef.unflatten(leaves)
-                result = self._module(*args, **kwargs)
+                result = module(*args, **kwargs)
             if self._one_result and isinstance(result, torch.Tensor):
                 return (result,)
             flat: list[torch.Tensor] = []

@@ -83,5 +83,21 @@ def register_target(platform: str) -> None:
             return
         state_type: Any = _bridge.state_type()
         jax.ffi.register_ffi_type(f"{TARGET}_state", state_type, platform=platform)
-        jax.ffi.register_ffi_target(TARGET, _bridge.handlers(), platform=platform)
+        jax.ffi.register_ffi_target(TARGET, _bridge.handlers(platform), platform=platform)
         _registered.add(platform)
+
+
+def prepare_cuda() -> str | None:
+    """Makes torch ready for calls on CUDA devices, or says why they are impossible."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available():
+        return f"torch {torch.__version__} finds no device that it can use"
+    torch.cuda.init()
+    from torchcall._capture import capture
+
+    with _register_lock:
+        if "capture" not in _registered:
+            _bridge.set_capturer(capture)
+            _registered.add("capture")
+    return None

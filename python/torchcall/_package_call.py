@@ -22,14 +22,18 @@ class PackageCall:
     Args:
         call_spec: two lines, torch's pytrees of the arguments and of the results.
         metadata: what `torchcall.compile` wrote, None for a package of another origin.
+        device: what it was compiled for.
         call: what goes in.
 
     Raises:
         ValueError: an argument is not what the package takes.
     """
 
-    def __init__(self, call_spec: str, metadata: dict[str, Any] | None, call: Call) -> None:
+    def __init__(
+        self, call_spec: str, metadata: dict[str, Any] | None, device: str, call: Call
+    ) -> None:
         self._metadata = metadata
+        self.device: str | None = device
         self._call = call
         arguments, self._results = (_skeleton(line) for line in call_spec.splitlines())
         position = {leaf: k for k, leaf in enumerate(call.arrays)}

@@ -66,13 +66,13 @@ class PackageSource:
         os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         runners = min(os.cpu_count() or 1, _MOST_RUNNERS)
         try:
-            return _bridge.Model.from_package(str(self._path), runners)
+            return _bridge.Model.from_package(str(self._path), _home(metadata), runners)
         except ValueError as error:
             raise ValueError(f"the package does not load: {error}") from error
 
     def look_at(self, model: _bridge.Model, call: Call) -> PackageCall:
         """Settles a call; see `EngineCall`."""
-        return PackageCall(model.schema, self._metadata.torchcall, call)
+        return PackageCall(model.schema, self._metadata.torchcall, self._metadata.device, call)
 
 
 def _form(metadata: PackageMetadata) -> object:
@@ -93,8 +93,10 @@ def _checked(path: Path) -> PackageMetadata:
             "compile the model here"
         )
 
-    if metadata.device != "cpu":
-        raise refuse("the device cpu", f"the device {metadata.device}")
+    if metadata.device not in ("cpu", "cuda"):
+        raise refuse("cpu or cuda", metadata.device)
+    if metadata.device == "cuda" and not torch.cuda.is_available():
+        raise refuse("a device that torch can use here", "cuda")
     own = metadata.torchcall
     if own is not None and _minor(own["torch"]) != _minor(torch.__version__):
         raise refuse(f"torch {torch.__version__}", f"torch {own['torch']}")
@@ -104,6 +106,11 @@ def _checked(path: Path) -> PackageMetadata:
     if lacking:
         raise refuse("this processor", f"one with {', '.join(lacking)}, which this processor lacks")
     return metadata
+
+
+def _home(metadata: PackageMetadata) -> int | None:
+    """The CUDA device on which a package is loaded at once, None for the CPU."""
+    return torch.cuda.current_device() if metadata.device == "cuda" else None
 
 
 def _minor(version: str) -> str:

@@ -39,7 +39,10 @@ class PlanStructure(NamedTuple):
     results: list[Node]
     selects_outputs: bool
     index_checks: list[IndexCheck]
-    callable: tuple[Any, Any] | None
+    callable: Any
+    cuda_graph: str
+    graph_refusal: str
+    device: str | None
 
 
 class AbsentPlan(NamedTuple):
@@ -57,6 +60,8 @@ class CallPlan:
     Attributes:
         id: the integer that stands in the compiled program.
         model_name: what errors call the model.
+        device: "cpu" or "cuda" for a package, which serves that alone, else None.
+        requires_graph: whether a call must be a replay of a CUDA graph.
         operand_dtypes: dtype of each operand.
         outputs: shape and dtype of each output.
     """
@@ -76,10 +81,12 @@ class CallPlan:
         native_outputs = [
             (o.name, str(o.spec.dtype), list(o.spec.shape), None, o.narrow, False) for o in outputs
         ]
-        described = structure[:-1]  # a callable's address says nothing
+        described = structure._replace(callable=None)  # its address says nothing
         text = repr((model_name, model.fingerprint, native_inputs, native_outputs, described))
         digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
         self.model_name = model_name
+        self.device = structure.device
+        self.requires_graph = structure.cuda_graph == "require"
         self.operand_dtypes = [operand.spec.dtype for operand in inputs]
         self.outputs = [output.spec for output in outputs]
         self._native = _bridge.Plan(
@@ -88,7 +95,7 @@ class CallPlan:
             int.from_bytes(digest, "big"),
             native_inputs,
             native_outputs,
-            *structure,
+            *structure[:-1],
         )
         self.id = self._native.id
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None

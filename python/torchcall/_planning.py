@@ -35,6 +35,7 @@ class CallRequest:
             the static Python value itself.
         treedef: the structure of `(args, kwargs)` over those leaves.
         input_spec, output_spec, requires_grad: the wrapper's options.
+        cuda_graph: likewise.
         look_at: the engine's look at the call.
         options: what the call asks for besides.
     """
@@ -46,6 +47,7 @@ class CallRequest:
     input_spec: Any
     output_spec: Any
     requires_grad: bool
+    cuda_graph: str
     look_at: Callable[[Call], EngineCall]
     options: CallOptions
 
@@ -129,9 +131,21 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
             selects_outputs=call.selects_outputs,
             index_checks=looked_at.index_checks,
             callable=looked_at.callable(output_tree, len(lengths)),
+            cuda_graph=request.cuda_graph,
+            graph_refusal=_graph_refusal(model),
+            device=looked_at.device,
         ),
     )
     return Prepared(plan, structure)
+
+
+def _graph_refusal(model: _bridge.Model) -> str:
+    """Why no call of this model can be a replay of a CUDA graph, as far as its code tells."""
+    if model.keeps_state:
+        return "the model assigns attributes, which a replay would not do again"
+    if model.draws_random_numbers:
+        return "the model draws random numbers, which a replay would draw again"
+    return ""
 
 
 def _outputs(output_tree: Any, narrowing: Narrowing | None) -> tuple[list[Output], Any]:

@@ -56,9 +56,38 @@ def _inside_shard_map() -> bool:
 
 
 def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    if plan.requires_graph:
+        _refuse(
+            plan,
+            "cuda_graph='require' in a program for the CPU",
+            'pass cuda_graph="auto", which asks for a CUDA graph where there can be one',
+        )
+    return _lower(ctx, *operands, plan=plan, kind="cpu", platform="cpu")
+
+
+def _lowering_cuda(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    hindrance = _native.prepare_cuda()
+    if hindrance is not None:
+        _refuse(
+            plan,
+            f"a program for CUDA ({hindrance})",
+            "install a torch with CUDA, or run the program on the CPU",
+        )
+    return _lower(ctx, *operands, plan=plan, kind="cuda", platform="CUDA")
+
+
+def _lower(
+    ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan, kind: str, platform: str
+) -> Any:
+    if plan.device not in (None, kind):
+        _refuse(
+            plan,
+            f"a package compiled for {plan.device} in a program for {kind}",
+            f'compile the model anew with torchcall.compile(..., device="{kind}")',
+        )
     if getattr(ctx.module_context.axis_context, "num_devices", 1) != 1:
         _refuse(plan, "a program over several devices", "keep its operands on one device")
-    _native.register_target("cpu")
+    _native.register_target(platform)
     # XLA's executable takes a share of the plan when it is instantiated; until then, and for as
     # long as JAX may compile this module anew, the module holds it.
     ctx.module_context.add_keepalive(plan)
@@ -68,12 +97,11 @@ def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan)
 
 def _lowering_elsewhere(ctx: mlir.LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:
     platforms = ", ".join(ctx.module_context.platforms)
-    _refuse(
-        plan, f"platform {platforms}", 'run the program on the CPU, e.g. jax.jit(…, backend="cpu")'
-    )
+    _refuse(plan, f"platform {platforms}", "run the program on the CPU or a CUDA device")
 
 
 mlir.register_lowering(call_p, _lowering_cpu, platform="cpu")
+mlir.register_lowering(call_p, _lowering_cuda, platform="cuda")
 mlir.register_lowering(call_p, _lowering_elsewhere)
 
 

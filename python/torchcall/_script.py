@@ -102,6 +102,7 @@ class ScriptCall:
         self.arguments = _arguments(call)
         self.copies = [False] * len(call.arrays)
         self.index_checks: list[IndexCheck] = []
+        self.device: str | None = None
         model.check_arguments(self.arguments, len(call.arrays))
 
     def infer_outputs(self) -> Any:
@@ -109,8 +110,12 @@ class ScriptCall:
 
         def follow() -> Any:
             module = self._source.python_module(self._model)
-            # The fakes must not end up in the caller's module.
-            return followable(copy.deepcopy(module) if self._model.keeps_state else module)
+            # The fakes, which are on the CPU, must not end up in the caller's module.
+            if _elsewhere(module):
+                module = copy.deepcopy(module).cpu()
+            elif self._model.keeps_state:
+                module = copy.deepcopy(module)
+            return followable(module)
 
         args, kwargs = self._call.as_the_model_sees_it()
         return infer_outputs(follow, args, kwargs, requires_grad=self._call.requires_grad)
@@ -127,6 +132,13 @@ class ScriptCall:
     def callable(self, outputs: Any, n_lengths: int) -> None:
         """None: no Python runs."""
         del outputs, n_lengths
+
+
+def _elsewhere(module: Any) -> bool:
+    """Whether weights are on another device than the CPU."""
+    if not isinstance(module, torch.nn.Module):
+        return False
+    return any(t.device.type != "cpu" for t in (*module.parameters(), *module.buffers()))
 
 
 def _arguments(call: Call) -> list[Node]:

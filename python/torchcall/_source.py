@@ -25,8 +25,12 @@ class ModelSource(Protocol):
 
     name: str
     label: str
-    weights: str
     engine: str
+
+    @property
+    def weights(self) -> str:
+        """See above."""
+        ...
 
     @property
     def path(self) -> Path | None:

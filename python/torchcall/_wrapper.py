@@ -47,7 +47,9 @@ class TorchModuleWrapper:
         freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
             wants a TorchScript module in eval mode.
         vmap_method: reserved for `jax.vmap`, which this version refuses.
-        cuda_graph: reserved for CUDA devices, which this version refuses.
+        cuda_graph: on a CUDA device, whether calls become replays of a CUDA graph: "auto" where
+            the model can be captured (the second call on a device tries), "off" never; "require"
+            makes it an error where it cannot.
 
     Calls that are equal are merged by XLA and calls whose outputs are unused are dropped, so a
     model that draws random numbers draws them once per distinct call.
@@ -73,10 +75,6 @@ class TorchModuleWrapper:
         if cuda_graph not in ("auto", "off", "require"):
             raise ValueError(
                 f"torchcall: cuda_graph: expected 'auto', 'off' or 'require', got {cuda_graph!r}"
-            )
-        if cuda_graph == "require":
-            raise NotImplementedError(
-                "torchcall: cuda_graph='require': CUDA is not supported by this version"
             )
         for option, value in (("requires_grad", requires_grad), ("freeze", freeze)):
             if not isinstance(value, bool):
@@ -154,10 +152,11 @@ class TorchModuleWrapper:
             inputs that were cast or copied); `plans` alive;
             `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
             `kept_inputs` and `copied_inputs` (inputs that the model kept after a call, or may write
-            to, and which therefore were copied); `devices`; `graph_captures`, `graph_replays` of
-            CUDA graphs; `fallback`, why something slower than usual is done, or None.
+            to, and which therefore were copied); `devices` that it was called on;
+            `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, why something slower than
+            usual is done, or None.
         """
-        fallback = None
+        fallback = self._model.fallback or None
         if self._source.weights == "copied" and self._source.engine == "TorchScript":
             fallback = "the module's C++ object was out of reach, so it was serialised and loaded"
         return {
@@ -165,9 +164,7 @@ class TorchModuleWrapper:
             **self._model.stats(),
             "plans": len(self._plans),
             "weights": self._source.weights,
-            "devices": ["cpu"],
-            "graph_captures": 0,
-            "graph_replays": 0,
+            "devices": self._model.devices,
             "fallback": fallback,
         }
 
@@ -235,6 +232,7 @@ class TorchModuleWrapper:
             input_spec=self._options["input_spec"],
             output_spec=self._options["output_spec"],
             requires_grad=self._options["requires_grad"],
+            cuda_graph=self._options["cuda_graph"],
             look_at=lambda call: self._source.look_at(self._model, call),
             options=options,
         )

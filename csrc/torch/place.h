@@ -1,0 +1,98 @@
+// Where a call runs, in torch's terms. Everything here is libc10's: nothing links CUDA, and in a
+// process whose torch has no CUDA the device guard says so.
+
+#ifndef TORCHCALL_TORCH_PLACE_H_
+#define TORCHCALL_TORCH_PLACE_H_
+
+#include <c10/core/Device.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "../engine.h"
+
+namespace torchcall {
+
+inline constexpr size_t kMostCudaDevices = 32;
+
+inline c10::Device DeviceOf(DLDevice device) {
+  if (device.device_type == kDLCPU) return c10::Device(c10::kCPU);
+  if (device.device_type != kDLCUDA || device.device_id < 0 ||
+      device.device_id >= static_cast<int32_t>(kMostCudaDevices)) {
+    throw std::invalid_argument("expected the CPU or one of " + std::to_string(kMostCudaDevices) +
+                                " CUDA devices, got device " + std::to_string(device.device_id) +
+                                " of type " + std::to_string(device.device_type));
+  }
+  return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(device.device_id));
+}
+
+inline constexpr TcPlace kCpuPlace = {{kDLCPU, 0}, nullptr, 0};
+
+// Puts torch on the place's device and stream while it lives. torch takes the handle of a stream
+// that it did not make as the stream's id.
+class StreamScope {
+ public:
+  explicit StreamScope(TcPlace place) {
+    if (place.device.device_type == kDLCPU) return;
+    guard_.emplace(
+        c10::Stream(c10::Stream::UNSAFE, DeviceOf(place.device),
+                    static_cast<c10::StreamId>(reinterpret_cast<std::intptr_t>(place.stream))));
+  }
+
+ private:
+  std::optional<c10::StreamGuard> guard_;
+};
+
+// Waits for all that was enqueued on a CUDA device. Nothing may be captured there meanwhile.
+inline void Synchronize(c10::Device device) {
+  if (device.is_cpu()) return;
+  c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
+}
+
+// One T per device, made when a call on that device wants it first.
+template <typename T>
+class PerDevice {
+ public:
+  // `make` runs for one device at a time.
+  template <typename Make>
+  std::shared_ptr<T> Get(c10::Device device, const Make& make) const {
+    std::atomic<std::shared_ptr<T>>& slot = slots_[SlotOf(device)];
+    if (std::shared_ptr<T> held = slot.load()) return held;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (std::shared_ptr<T> held = slot.load()) return held;
+    std::shared_ptr<T> made = make();
+    // Weights travel on other streams than the calls', which would not wait for them.
+    Synchronize(device);
+    slot.store(made);
+    return made;
+  }
+  void Set(c10::Device device, std::shared_ptr<T> value) {
+    slots_[SlotOf(device)].store(std::move(value));
+  }
+  // What `make` of a later Get reads may be changed by `change`.
+  template <typename Change>
+  void Clear(const Change& change) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    change();
+    for (auto& slot : slots_) slot.store(nullptr);
+  }
+
+ private:
+  static size_t SlotOf(c10::Device device) { return device.is_cpu() ? 0 : 1 + device.index(); }
+
+  mutable std::mutex mutex_;
+  mutable std::array<std::atomic<std::shared_ptr<T>>, 1 + kMostCudaDevices> slots_;
+};
+
+}  // namespace torchcall
+
+#endif  // TORCHCALL_TORCH_PLACE_H_

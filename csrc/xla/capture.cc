@@ -1,0 +1,85 @@
+#include "capture.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "cuda_calls.h"
+#include "gil.h"
+
+namespace torchcall {
+namespace {
+
+namespace nb = nanobind;
+
+// What Python makes of a capture: the graph, the addresses of its input and output buffers, and
+// what must live as long as they. A str says why there is no graph.
+using PyCaptured =
+    std::tuple<uintptr_t, std::vector<CudaAddress>, std::vector<CudaAddress>, nb::object>;
+
+Captured NoGraph(const std::string& why) {
+  Captured captured;
+  captured.failure = why;
+  return captured;
+}
+
+Captured CaptureInPython(PyObject* capture, const Recording& recording) {
+  if (InterpreterEnds()) return NoGraph("the Python interpreter is shutting down");
+  const Gil gil;
+  try {
+    const nb::object result = nb::handle(capture)(nb::cast(recording, nb::rv_policy::copy));
+    if (nb::isinstance<nb::str>(result)) return NoGraph(nb::cast<std::string>(result));
+    auto [graph, inputs, outputs, kept] = nb::cast<PyCaptured>(result);
+    Captured captured;
+    captured.graph = reinterpret_cast<void*>(graph);
+    captured.inputs = std::move(inputs);
+    captured.outputs = std::move(outputs);
+    captured.owner = [owned = kept.release().ptr()] {
+      if (InterpreterEnds()) return;
+      const Gil again;
+      Py_DECREF(owned);
+    };
+    return captured;
+  } catch (const std::exception& e) {
+    return NoGraph(e.what());
+  }
+}
+
+void SetPythonCapturer(const nb::object& capture) {
+  PyObject* function = nb::object(capture).release().ptr();  // for good
+  SetCapturer(
+      [function](const Recording& recording) { return CaptureInPython(function, recording); });
+}
+
+// torch's own threads may need the GIL while the model runs.
+void Run(const Recording& recording, const std::vector<CudaAddress>& inputs,
+         const std::vector<CudaAddress>& outputs, uintptr_t stream) {
+  const nb::gil_scoped_release release;
+  recording.Run(inputs, outputs, reinterpret_cast<void*>(stream));
+}
+
+void CopyInputs(const Recording& recording, const std::vector<CudaAddress>& to) {
+  const nb::gil_scoped_release release;
+  recording.CopyInputs(to);
+}
+
+}  // namespace
+
+void BindCapture(nb::module_& m) {
+  m.def("set_capturer", &SetPythonCapturer, nb::arg("capture"),
+        nb::sig("def set_capturer(capture: object) -> None"));
+  m.def("set_most_graphs", &SetMostGraphs, nb::arg("most"));
+  nb::class_<Recording>(m, "Recording")
+      .def_prop_ro("name", [](const Recording& self) { return self.plan().name; })
+      .def_prop_ro("ordinal", &Recording::ordinal)
+      .def_prop_ro("input_bytes", [](const Recording& self) { return self.plan().input_bytes; })
+      .def_prop_ro("output_bytes", [](const Recording& self) { return self.plan().output_bytes; })
+      .def("copy_inputs", &CopyInputs, nb::arg("to"))
+      .def("run", &Run, nb::arg("inputs"), nb::arg("outputs"), nb::arg("stream"));
+}
+
+}  // namespace torchcall

@@ -1,0 +1,217 @@
+#include "cuda_calls.h"
+
+#include <algorithm>
+#include <mutex>
+#include <stdexcept>
+
+namespace torchcall {
+namespace {
+
+DLDevice Cuda(int ordinal) { return {kDLCUDA, ordinal}; }
+
+std::vector<void*> Pointers(const std::vector<CudaAddress>& addresses) {
+  std::vector<void*> pointers;
+  for (const CudaAddress address : addresses) {
+    pointers.push_back(reinterpret_cast<void*>(static_cast<uintptr_t>(address)));
+  }
+  return pointers;
+}
+
+std::vector<StaticBuffer> Buffers(const std::vector<CudaAddress>& addresses,
+                                  const std::vector<size_t>& bytes) {
+  std::vector<StaticBuffer> buffers;
+  for (size_t i = 0; i < bytes.size(); ++i) buffers.push_back({addresses[i], bytes[i]});
+  return buffers;
+}
+
+// First calls, which move weights and wait, and captures, during which nobody else may wait for the
+// device: one at a time in the process. Taken without the GIL, and before it.
+std::mutex& OneAtATime() {
+  static auto* mutex = new std::mutex;
+  return *mutex;
+}
+
+Capturer& TheCapturer() {
+  static auto* capturer = new Capturer;
+  return *capturer;
+}
+
+}  // namespace
+
+// Which graphs there are in the process.
+class GraphBudget {
+ public:
+  static GraphBudget& Get() {
+    static auto* budget = new GraphBudget;
+    return *budget;
+  }
+  void SetMost(size_t most) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    most_ = most;
+  }
+  void Add(CudaCalls* calls, CudaCalls::Device* device) {
+    std::vector<std::shared_ptr<Replay>> evicted;  // destroyed, which waits, without the lock
+    const std::lock_guard<std::mutex> lock(mutex_);
+    entries_.push_back({calls, device});
+    while (entries_.size() > most_) {
+      const auto oldest =
+          std::min_element(entries_.begin(), entries_.end(),
+                           [](const Entry& a, const Entry& b) { return LastUse(a) < LastUse(b); });
+      evicted.push_back(oldest->device->replay.exchange(nullptr));
+      if (oldest->calls->plan_.mode != GraphMode::kRequire) {
+        oldest->calls->FallBack(*oldest->device,
+                                "its CUDA graph was let go of, for there were more than " +
+                                    std::to_string(most_) + " of them");
+      }
+      entries_.erase(oldest);
+    }
+  }
+  void Remove(const CudaCalls::Device* device) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::erase_if(entries_, [&](const Entry& entry) { return entry.device == device; });
+  }
+
+ private:
+  struct Entry {
+    CudaCalls* calls;
+    CudaCalls::Device* device;
+  };
+  // The newest has not been launched yet.
+  static uint64_t LastUse(const Entry& entry) {
+    const std::shared_ptr<Replay> replay = entry.device->replay.load();
+    if (replay == nullptr) return 0;
+    const uint64_t last = replay->last_used();
+    return last == 0 ? UINT64_MAX : last;
+  }
+
+  std::mutex mutex_;
+  size_t most_ = 64;
+  std::vector<Entry> entries_;
+};
+
+void SetCapturer(Capturer capturer) { TheCapturer() = std::move(capturer); }
+
+void SetMostGraphs(size_t most) { GraphBudget::Get().SetMost(most); }
+
+void Recording::CopyInputs(const std::vector<CudaAddress>& to) const {
+  const CudaDriver& driver = Driver();
+  for (size_t i = 0; i < plan_.input_bytes.size(); ++i) {
+    if (plan_.input_bytes[i] == 0) continue;
+    const auto from = static_cast<CudaAddress>(reinterpret_cast<uintptr_t>(inputs_[i]));
+    driver.Check(driver.copy_on_device(to.at(i), from, plan_.input_bytes[i], stream_),
+                 "copying an input");
+  }
+  driver.Check(driver.stream_synchronize(stream_), "waiting for the inputs of a capture");
+}
+
+void Recording::Run(const std::vector<CudaAddress>& inputs, const std::vector<CudaAddress>& outputs,
+                    CudaStream stream) const {
+  plan_.run(Pointers(inputs).data(), Pointers(outputs).data(), {Cuda(ordinal_), stream, 1});
+}
+
+CudaCalls::~CudaCalls() {
+  for (std::atomic<Device*>& slot : devices_) {
+    if (const Device* device = slot.load()) {
+      GraphBudget::Get().Remove(device);
+      delete device;
+    }
+  }
+}
+
+bool CudaCalls::TryReplay(Device& device, void* const* inputs, void* const* outputs,
+                          CudaStream stream) {
+  const std::shared_ptr<Replay> replay = device.replay.load();
+  if (replay == nullptr || device.generation.load() != plan_.counters->generation.load()) {
+    return false;
+  }
+  replay->Launch(inputs, outputs, stream);
+  plan_.counters->graph_replays.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+void CudaCalls::FallBack(Device& device, const std::string& reason) {
+  plan_.counters->NoteFallback(reason);
+  device.next.store(Next::kPlain);
+}
+
+void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, CudaStream stream) {
+  if (ordinal < 0 || ordinal >= static_cast<int>(devices_.size())) {
+    throw std::runtime_error("expected one of the first " + std::to_string(devices_.size()) +
+                             " CUDA devices, got cuda:" + std::to_string(ordinal));
+  }
+  std::atomic<Device*>& slot = devices_[ordinal];
+  if (slot.load() == nullptr) {
+    const std::lock_guard<std::mutex> lock(OneAtATime());
+    if (slot.load() == nullptr) slot.store(new Device);
+    plan_.counters->cuda_devices.fetch_or(uint64_t{1} << ordinal);
+  }
+  Device& device = *slot.load();
+  const TcPlace place = {Cuda(ordinal), stream, 0};
+  if (TryReplay(device, inputs, outputs, stream)) return;
+  if (device.next.load() == Next::kPlain) return plan_.run(inputs, outputs, place);
+
+  const std::lock_guard<std::mutex> lock(OneAtATime());
+  const auto refuse = [&](const std::string& reason) {
+    if (plan_.mode != GraphMode::kRequire) return FallBack(device, reason);
+    device.failure = "cuda_graph='require': the call can't be captured: " + reason;
+    device.next.store(Next::kRefused);
+  };
+  if (device.next.load() == Next::kFirstCall) {
+    if (plan_.mode == GraphMode::kOff) {
+      plan_.run(inputs, outputs, place);
+      device.next.store(Next::kPlain);
+      return;
+    }
+    if (plan_.refusal.empty()) {
+      // With real data; afterwards all is there that the model makes once.
+      plan_.run(inputs, outputs, place);
+      device.next.store(Next::kCapture);
+      return;
+    }
+    refuse(plan_.refusal);
+  }
+  if (device.next.load() == Next::kCapture) {
+    if (TryReplay(device, inputs, outputs, stream)) return;
+    GraphBudget::Get().Remove(&device);
+    device.replay.store(nullptr);
+    device.generation.store(plan_.counters->generation.load());
+    try {
+      device.replay.store(Capture(inputs, ordinal, stream));
+      plan_.counters->graph_captures.fetch_add(1);
+      GraphBudget::Get().Add(this, &device);
+    } catch (const std::exception& e) {
+      refuse(e.what());
+    }
+    if (TryReplay(device, inputs, outputs, stream)) return;
+  }
+  if (device.next.load() == Next::kRefused) throw std::runtime_error(device.failure);
+  plan_.run(inputs, outputs, place);
+}
+
+std::shared_ptr<Replay> CudaCalls::Capture(void* const* inputs, int ordinal,
+                                           CudaStream stream) const {
+  std::function<void()> release = plan_.hold(Cuda(ordinal));
+  Captured captured;
+  try {
+    captured = TheCapturer()(Recording(plan_, ordinal, stream, inputs));
+  } catch (const std::exception& e) {
+    captured.failure = e.what();
+  }
+  const std::function<void()> owner = [release, let_go = captured.owner] {
+    if (let_go) let_go();
+    release();
+  };
+  if (captured.failure.empty() && (captured.inputs.size() != plan_.input_bytes.size() ||
+                                   captured.outputs.size() != plan_.output_bytes.size())) {
+    captured.failure = "expected a buffer for each input and output";
+  }
+  if (!captured.failure.empty()) {
+    owner();
+    throw std::runtime_error(captured.failure);
+  }
+  return std::make_shared<Replay>(Driver(), stream, captured.graph,
+                                  Buffers(captured.inputs, plan_.input_bytes),
+                                  Buffers(captured.outputs, plan_.output_bytes), owner);
+}
+
+}  // namespace torchcall

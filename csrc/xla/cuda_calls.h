@@ -1,0 +1,104 @@
+// The calls of one plan on CUDA devices: the first one plainly, then replays of a CUDA graph where
+// the model can be captured.
+
+#ifndef TORCHCALL_XLA_CUDA_CALLS_H_
+#define TORCHCALL_XLA_CUDA_CALLS_H_
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../engine.h"
+#include "counters.h"
+#include "cuda_driver.h"
+#include "replay.h"
+
+namespace torchcall {
+
+enum class GraphMode { kAuto, kOff, kRequire };
+
+// What a plan is to its calls.
+struct PlanCalls {
+  std::string name;  // the model's
+  GraphMode mode;
+  std::string refusal;  // why the model cannot be captured, as far as is known without trying
+  std::vector<size_t> input_bytes;
+  std::vector<size_t> output_bytes;
+  std::shared_ptr<CallCounters> counters;
+  // Enqueues the model itself. Throws what went wrong, without the model's name.
+  std::function<void(void* const* inputs, void* const* outputs, TcPlace place)> run;
+  // A share of what the model computes with on a device; it is let go of by the function returned.
+  std::function<std::function<void()>(DLDevice device)> hold;
+};
+
+// A call that is being captured, as whoever captures it sees it.
+class Recording {
+ public:
+  Recording(const PlanCalls& plan, int ordinal, CudaStream stream, void* const* inputs)
+      : plan_(plan), ordinal_(ordinal), stream_(stream), inputs_(inputs) {}
+
+  int ordinal() const { return ordinal_; }
+  const PlanCalls& plan() const { return plan_; }
+  // Copies the call's inputs into other buffers on the same device, and waits for them.
+  void CopyInputs(const std::vector<CudaAddress>& to) const;
+  // Enqueues the model itself on a stream.
+  void Run(const std::vector<CudaAddress>& inputs, const std::vector<CudaAddress>& outputs,
+           CudaStream stream) const;
+
+ private:
+  const PlanCalls& plan_;
+  int ordinal_;
+  CudaStream stream_;
+  void* const* inputs_;
+};
+
+struct Captured {
+  std::string failure;  // why there is no graph; empty where there is one
+  CudaGraph graph = nullptr;
+  std::vector<CudaAddress> inputs;
+  std::vector<CudaAddress> outputs;
+  std::function<void()> owner;  // lets go of the graph and its buffers
+};
+
+using Capturer = std::function<Captured(const Recording&)>;
+// How graphs are captured: torch's tools know how, from Python.
+void SetCapturer(Capturer capturer);
+// Graphs that may be there at once; the one whose last launch is longest ago goes first.
+void SetMostGraphs(size_t most);
+
+class CudaCalls {
+ public:
+  explicit CudaCalls(PlanCalls plan) : plan_(std::move(plan)) {}
+  ~CudaCalls();
+  CudaCalls(const CudaCalls&) = delete;
+  CudaCalls& operator=(const CudaCalls&) = delete;
+
+  // Enqueues a call. Thread-safe; must not be called with the GIL held.
+  void Run(void* const* inputs, void* const* outputs, int ordinal, CudaStream stream);
+
+ private:
+  friend class GraphBudget;
+  enum class Next { kFirstCall, kCapture, kPlain, kRefused };
+  struct Device {
+    std::atomic<Next> next{Next::kFirstCall};
+    std::atomic<std::shared_ptr<Replay>> replay;
+    std::atomic<int64_t> generation{0};
+    std::string failure;  // set before `next` becomes kRefused
+  };
+
+  bool TryReplay(Device& device, void* const* inputs, void* const* outputs, CudaStream stream);
+  void FallBack(Device& device, const std::string& reason);
+  // Throws CudaError, or std::runtime_error with the reason why the model cannot be captured.
+  std::shared_ptr<Replay> Capture(void* const* inputs, int ordinal, CudaStream stream) const;
+
+  const PlanCalls plan_;
+  std::array<std::atomic<Device*>, 32> devices_{};
+};
+
+}  // namespace torchcall
+
+#endif  // TORCHCALL_XLA_CUDA_CALLS_H_

@@ -1,0 +1,41 @@
+// Python's lock, as threads take it that know nothing of Python.
+
+#ifndef TORCHCALL_XLA_GIL_H_
+#define TORCHCALL_XLA_GIL_H_
+
+#include <Python.h>
+
+namespace torchcall {
+
+inline bool InterpreterEnds() {
+#if PY_VERSION_HEX >= 0x030d0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
+
+// XLA's threads know nothing of Python. Each keeps one thread state for good: to make one and throw
+// it away costs more than a call.
+inline PyGILState_STATE TakeGil() {
+  if (PyGILState_GetThisThreadState() == nullptr) {
+    PyGILState_Ensure();
+    PyEval_SaveThread();
+  }
+  return PyGILState_Ensure();
+}
+
+class Gil {
+ public:
+  Gil() : state_(TakeGil()) {}
+  ~Gil() { PyGILState_Release(state_); }
+  Gil(const Gil&) = delete;
+  Gil& operator=(const Gil&) = delete;
+
+ private:
+  PyGILState_STATE state_;
+};
+
+}  // namespace torchcall
+
+#endif  // TORCHCALL_XLA_GIL_H_
