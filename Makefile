@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/*)
+NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/* tests/standin/*.h tests/standin/*.cc)
 # An editable install knows the modules that it was made with: a folder is newer when one comes or goes.
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -28,7 +28,8 @@ $(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
 
 $(VENV)/.built: $(VENV)/.installed CMakeLists.txt pyproject.toml $(NATIVE) $(FOLDERS)
 	@echo "torchcall: building the two native libraries against the installed torch (about two minutes, once)"
-	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
+	  -C cmake.define.TORCHCALL_STANDIN=ON
 	@touch $@
 
 setup: $(VENV)/.built
