@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
 	@$(BIN)/python -m pip install --quiet -r requirements/dev.txt
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed CMakeLists.txt pyproject.toml $(NATIVE) $(FOLDERS)
+$(VENV)/.built: $(VENV)/.installed CMakeLists.txt tests/standin/standin.cmake pyproject.toml $(NATIVE) $(FOLDERS)
 	@echo "torchcall: building the two native libraries against the installed torch (about two minutes, once)"
 	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
 	  -C cmake.define.TORCHCALL_STANDIN=ON

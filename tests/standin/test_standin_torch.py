@@ -1,0 +1,14 @@
+"""The torch stand-in: tensors on "cuda:i" without a GPU, in a process of its own."""
+
+from pathlib import Path
+
+import torch
+from standin.torch_device import run_tests
+
+
+def test_the_stand_in_computes_what_the_cpu_does_and_records_it():
+    run_tests(Path(__file__).parent / "device_operators.py")
+
+
+def test_this_process_has_no_stand_in():
+    assert torch.accelerator.current_accelerator() is None

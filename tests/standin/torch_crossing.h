@@ -1,0 +1,198 @@
+// One operator's arguments on their way to the CPU, and its results on their way back: the same
+// memory under another device's name. Results that are views of arguments stay such.
+
+#ifndef TORCHCALL_STANDIN_TORCH_CROSSING_H_
+#define TORCHCALL_STANDIN_TORCH_CROSSING_H_
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/core/ivalue.h>
+#include <c10/core/StorageImpl.h>
+
+#include <cstring>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "torch_memory.h"
+
+namespace standin {
+
+// These take tensors of other devices. Others do not, but for single numbers on the CPU.
+inline bool MixesDevices(const std::string& name) {
+  return name == "aten::copy_" || name == "aten::_copy_from" || name.rfind("aten::index", 0) == 0 ||
+         name.rfind("aten::_index_put", 0) == 0;
+}
+
+class Crossing {
+ public:
+  explicit Crossing(bool mixes_devices) : mixes_devices_(mixes_devices) {}
+
+  c10::DeviceIndex device() const { return device_.value_or(this_device); }
+  bool meets_cpu() const { return meets_cpu_; }
+  bool indexes_by_mask() const { return indexes_by_mask_; }
+
+  c10::IValue ToCpu(const c10::IValue& value) {
+    if (value.isTensor()) return ToCpu(value.toTensor());
+    if (value.isTensorList()) {
+      c10::List<at::Tensor> list;
+      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(ToCpu(tensor));
+      return list;
+    }
+    if (value.isOptionalTensorList()) {
+      c10::List<std::optional<at::Tensor>> list;
+      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
+        list.push_back(tensor ? std::optional(ToCpu(*tensor)) : std::nullopt);
+        indexes_by_mask_ |=
+            tensor && tensor->defined() && tensor->is_cuda() &&
+            (tensor->scalar_type() == at::kBool || tensor->scalar_type() == at::kByte);
+      }
+      return list;
+    }
+    if (value.isDevice() && value.toDevice().is_cuda()) {
+      device_ = IndexOf(value.toDevice());
+      return c10::Device(c10::kCPU);
+    }
+    return value;
+  }
+
+  // Gives arguments that were resized their new shape and memory.
+  void Return() {
+    for (auto& [original, alias] : storages_) Return(original, *alias.unsafeGetStorageImpl());
+    for (auto& [original, alias] : tensors_) {
+      c10::TensorImpl* impl = original.unsafeGetTensorImpl();
+      if (original.sizes() == alias.sizes() && original.strides() == alias.strides() &&
+          original.storage_offset() == alias.storage_offset()) {
+        continue;
+      }
+      impl->set_storage_offset(alias.storage_offset());
+      impl->set_sizes_and_strides(alias.sizes(), alias.strides());
+    }
+  }
+
+  c10::IValue ToCuda(const c10::IValue& value) {
+    if (value.isTensor()) return ToCuda(value.toTensor());
+    if (value.isTensorList()) {
+      c10::List<at::Tensor> list;
+      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(ToCuda(tensor));
+      return list;
+    }
+    return value;
+  }
+
+ private:
+  struct Pair {
+    at::Tensor original;
+    at::Tensor alias;
+  };
+
+  at::Tensor ToCpu(const at::Tensor& tensor) {
+    if (!tensor.defined()) return tensor;
+    if (!tensor.is_cuda()) {
+      meets_cpu_ = true;
+      kept_.push_back(tensor);
+      TORCH_CHECK(mixes_devices_ || tensor.dim() == 0, Mixed("cpu"));
+      return tensor;
+    }
+    const c10::DeviceIndex index = tensor.device().index();
+    TORCH_CHECK(mixes_devices_ || !device_ || *device_ == index, Mixed(Cuda(index).str()));
+    if (!device_) device_ = index;
+    for (const Pair& pair : tensors_) {
+      if (pair.original.is_same(tensor)) return pair.alias;
+    }
+    at::Tensor alias = New(AliasOf(tensor.storage()), c10::DispatchKey::CPU, tensor);
+    if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) {
+      alias.unsafeGetTensorImpl()->set_wrapped_number(true);
+    }
+    tensors_.push_back({tensor, alias});
+    return alias;
+  }
+
+  std::string Mixed(const std::string& other) const {
+    return "Expected all tensors to be on the same device, but found at least two devices, cuda:" +
+           std::to_string(device()) + " and " + other + "!";
+  }
+
+  static at::Tensor Shaped(at::Tensor tensor, const at::Tensor& like) {
+    tensor.unsafeGetTensorImpl()->set_storage_offset(like.storage_offset());
+    tensor.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides());
+    return tensor;
+  }
+
+  static at::Tensor New(c10::Storage storage, c10::DispatchKey key, const at::Tensor& like) {
+    return Shaped(at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
+                                                           c10::DispatchKeySet(key), like.dtype()),
+                  like);
+  }
+
+  c10::Storage AliasOf(const c10::Storage& storage) {
+    for (const auto& [original, alias] : storages_) {
+      if (original.is_alias_of(storage)) return alias;
+    }
+    c10::StorageImpl* impl = storage.unsafeGetStorageImpl();
+    c10::Storage alias = c10::make_intrusive<c10::StorageImpl>(
+        c10::StorageImpl::use_byte_size_t(), impl->nbytes(),
+        c10::DataPtr(impl->mutable_data(), c10::Device(c10::kCPU)), c10::GetCPUAllocator(),
+        impl->resizable());
+    storages_.emplace_back(storage, alias);
+    return alias;
+  }
+
+  static void Return(const c10::Storage& original, c10::StorageImpl& alias) {
+    c10::StorageImpl* impl = original.unsafeGetStorageImpl();
+    if (alias.nbytes() == impl->nbytes() && alias.data() == impl->data()) return;
+    impl->set_data_ptr_noswap(Moved(alias));
+    impl->set_nbytes(alias.nbytes());
+  }
+
+  static c10::DataPtr Moved(c10::StorageImpl& storage) {
+    c10::DataPtr data = Allocator().allocate(storage.nbytes());
+    if (storage.nbytes() == 0) return data;
+    if (storage.data() == nullptr) {  // torch's tensors of nothing but zeros
+      std::memset(data.get(), 0, storage.nbytes());
+    } else {
+      std::memcpy(data.get(), storage.data(), storage.nbytes());
+    }
+    return data;
+  }
+
+  at::Tensor ToCuda(const at::Tensor& tensor) {
+    if (!tensor.defined()) return tensor;
+    for (const at::Tensor& given : kept_) {
+      if (given.is_same(tensor)) return tensor;
+    }
+    for (const Pair& pair : tensors_) {
+      if (pair.alias.is_same(tensor)) return pair.original;
+    }
+    // As torch's own views of a tensor have its keys: a view of an ordinary tensor is one in
+    // inference mode too.
+    for (const Pair& pair : tensors_) {
+      if (!pair.alias.storage().is_alias_of(tensor.storage())) continue;
+      return Shaped(at::detail::make_tensor<c10::TensorImpl>(
+                        c10::TensorImpl::VIEW, c10::Storage(pair.original.storage()),
+                        pair.original.key_set(), tensor.dtype()),
+                    tensor);
+    }
+    for (const auto& [moved, from] : storages_) {
+      if (from.is_alias_of(tensor.storage())) return New(moved, c10::DispatchKey::CUDA, tensor);
+    }
+    c10::StorageImpl* impl = tensor.storage().unsafeGetStorageImpl();
+    c10::Storage moved = c10::make_intrusive<c10::StorageImpl>(
+        c10::StorageImpl::use_byte_size_t(), impl->nbytes(), Moved(*impl), &Allocator(), true);
+    storages_.emplace_back(moved, tensor.storage());
+    return New(moved, c10::DispatchKey::CUDA, tensor);
+  }
+
+  const bool mixes_devices_;
+  bool meets_cpu_ = false;
+  bool indexes_by_mask_ = false;
+  std::optional<c10::DeviceIndex> device_;
+  std::vector<at::Tensor> kept_;
+  std::vector<Pair> tensors_;
+  std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // CUDA's and the CPU's
+};
+
+}  // namespace standin
+
+#endif  // TORCHCALL_STANDIN_TORCH_CROSSING_H_

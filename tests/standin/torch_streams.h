@@ -1,0 +1,109 @@
+// Devices, streams and events as torch's guards and autograd engine see them. Every thread has its
+// own current device and stream; work is done before a call returns, so that events have no state.
+
+#ifndef TORCHCALL_STANDIN_TORCH_STREAMS_H_
+#define TORCHCALL_STANDIN_TORCH_STREAMS_H_
+
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+
+#include <array>
+#include <atomic>
+#include <string>
+
+#include "record.h"
+
+namespace standin {
+
+constexpr c10::DeviceIndex kDevices = 2;
+
+inline Record& Log() {
+  static auto* record = new Record;  // leaked: threads of torch's outlive the statics
+  return *record;
+}
+
+inline c10::Device Cuda(c10::DeviceIndex index) { return {c10::kCUDA, index}; }
+
+inline thread_local c10::DeviceIndex this_device = 0;
+inline thread_local std::array<c10::StreamId, kDevices> this_threads_streams{};
+
+inline c10::DeviceIndex IndexOf(c10::Device device) {
+  TORCH_CHECK(device.is_cuda() && device.index() < kDevices,
+              "CUDA error: invalid device ordinal: ", device);
+  return device.has_index() ? device.index() : this_device;
+}
+
+inline c10::Stream StreamOf(c10::DeviceIndex index) {
+  return c10::Stream(c10::Stream::UNSAFE, Cuda(index), this_threads_streams[index]);
+}
+
+inline void Note(const char* kind, const std::string& name, c10::DeviceIndex device,
+                 c10::StreamId stream) {
+  Log().Add(std::string(kind) + '\t' + name + '\t' + std::to_string(device) + '\t' +
+            std::to_string(stream));
+}
+inline void Note(const char* kind, const std::string& name, c10::DeviceIndex device) {
+  Note(kind, name, device, this_threads_streams[device]);
+}
+
+struct Guard final : c10::impl::DeviceGuardImplInterface {
+  c10::DeviceType type() const override { return c10::kCUDA; }
+  c10::DeviceIndex deviceCount() const noexcept override { return kDevices; }
+
+  c10::Device getDevice() const override { return Cuda(this_device); }
+  void setDevice(c10::Device device) const override { exchangeDevice(device); }
+  void uncheckedSetDevice(c10::Device device) const noexcept override {
+    if (device.index() >= 0) this_device = device.index();
+  }
+  c10::Device exchangeDevice(c10::Device device) const override {
+    const c10::Device before = getDevice();
+    const c10::DeviceIndex index = IndexOf(device);
+    if (index != this_device) Note("device", "set", index);
+    this_device = index;
+    return before;
+  }
+
+  c10::Stream getStream(c10::Device device) const override { return StreamOf(IndexOf(device)); }
+  c10::Stream getDefaultStream(c10::Device device) const override {
+    return c10::Stream(c10::Stream::DEFAULT, Cuda(IndexOf(device)));
+  }
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override {
+    static std::atomic<c10::StreamId> next{1};
+    return c10::Stream(c10::Stream::UNSAFE, Cuda(IndexOf(device)), next++);
+  }
+  c10::Stream getNewStream(c10::Device device, int) const override {
+    return getStreamFromGlobalPool(device, false);
+  }
+  c10::Stream exchangeStream(c10::Stream stream) const override {
+    const c10::DeviceIndex index = IndexOf(stream.device());
+    const c10::Stream before = StreamOf(index);
+    if (stream.id() != before.id()) Note("stream", "exchange", index, stream.id());
+    this_threads_streams[index] = stream.id();
+    return before;
+  }
+  bool queryStream(const c10::Stream&) const override { return true; }
+  void synchronizeStream(const c10::Stream& stream) const override {
+    Note("sync", "stream", stream.device_index(), stream.id());
+  }
+  void synchronizeDevice(c10::DeviceIndex index) const override {
+    Note("sync", "device", index < 0 ? this_device : index);
+  }
+
+  void record(void** event, const c10::Stream& stream, c10::DeviceIndex,
+              c10::EventFlag) const override {
+    static std::atomic<uintptr_t> next{1};
+    if (*event == nullptr) *event = reinterpret_cast<void*>(next++);
+    Note("event", "record", stream.device_index(), stream.id());
+  }
+  void block(void*, const c10::Stream& stream) const override {
+    Note("event", "wait", stream.device_index(), stream.id());
+  }
+  bool queryEvent(void*) const override { return true; }
+  void synchronizeEvent(void*) const override { Note("sync", "event", this_device); }
+  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream& stream) const override {
+    Note("event", "record_stream", stream.device_index(), stream.id());
+  }
+};
+
+}  // namespace standin
+
+#endif  // TORCHCALL_STANDIN_TORCH_STREAMS_H_
