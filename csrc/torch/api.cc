@@ -63,6 +63,12 @@ std::string Raised(const std::string& message) {
 
 // What a user can do about an error that torch words in its own terms.
 std::string Explained(std::string text) {
+  if (text.find("CUDA out of memory") != std::string::npos) {
+    return text +
+           "\n\nJAX takes three quarters of a device's memory for itself when it starts; torch has "
+           "the rest. XLA_PYTHON_CLIENT_MEM_FRACTION=.50 in the environment leaves torch more, "
+           "XLA_PYTHON_CLIENT_PREALLOCATE=false leaves it what JAX does not use yet.";
+  }
   if (text.find("does not require grad and does not have a grad_fn") == std::string::npos) {
     return text;
   }

@@ -49,10 +49,24 @@ Captured CaptureInPython(PyObject* capture, const Recording& recording) {
   }
 }
 
-void SetPythonCapturer(const nb::object& capture) {
-  PyObject* function = nb::object(capture).release().ptr();  // for good
-  SetCapturer(
-      [function](const Recording& recording) { return CaptureInPython(function, recording); });
+void WarnInPython(PyObject* warn, const std::string& model, const std::string& reason) {
+  if (InterpreterEnds()) return;
+  const Gil gil;
+  try {
+    const nb::handle function(warn);
+    function(model, reason);
+  } catch (const nb::python_error&) {  // where warnings are errors: a call is no place for one
+  }
+}
+
+void SetPythonTools(const nb::object& capture, const nb::object& warn) {
+  PyObject* capturing = nb::object(capture).release().ptr();  // for good
+  PyObject* warning = nb::object(warn).release().ptr();
+  SetGraphTools(
+      {[capturing](const Recording& recording) { return CaptureInPython(capturing, recording); },
+       [warning](const std::string& model, const std::string& reason) {
+         WarnInPython(warning, model, reason);
+       }});
 }
 
 // torch's own threads may need the GIL while the model runs.
@@ -70,8 +84,8 @@ void CopyInputs(const Recording& recording, const std::vector<CudaAddress>& to) 
 }  // namespace
 
 void BindCapture(nb::module_& m) {
-  m.def("set_capturer", &SetPythonCapturer, nb::arg("capture"),
-        nb::sig("def set_capturer(capture: object) -> None"));
+  m.def("set_graph_tools", &SetPythonTools, nb::arg("capture"), nb::arg("warn"),
+        nb::sig("def set_graph_tools(capture: object, warn: object) -> None"));
   m.def("set_most_graphs", &SetMostGraphs, nb::arg("most"));
   nb::class_<Recording>(m, "Recording")
       .def_prop_ro("name", [](const Recording& self) { return self.plan().name; })

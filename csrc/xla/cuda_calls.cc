@@ -31,9 +31,9 @@ std::mutex& OneAtATime() {
   return *mutex;
 }
 
-Capturer& TheCapturer() {
-  static auto* capturer = new Capturer;
-  return *capturer;
+GraphTools& TheTools() {
+  static auto* tools = new GraphTools;
+  return *tools;
 }
 
 }  // namespace
@@ -49,19 +49,21 @@ class GraphBudget {
     const std::lock_guard<std::mutex> lock(mutex_);
     most_ = most;
   }
-  void Add(CudaCalls* calls, CudaCalls::Device* device) {
+  void Add(const PlanCalls& plan, CudaCalls::Device* device) {
     std::vector<std::shared_ptr<Replay>> evicted;  // destroyed, which waits, without the lock
     const std::lock_guard<std::mutex> lock(mutex_);
-    entries_.push_back({calls, device});
+    entries_.push_back({&plan, device});
     while (entries_.size() > most_) {
       const auto oldest =
           std::min_element(entries_.begin(), entries_.end(),
                            [](const Entry& a, const Entry& b) { return LastUse(a) < LastUse(b); });
       evicted.push_back(oldest->device->replay.exchange(nullptr));
-      if (oldest->calls->plan_.mode != GraphMode::kRequire) {
-        oldest->calls->FallBack(*oldest->device,
-                                "its CUDA graph was let go of, for there were more than " +
-                                    std::to_string(most_) + " of them");
+      if (oldest->plan->mode != GraphMode::kRequire) {
+        oldest->plan->counters->NoteFallback(
+            "its CUDA graph was let go of, for there were more "
+            "than " +
+            std::to_string(most_) + " of them");
+        oldest->device->next.store(CudaCalls::Next::kPlain);
       }
       entries_.erase(oldest);
     }
@@ -73,7 +75,7 @@ class GraphBudget {
 
  private:
   struct Entry {
-    CudaCalls* calls;
+    const PlanCalls* plan;
     CudaCalls::Device* device;
   };
   // The newest has not been launched yet.
@@ -89,12 +91,13 @@ class GraphBudget {
   std::vector<Entry> entries_;
 };
 
-void SetCapturer(Capturer capturer) { TheCapturer() = std::move(capturer); }
+void SetGraphTools(GraphTools tools) { TheTools() = std::move(tools); }
 
 void SetMostGraphs(size_t most) { GraphBudget::Get().SetMost(most); }
 
 void Recording::CopyInputs(const std::vector<CudaAddress>& to) const {
   const CudaDriver& driver = Driver();
+  const CudaContextScope scope(driver, ContextOf(driver, stream_));
   for (size_t i = 0; i < plan_.input_bytes.size(); ++i) {
     if (plan_.input_bytes[i] == 0) continue;
     const auto from = static_cast<CudaAddress>(reinterpret_cast<uintptr_t>(inputs_[i]));
@@ -132,6 +135,7 @@ bool CudaCalls::TryReplay(Device& device, void* const* inputs, void* const* outp
 void CudaCalls::FallBack(Device& device, const std::string& reason) {
   plan_.counters->NoteFallback(reason);
   device.next.store(Next::kPlain);
+  TheTools().warn(plan_.name, reason);
 }
 
 void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, CudaStream stream) {
@@ -178,7 +182,7 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
     try {
       device.replay.store(Capture(inputs, ordinal, stream));
       plan_.counters->graph_captures.fetch_add(1);
-      GraphBudget::Get().Add(this, &device);
+      GraphBudget::Get().Add(plan_, &device);
     } catch (const std::exception& e) {
       refuse(e.what());
     }
@@ -193,7 +197,7 @@ std::shared_ptr<Replay> CudaCalls::Capture(void* const* inputs, int ordinal,
   std::function<void()> release = plan_.hold(Cuda(ordinal));
   Captured captured;
   try {
-    captured = TheCapturer()(Recording(plan_, ordinal, stream, inputs));
+    captured = TheTools().capture(Recording(plan_, ordinal, stream, inputs));
   } catch (const std::exception& e) {
     captured.failure = e.what();
   }

@@ -64,9 +64,13 @@ struct Captured {
   std::function<void()> owner;  // lets go of the graph and its buffers
 };
 
-using Capturer = std::function<Captured(const Recording&)>;
-// How graphs are captured: torch's tools know how, from Python.
-void SetCapturer(Capturer capturer);
+// torch's tools for capture are Python's.
+struct GraphTools {
+  std::function<Captured(const Recording&)> capture;
+  // Tells the user that calls of a model are not replays.
+  std::function<void(const std::string& model, const std::string& reason)> warn;
+};
+void SetGraphTools(GraphTools tools);
 // Graphs that may be there at once; the one whose last launch is longest ago goes first.
 void SetMostGraphs(size_t most);
 
@@ -91,6 +95,7 @@ class CudaCalls {
   };
 
   bool TryReplay(Device& device, void* const* inputs, void* const* outputs, CudaStream stream);
+  // Must not be called with a lock held that a thread with the GIL may wait for.
   void FallBack(Device& device, const std::string& reason);
   // Throws CudaError, or std::runtime_error with the reason why the model cannot be captured.
   std::shared_ptr<Replay> Capture(void* const* inputs, int ordinal, CudaStream stream) const;

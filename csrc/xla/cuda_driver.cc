@@ -77,6 +77,12 @@ void LoadDriver(const std::string& path) {
   loaded.store(Load(path));
 }
 
+CudaContext ContextOf(const CudaDriver& driver, CudaStream stream) {
+  CudaContext context = nullptr;
+  driver.Check(driver.stream_get_context(stream, &context), "finding the stream's context");
+  return context;
+}
+
 CudaContextScope::CudaContextScope(const CudaDriver& driver, CudaContext context)
     : driver_(driver) {
   driver_.Check(driver_.context_push(context), "making the stream's context current");

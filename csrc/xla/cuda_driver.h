@@ -50,7 +50,9 @@ const CudaDriver& Driver();
 // Takes the entry points from this library from now on.
 void LoadDriver(const std::string& path);
 
-// Makes the context of a stream the thread's current one while it lives.
+CudaContext ContextOf(const CudaDriver& driver, CudaStream stream);
+
+// Makes a context the thread's current one while it lives.
 class CudaContextScope {
  public:
   CudaContextScope(const CudaDriver& driver, CudaContext context);

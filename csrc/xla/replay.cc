@@ -21,7 +21,7 @@ Replay::Replay(const CudaDriver& driver, CudaStream stream, CudaGraph graph,
       outputs_(std::move(outputs)),
       owner_(std::move(owner)) {
   try {
-    driver_.Check(driver_.stream_get_context(stream, &context_), "finding the stream's context");
+    context_ = ContextOf(driver_, stream);
     const CudaContextScope scope(driver_, context_);
     driver_.Check(driver_.event_create(&event_, kDisableTiming), "creating an event");
     driver_.Check(driver_.graph_instantiate(&exec_, graph, 0), "instantiating the CUDA graph");

@@ -1,6 +1,7 @@
 """Captures a call into a CUDA graph, with torch's tools. The graph is replayed without Python."""
 
 import gc
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,9 +49,16 @@ def capture(recording: _bridge.Recording) -> Captured | str:
         with _disable_current_modes():
             return _capture(recording)
     except Exception as error:
-        reason = _first_line(error)
-        _warn(f"torchcall: {recording.name}: runs without a CUDA graph: {reason}")
-        return reason
+        return _first_line(error)
+
+
+def warn(model: str, reason: str) -> None:
+    """Says that calls of a model on a device are not replays."""
+    text = f"torchcall: {model}: runs without a CUDA graph: {reason}"
+    try:
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+    except Warning:  # where warnings are errors: nobody could catch one here
+        print(text, file=sys.stderr)
 
 
 def _capture(recording: _bridge.Recording) -> Captured:
@@ -155,10 +163,3 @@ def _first_line(error: Exception) -> str:
     if lines and type(error) in (NotCapturableError, RuntimeError):
         return lines[0]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _warn(text: Any) -> None:
-    try:
-        warnings.warn(text, RuntimeWarning, stacklevel=2)
-    except Warning:  # where warnings are errors, there is nobody here to catch one
-        print(text)

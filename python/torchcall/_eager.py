@@ -85,7 +85,7 @@ class EagerCall:
     def _follow(self) -> set[int]:
         written: set[int] = set()
         args, kwargs = self._call.as_the_model_sees_it()
-        module = self._replicas.on("cpu")
+        module = self._replicas.to_follow()
         try:
             with _without_compilation(), restored(module):
                 self._outputs = infer_outputs(

@@ -94,10 +94,10 @@ def prepare_cuda() -> str | None:
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no device that it can use"
     torch.cuda.init()
-    from torchcall._capture import capture
+    from torchcall._capture import capture, warn
 
     with _register_lock:
         if "capture" not in _registered:
-            _bridge.set_capturer(capture)
+            _bridge.set_graph_tools(capture, warn)
             _registered.add("capture")
     return None

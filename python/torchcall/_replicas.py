@@ -31,6 +31,10 @@ class Replicas:
                 self._on[device] = self._make(torch.device(device))
             return self._on[device]
 
+    def to_follow(self) -> Callable[..., Any]:
+        """The module with its weights on the CPU, where fake tensors are; no call runs it."""
+        return self._moved(torch.device("cpu"))
+
     def forget(self) -> None:
         """Lets go of the copies: weights have changed."""
         with self._lock:
@@ -52,13 +56,17 @@ class Replicas:
         ]
 
     def _make(self, device: torch.device) -> Callable[..., Any]:
-        module = self._module
-        if not isinstance(module, torch.nn.Module):
-            return module
-        if any(weight.device != device for weight in (*module.parameters(), *module.buffers())):
-            module = copy.deepcopy(module).to(device)
-            self.copied = True
-        if device.type == "cuda":
+        module = self._moved(device)
+        self.copied = self.copied or module is not self._module
+        if device.type == "cuda" and isinstance(module, torch.nn.Module):
             # Weights travel on other streams than the calls', which would not wait for them.
             torch.cuda.synchronize(device)
         return module
+
+    def _moved(self, device: torch.device) -> Callable[..., Any]:
+        module = self._module
+        if not isinstance(module, torch.nn.Module):
+            return module
+        if all(weight.device == device for weight in (*module.parameters(), *module.buffers())):
+            return module
+        return copy.deepcopy(module).to(device)

@@ -162,7 +162,9 @@ class TorchMliap:
         """`call` for a padded graph of which the module need not see all.
 
         With `narrow="auto"`, it gets the valid rows and one phantom, at least two in all: rows cost
-        what they cost, capacities nothing. Rows of the result that it has not seen are zero.
+        what they cost, capacities nothing. Rows of the result that it has not seen are zero. On a
+        GPU to read a length would mean to wait, so the module sees all rows there; those that it
+        would not have seen on a CPU are zero all the same.
 
         Args:
             input: valid atoms and edges first, in the form that `pad_graph` gives.
@@ -177,7 +179,12 @@ class TorchMliap:
         outputs = self.output_specs(input)
         options = CallOptions(outputs, _narrowing(tuple(outputs)))
         lengths = [jnp.asarray(n, jnp.int32) for n in (n_atoms, n_edges)]
-        return self.wrapper._call((input,), {}, options, lengths)
+        out = self.wrapper._call((input,), {}, options, lengths)
+        gradients = out["position_gradients"]
+        out["position_gradients"] = jax.lax.platform_dependent(
+            gradients, lengths[0], cpu=lambda rows, _: rows, default=_zero_unseen
+        )
+        return out
 
     def output_specs(self, input: AtomGraphInput) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the outputs that the form of a potential names."""
@@ -224,6 +231,11 @@ class TorchMliap:
             f"torchcall: cutoff: expected a neighbour list of the model's cutoff {largest:g} Å, "
             f"got one of {listed:g} Å, which {what}"
         )
+
+
+def _zero_unseen(rows: Array, n_atoms: Array) -> Array:
+    seen = jnp.arange(rows.shape[0]) < jnp.maximum(n_atoms + 1, 2)
+    return jnp.where(seen[:, None], rows, jnp.zeros_like(rows))
 
 
 def _narrowing(outputs: tuple[str, ...]) -> Narrowing:

@@ -1,0 +1,181 @@
+"""Calls on CUDA devices, in a process with stand-ins: see test_on_stand_ins.py."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+from devices.machine import STREAM, Machine
+from devices.potentials import Forces, eager_forces, force_input, script
+from torch import Tensor, nn
+
+from torchcall import TorchModuleWrapper
+
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
+
+
+@pytest.fixture(scope="module")
+def _machine():
+    return Machine()
+
+
+@pytest.fixture
+def machine(_machine):
+    _machine.reset()
+    return _machine
+
+
+def double(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def test_a_call_runs_on_the_devices_stream_and_waits_for_nothing(machine):
+    f = TorchModuleWrapper(torch.jit.script(double), cuda_graph="off")
+    call = machine.prepared(f, X)
+    np.testing.assert_array_equal(call(X, ordinal=1), 2 * X)
+    machine.reset()
+    np.testing.assert_array_equal(call(3 * X, ordinal=1), 6 * X)
+    operators = machine.device.log("op")
+    assert {(entry.device, entry.stream) for entry in operators} == {(1, STREAM)}
+    assert machine.device.log("sync") == []
+    assert machine.driver.log() == []
+    assert machine.device.current_device() == 0
+    assert f.stats()["devices"] == ["cuda:1"]
+
+
+@pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
+def test_forces_equal_the_cpus_and_go_backward_on_another_thread(machine, make):
+    f = make(Forces(), cuda_graph="off")
+    x = force_input()
+    expected = f(*x)
+    call = machine.prepared(f, *x)
+    for _ in range(2):
+        machine.reset()
+        got = call(*x)
+        for g, e in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(g, e)
+    operators = machine.device.log("op")
+    assert {(entry.device, entry.stream) for entry in operators} == {(0, STREAM)}
+    assert len({entry.thread for entry in operators}) == 2
+    assert machine.device.log("sync") == []
+
+
+def test_inputs_are_cast_and_protected_as_on_the_cpu(machine):
+    def in_place(x: Tensor) -> Tensor:
+        return x.mul_(3)
+
+    for f in (TorchModuleWrapper(torch.jit.script(in_place)), TorchModuleWrapper(in_place)):
+        np.testing.assert_array_equal(machine.call(f, X), 3 * X)
+        assert f.stats()["copied_inputs"] == 1
+
+
+def test_what_the_model_keeps_becomes_its_own(machine):
+    class Keeping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = x
+            return x + 1
+
+    model = Keeping()
+    f = TorchModuleWrapper(model, cuda_graph="off")
+    call = machine.prepared(f, X)
+    model.kept = None
+    call(X)
+    kept = f._source._replicas.on("cuda:0").kept
+    call(5 * X)
+    assert kept.device.type == "cuda"
+    np.testing.assert_array_equal(kept.cpu().numpy(), X)
+
+
+def test_an_output_on_another_device_is_an_error(machine):
+    f = TorchModuleWrapper(lambda x: x.cpu(), output_spec=SAME)
+    with pytest.raises(RuntimeError, match="expected a dense tensor on cuda:0, got Strided on cpu"):
+        machine.call(f, X)
+
+
+def test_a_model_that_raises_leaves_everything_usable(machine):
+    def picky(x: Tensor) -> Tensor:
+        if bool((x > 100).any()):
+            raise ValueError("too large")
+        return x * 2
+
+    f = TorchModuleWrapper(picky, cuda_graph="off", output_spec=SAME)
+    call = machine.prepared(f, X)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="too large"):
+            call(X + 1000)
+        np.testing.assert_array_equal(call(X), 2 * X)
+
+
+def test_running_out_of_memory_names_the_knob(machine):
+    f = TorchModuleWrapper(lambda x: (x[:, None] * torch.ones(1, 4096, 1, device=x.device)).sum(1))
+    call = machine.prepared(f, X)
+    machine.device.limit(machine.device.live_bytes() + 1000)
+    with pytest.raises(RuntimeError, match="XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        call(X)
+    machine.device.limit(1 << 30)
+    np.testing.assert_allclose(call(X), 4096 * X, rtol=1e-5)
+
+
+# Replicas
+
+
+def copies(machine: Machine) -> int:
+    """Copies from the host, which is how weights come to a device."""
+    return len([e for e in machine.device.log("sync") if "copy" in e.name])
+
+
+@pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
+def test_weights_are_moved_once_per_device_and_made_visible(machine, make):
+    model = Forces()
+    f = make(model, cuda_graph="off")
+    x = force_input()
+    for ordinal in (0, 1):
+        call = machine.prepared(f, *x)
+        machine.reset()
+        call(*x, ordinal=ordinal)
+        assert copies(machine) >= 4  # two layers, weight and bias each
+        machine.reset()
+        call(*x, ordinal=ordinal)
+        assert machine.device.log("sync") == []
+    assert f.stats()["devices"] == ["cuda:0", "cuda:1"]
+    assert {weight.device.type for weight in model.parameters()} == {"cpu"}
+
+
+def test_the_host_waits_for_the_device_once_the_weights_are_there(machine):
+    f = script(Forces(), cuda_graph="off")
+    machine.call(f, *force_input())
+    syncs = machine.device.log("sync")
+    assert "device" in syncs[-1].name.lower()
+
+
+@pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
+def test_weights_that_are_on_the_device_are_shared(machine, make):
+    model = Forces().to("cuda:1")
+    f = make(model, cuda_graph="off")
+    x = force_input()
+    before = machine.call(f, *x, ordinal=1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(2)
+    after = machine.call(f, *x, ordinal=1)
+    assert f.stats()["weights"] == "shared"
+    assert not np.allclose(before[1], after[1])
+    np.testing.assert_array_equal(after[1], machine.call(f, *x, ordinal=0)[1])
+
+
+def test_the_constants_of_a_traced_module_go_along(machine):
+    class WithConstants(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.tensor([1.0, 2.0, 3.0, 4.0]) + torch.zeros(4)
+
+    with pytest.warns(torch.jit.TracerWarning):
+        traced = torch.jit.trace(WithConstants(), torch.ones(3, 4))
+    f = TorchModuleWrapper(traced, cuda_graph="off")
+    np.testing.assert_array_equal(machine.call(f, X), X * np.array([1, 2, 3, 4], np.float32))
+
+
+def test_a_frozen_module_freezes_the_weights_of_its_device(machine):
+    f = script(Forces().eval(), freeze=True, cuda_graph="off")
+    x = force_input()
+    for g, e in zip(machine.call(f, *x), f(*x), strict=True):
+        np.testing.assert_array_equal(g, e)

@@ -1,0 +1,394 @@
+"""CUDA graphs of calls, in a process with stand-ins: see test_on_stand_ins.py."""
+
+import gc
+import threading
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import torch
+from devices.machine import OTHER_STREAM, SIDE_STREAM, STREAM, Graph, Machine
+from devices.potentials import Forces, eager_forces, force_input, script
+from torch import Tensor, nn
+
+from torchcall import TorchModuleWrapper, _bridge, _capture
+
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
+ENGINES = pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
+
+
+@pytest.fixture(scope="module")
+def _machine():
+    return Machine()
+
+
+@pytest.fixture
+def machine(_machine):
+    _machine.reset()
+    yield _machine
+    gc.collect()
+    assert _machine.driver.live_execs() == 0
+    assert _machine.driver.live_events() == 0
+    assert _machine.driver.context_depth() == 0
+    _bridge.set_most_graphs(64)
+
+
+def double(x: Tensor) -> Tensor:
+    return x * 2
+
+
+def scripted_double(**options):
+    return TorchModuleWrapper(torch.jit.script(double), **options)
+
+
+@ENGINES
+def test_the_second_call_is_captured_and_later_ones_replay_with_the_models_results(machine, make):
+    f = make(Forces())
+    calls = machine.prepared(f, *force_input())
+    for seed in range(5):
+        x = force_input(seed)
+        expected = f(*x)
+        for g, e in zip(calls(*x), expected, strict=True):
+            np.testing.assert_array_equal(g, e)
+        stats = f.stats()
+        assert (stats["graph_captures"], stats["graph_replays"]) == (seed >= 1, max(seed, 0))
+    assert machine.runs[:2] == [(SIDE_STREAM, False)] * 2
+    assert (SIDE_STREAM, True) in machine.runs
+    assert f.stats()["fallback"] is None
+
+
+def test_a_replay_copies_in_launches_and_copies_out_on_the_callers_stream(machine):
+    f = scripted_double()
+    calls = machine.prepared(f, X)
+    calls(X)
+    calls(X)
+    before = len(machine.driver.log())
+    machine.device.reset()
+    np.testing.assert_array_equal(calls(5 * X), 10 * X)
+    log = machine.driver.log()[before:]
+    assert [call.function for call in log] == [
+        "cuCtxPushCurrent_v2",
+        "cuMemcpyDtoDAsync_v2",
+        "cuGraphLaunch",
+        "cuMemcpyDtoDAsync_v2",
+        "cuEventRecord",
+        "cuCtxPopCurrent_v2",
+    ]
+    copy_in, launch, copy_out, record = log[1:5]
+    assert {copy_in.arguments[-1], launch.arguments[-1], copy_out.arguments[-1]} == {STREAM}
+    assert record.arguments[-1] == STREAM
+    assert copy_in.arguments[2] == copy_out.arguments[2] == X.nbytes
+    assert machine.device.log("sync") == []
+
+
+def test_replays_on_two_streams_follow_each_other(machine):
+    calls = machine.prepared(scripted_double(), X)
+    for stream in (STREAM, STREAM, OTHER_STREAM, STREAM):
+        np.testing.assert_array_equal(calls(X, stream=stream), 2 * X)
+    names = machine.driver.names()
+    waits = machine.driver.log("cuStreamWaitEvent")
+    assert [wait.arguments[0] for wait in waits] == [OTHER_STREAM, STREAM]
+    records = [i for i, name in enumerate(names) if name == "cuEventRecord"]
+    after = names[records[0] :]
+    assert after.index("cuStreamWaitEvent") < after.index("cuMemcpyDtoDAsync_v2")
+
+
+def test_a_graph_goes_only_after_its_last_replay(machine):
+    calls = machine.prepared(scripted_double(), X)
+    calls(X)
+    machine.device.reset()
+    calls(X)
+    held = machine.device.live_bytes()
+    with machine.driver.latch():
+        calls(X)
+        gone = threading.Thread(target=calls.__dict__.pop, args=("plan",))
+        gone.start()
+        machine.driver.await_waiting()
+        assert machine.driver.live_execs() == 1
+        assert machine.device.live_bytes() == held
+    gone.join(10)
+    names = machine.driver.names()
+    assert names.index("cuEventSynchronize") < names.index("cuGraphExecDestroy")
+
+
+def test_a_plan_is_captured_once_per_device(machine):
+    f = scripted_double()
+    calls = machine.prepared(f, X)
+    machine.driver.place_stream(OTHER_STREAM, 1)
+    for _ in range(3):
+        np.testing.assert_array_equal(calls(X, ordinal=0), 2 * X)
+        np.testing.assert_array_equal(calls(X, ordinal=1, stream=OTHER_STREAM), 2 * X)
+    stats = f.stats()
+    assert (stats["graph_captures"], stats["graph_replays"]) == (2, 4)
+
+
+def test_switched_off_nothing_is_captured(machine):
+    f = scripted_double(cuda_graph="off")
+    calls = machine.prepared(f, X)
+    for _ in range(4):
+        np.testing.assert_array_equal(calls(X), 2 * X)
+    assert machine.driver.log() == []
+    assert f.stats()["graph_captures"] == 0
+
+
+@ENGINES
+def test_new_weights_are_captured_anew(machine, make):
+    model = Forces()
+    f = make(model)
+    x = force_input()
+    calls = machine.prepared(f, *x)
+    for _ in range(3):
+        before = calls(*x)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1.5)
+    f.refresh()
+    expected = f(*x)
+    assert not np.allclose(before[1], expected[1])
+    for _ in range(3):
+        for g, e in zip(calls(*x), expected, strict=True):
+            np.testing.assert_array_equal(g, e)
+    assert f.stats()["graph_captures"] == 2
+    assert machine.driver.live_execs() == 1
+
+
+def test_the_graph_that_was_launched_longest_ago_makes_room(machine):
+    _bridge.set_most_graphs(2)
+    fs = [scripted_double() for _ in range(3)]
+    calls = [machine.prepared(f, X) for f in fs]
+    for order in ((0, 1), (0, 1), (1, 0), (2, 2, 2), (0, 1, 2)):
+        for i in order:
+            np.testing.assert_array_equal(calls[i](X), 2 * X)
+    assert machine.driver.live_execs() == 2
+    assert [f.stats()["fallback"] is None for f in fs] == [True, False, True]
+    assert "more than 2" in fs[1].stats()["fallback"]
+
+
+def test_threads_with_streams_of_their_own_get_their_own_results(machine):
+    calls = machine.prepared(scripted_double(), X)
+    wrong = []
+
+    def loop(k: int) -> None:
+        for i in range(50):
+            x = X + 100 * k + i
+            if not np.array_equal(calls(x, stream=0x8000 + 16 * k), 2 * x):
+                wrong.append((k, i))
+
+    threads = [threading.Thread(target=loop, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert wrong == []
+
+
+# What cannot be captured
+
+
+class Synchronising(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.0 + float(x.sum().item()))
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+class Drawing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.rand_like(x)
+
+
+def own_graphs(x: Tensor) -> Tensor:
+    Graph().replay()
+    return x * 2
+
+
+def drawing(x: Tensor) -> Tensor:
+    Graph.machine.generators[0].offset += 4
+    return x * 2
+
+
+_kept: list[Tensor] = []
+
+
+def keeping(x: Tensor) -> Tensor:
+    _kept[:] = [x]
+    return x * 2
+
+
+def same(model, **options):
+    return TorchModuleWrapper(model, output_spec=SAME, **options)
+
+
+MODELS = {
+    "a TorchScript model that waits for a number": (
+        lambda **o: same(torch.jit.script(Synchronising()), **o),
+        "operation not permitted when stream is capturing",
+    ),
+    "an eager model that waits for a number": (
+        lambda **o: same(Synchronising(), **o),
+        "operation not permitted when stream is capturing",
+    ),
+    "one that assigns attributes": (
+        lambda **o: same(torch.jit.script(Stateful()), **o),
+        "assigns attributes",
+    ),
+    "TorchScript that draws random numbers": (
+        lambda **o: same(torch.jit.script(Drawing()), **o),
+        "draws random numbers",
+    ),
+    "Python that draws random numbers": (lambda **o: same(drawing, **o), "draws random numbers"),
+    "one that has CUDA graphs of its own": (lambda **o: same(own_graphs, **o), "of its own"),
+    "one that keeps its input": (lambda **o: same(keeping, **o), "keeps an input"),
+}
+NOT_CAPTURABLE = pytest.mark.parametrize("make, reason", MODELS.values(), ids=list(MODELS))
+
+
+@NOT_CAPTURABLE
+def test_what_cannot_be_captured_runs_plainly_and_says_so_once(machine, make, reason):
+    f = make()
+    calls = machine.prepared(f, X)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(4):
+            calls(X)
+    stats = f.stats()
+    assert reason in stats["fallback"]
+    assert (stats["graph_captures"], stats["graph_replays"], stats["calls"]) == (0, 0, 4)
+    said = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
+    assert len(said) == 1
+    assert reason in said[0]
+    _kept.clear()
+
+
+@NOT_CAPTURABLE
+def test_where_a_graph_is_required_that_is_an_error(machine, make, reason):
+    calls = machine.prepared(make(cuda_graph="require"), X)
+    texts = []
+    for _ in range(3):
+        try:
+            calls(X)
+        except RuntimeError as error:
+            texts.append(str(error))
+    assert len(texts) >= 2
+    for text in texts:
+        assert text.startswith("cuda_graph='require': the call can't be captured: ")
+        assert reason in text
+    _kept.clear()
+
+
+def test_a_void_capture_leaves_torch_mended(machine):
+    f = same(torch.jit.script(Synchronising()))
+    calls = machine.prepared(f, X)
+    calls(X)
+    with pytest.warns(RuntimeWarning, match="runs without a CUDA graph"):
+        calls(X)
+    calls(X)
+    assert machine.capturing is None
+    assert len(_capture._void) == 1  # torch's allocator goes on asking it
+    assert machine.generators[0].states_set == 1
+    assert gc.isenabled()
+
+
+def test_a_model_that_raises_while_it_is_captured_is_called_plainly(machine):
+    def moody(x: Tensor) -> Tensor:
+        if Graph.machine.capturing is not None:
+            raise ValueError("not now")
+        return x * 2
+
+    f = same(moody)
+    calls = machine.prepared(f, X)
+    calls(X)
+    with pytest.warns(RuntimeWarning, match="not now"):
+        np.testing.assert_array_equal(calls(X), 2 * X)
+    np.testing.assert_array_equal(calls(X), 2 * X)
+    assert "ValueError: not now" in f.stats()["fallback"]
+
+
+# The driver fails
+
+
+def functions_of(machine: Machine) -> list[str]:
+    """What the driver is asked for by a plain call, a capture, two replays and the end."""
+    calls = machine.prepared(scripted_double(), X)
+    for stream in (STREAM, STREAM, OTHER_STREAM):
+        calls(X, stream=stream)
+    return machine.driver.names()
+
+
+def test_whatever_call_of_the_driver_fails_nothing_is_wrong_or_left_behind(machine):
+    names = functions_of(machine)
+    assert len(names) > 15
+    for nth, name in enumerate(names, 1):
+        if name == "cuCtxPopCurrent_v2":
+            continue  # a context that stays would be the driver's own fault
+        machine.reset()
+        f = scripted_double()
+        calls = machine.prepared(f, X)
+        machine.driver.fail("*", nth, 2)
+        errors = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for i, stream in enumerate((STREAM, STREAM, OTHER_STREAM, STREAM)):
+                try:
+                    np.testing.assert_array_equal(calls(X + i, stream=stream), 2 * (X + i))
+                except RuntimeError as error:
+                    errors.append(str(error))
+        fallback = f.stats()["fallback"]
+        texts = errors + [fallback] * (fallback is not None)
+        assert len(texts) <= 1
+        for text in texts:
+            assert "failed with CUDA_ERROR_OUT_OF_MEMORY (2)" in text
+        del calls, f
+        gc.collect()
+        assert machine.driver.live_execs() == 0, (nth, name)
+        assert machine.driver.live_events() == 0, (nth, name)
+        assert machine.driver.context_depth() == 0, (nth, name)
+
+
+def test_a_fault_on_the_device_says_that_the_process_is_lost(machine):
+    calls = machine.prepared(scripted_double(), X)
+    calls(X)
+    calls(X)
+    machine.driver.fail("cuGraphLaunch", 1, 700)
+    with pytest.raises(RuntimeError, match="launching the CUDA graph failed with CUDA_ERROR_ILLEG"):
+        calls(X)
+    machine.driver.fail("cuGraphLaunch", 1, 700)
+    with pytest.raises(RuntimeError, match="CUDA_LAUNCH_BLOCKING"):
+        calls(X)
+
+
+# Python's lock
+
+
+def test_a_capture_and_other_threads_that_run_jax_do_not_wait_for_each_other(machine):
+    done = threading.Event()
+
+    def jax_loop() -> None:
+        g = jax.jit(lambda x: x + 1)
+        while not done.is_set():
+            jax.block_until_ready(g(X))
+
+    thread = threading.Thread(target=jax_loop)
+    thread.start()
+    try:
+        for _ in range(10):
+            f = eager_forces(Forces())
+            calls = machine.prepared(f, *force_input())
+            for _ in range(3):
+                calls(*force_input())
+            assert f.stats()["graph_captures"] == 1
+    finally:
+        done.set()
+        thread.join(10)
+    assert not thread.is_alive()
