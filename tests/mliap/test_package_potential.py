@@ -169,7 +169,7 @@ def test_float_outputs_are_not_cast_silently_in_a_generic_wrapper(package, padde
         ({"AOTI_MACHINE": "riscv"}, "got one for a machine riscv"),
         ({"format": 99}, "expected torchcall metadata of format 1, got 99"),
     ],
-    ids=["torch", "device", "machine", "format"],
+    ids=["torch", "a device torch lacks", "a device of another kind", "machine", "format"],
 )
 def test_a_package_for_elsewhere_is_refused(package, tmp_path, changes, message):  # noqa: F811
     path = changed(package, tmp_path / "elsewhere.pt2", **changes)

@@ -234,7 +234,7 @@ class TorchMliap:
 
 
 def _zero_unseen(rows: Array, n_atoms: Array) -> Array:
-    seen = jnp.arange(rows.shape[0]) < jnp.maximum(n_atoms + 1, 2)
+    seen = jnp.arange(rows.shape[0], dtype=jnp.int32) < jnp.maximum(n_atoms + 1, 2)
     return jnp.where(seen[:, None], rows, jnp.zeros_like(rows))
 
 
