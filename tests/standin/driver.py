@@ -56,7 +56,7 @@ class Driver:
         self._copy_log = self.library.standin_log
         self._copy_log.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._copy_log.restype = ctypes.c_size_t
-        self.library.standin_on_launch.argtypes = [ctypes.c_void_p, _Callback, ctypes.c_void_p]
+        self.library.standin_on_launch.argtypes = [ctypes.c_void_p] * 3
         self.library.standin_context.restype = ctypes.c_void_p
         self._callbacks: list[object] = []
 
@@ -86,7 +86,13 @@ class Driver:
         """Runs `run` when an instance of the graph with that handle is launched."""
         callback = _Callback(lambda _: run())
         self._callbacks.append(callback)
-        self.library.standin_on_launch(graph, callback, None)
+        self.on_launch_native(graph, ctypes.cast(callback, ctypes.c_void_p), None)
+
+    def on_launch_native(
+        self, graph: int, run: ctypes.c_void_p | None, argument: int | None
+    ) -> None:
+        """Calls the C function `run(argument)` at each launch; None: nothing any more."""
+        self.library.standin_on_launch(graph, run, argument)
 
     def place_stream(self, stream: int, device: int) -> None:
         """Says which device a stream belongs to; 0 otherwise."""

@@ -6,8 +6,9 @@ import torch
 from standin.torch_device import run_tests
 
 
-def test_the_stand_in_computes_what_the_cpu_does_and_records_it():
-    run_tests(Path(__file__).parent / "device_operators.py")
+def test_the_stand_in_computes_what_the_cpu_does_captures_and_replays():
+    folder = Path(__file__).parent
+    run_tests(folder / "device_operators.py", folder / "device_graphs.py")
 
 
 def test_this_process_has_no_stand_in():

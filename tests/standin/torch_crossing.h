@@ -19,17 +19,24 @@
 
 namespace standin {
 
-// These take tensors of other devices. Others do not, but for single numbers on the CPU.
-inline bool MixesDevices(const std::string& name) {
-  return name == "aten::copy_" || name == "aten::_copy_from" || name.rfind("aten::index", 0) == 0 ||
-         name.rfind("aten::_index_put", 0) == 0;
+// What an operator takes beside tensors of one device. Single numbers on the CPU are always taken.
+enum class Beside { kNothing, kTheCpus, kAnything };
+
+inline Beside TakenBy(const std::string& name) {
+  if (name == "aten::copy_") return Beside::kAnything;
+  if (name == "aten::index.Tensor" || name == "aten::index.Tensor_out" ||
+      name == "aten::index_put_" || name == "aten::_index_put_impl_") {
+    return Beside::kTheCpus;
+  }
+  return Beside::kNothing;
 }
 
 class Crossing {
  public:
-  explicit Crossing(bool mixes_devices) : mixes_devices_(mixes_devices) {}
+  explicit Crossing(Beside beside) : beside_(beside) {}
 
   c10::DeviceIndex device() const { return device_.value_or(this_device); }
+  // Whether tensors of the CPU have to travel.
   bool meets_cpu() const { return meets_cpu_; }
   bool indexes_by_mask() const { return indexes_by_mask_; }
 
@@ -90,13 +97,14 @@ class Crossing {
   at::Tensor ToCpu(const at::Tensor& tensor) {
     if (!tensor.defined()) return tensor;
     if (!tensor.is_cuda()) {
-      meets_cpu_ = true;
+      TORCH_CHECK(beside_ != Beside::kNothing || tensor.dim() == 0, Mixed("cpu"));
+      meets_cpu_ |= beside_ != Beside::kNothing;
       kept_.push_back(tensor);
-      TORCH_CHECK(mixes_devices_ || tensor.dim() == 0, Mixed("cpu"));
       return tensor;
     }
     const c10::DeviceIndex index = tensor.device().index();
-    TORCH_CHECK(mixes_devices_ || !device_ || *device_ == index, Mixed(Cuda(index).str()));
+    TORCH_CHECK(beside_ == Beside::kAnything || !device_ || *device_ == index,
+                Mixed(Cuda(index).str()));
     if (!device_) device_ = index;
     for (const Pair& pair : tensors_) {
       if (pair.original.is_same(tensor)) return pair.alias;
@@ -184,7 +192,7 @@ class Crossing {
     return New(moved, c10::DispatchKey::CUDA, tensor);
   }
 
-  const bool mixes_devices_;
+  const Beside beside_;
   bool meets_cpu_ = false;
   bool indexes_by_mask_ = false;
   std::optional<c10::DeviceIndex> device_;

@@ -21,6 +21,7 @@
 #include <vector>
 
 #include "torch_crossing.h"
+#include "torch_graph.h"
 #include "torch_memory.h"
 #include "torch_streams.h"
 
@@ -43,21 +44,8 @@ bool Waits(const std::string& name, const Crossing& crossing) {
       "aten::unique_consecutive",
       "aten::unique_dim",
   };
-  return always.count(name) > 0 || crossing.indexes_by_mask() ||
-         (name == "aten::copy_" && crossing.meets_cpu());
+  return always.count(name) > 0 || crossing.indexes_by_mask() || crossing.meets_cpu();
 }
-
-// The device that is current while an operator runs, without a line in the record.
-class OnDevice {
- public:
-  explicit OnDevice(c10::DeviceIndex index) : before_(this_device) { this_device = index; }
-  ~OnDevice() { this_device = before_; }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  const c10::DeviceIndex before_;
-};
 
 struct Failure {
   std::string name;  // "*": any operator
@@ -80,14 +68,17 @@ void FailIfPlanned(const std::string& name) {
 
 void RunOnCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const std::string name = c10::toString(op.operator_name());
-  Crossing crossing(MixesDevices(name));
+  Crossing crossing(TakenBy(name));
   const size_t arguments = op.schema().arguments().size();
+  const std::vector<c10::IValue> given(stack->end() - arguments, stack->end());
   for (auto value = stack->end() - arguments; value != stack->end(); ++value) {
     *value = crossing.ToCpu(*value);
   }
   const OnDevice on_device(crossing.device());
   Note("op", name, crossing.device());
   FailIfPlanned(name);
+  const bool waits = Waits(name, crossing);
+  if (waits) ForbidInCapture(crossing.device(), this_threads_streams[crossing.device()]);
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
@@ -97,7 +88,8 @@ void RunOnCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   for (auto value = stack->end() - results; value != stack->end(); ++value) {
     *value = crossing.ToCuda(*value);
   }
-  if (Waits(name, crossing)) Note("sync", name, crossing.device());
+  if (waits) Note("sync", name, crossing.device());
+  CaptureStep(op, given, {stack->end() - results, stack->end()});
 }
 
 at::Tensor Empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
@@ -220,3 +212,29 @@ STANDIN_EXPORT int64_t standin_device_stream(int device) { return this_threads_s
 STANDIN_EXPORT void standin_device_set_stream(int device, int64_t stream) {
   this_threads_streams[device] = stream;
 }
+STANDIN_EXPORT void standin_device_set_current(int device) {
+  this_device = static_cast<c10::DeviceIndex>(device);
+}
+
+// Captures what runs on a stream from now on, on any thread.
+STANDIN_EXPORT void* standin_graph_begin(int device, int64_t stream) {
+  return BeginCapture(static_cast<c10::DeviceIndex>(device), stream);
+}
+
+STANDIN_EXPORT int standin_graph_is_capturing() {
+  return CaptureOn(this_device, this_threads_streams[this_device]) != nullptr ? 1 : 0;
+}
+
+// How many operators were captured; -1 where the capture is void.
+STANDIN_EXPORT int64_t standin_graph_end(void* graph) {
+  return EndCapture(static_cast<Graph*>(graph));
+}
+
+// Has the signature of the driver stand-in's callbacks.
+STANDIN_EXPORT void standin_graph_launch(void* graph) { static_cast<Graph*>(graph)->Replay(); }
+
+// What launches an instance of a graph whose memory is gone.
+STANDIN_EXPORT void standin_graph_gone(void*) { Note("error", "graph is gone", this_device); }
+
+// Memory of the graph's lives on where tensors use it.
+STANDIN_EXPORT void standin_graph_release(void* graph) { delete static_cast<Graph*>(graph); }

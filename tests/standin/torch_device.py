@@ -5,8 +5,9 @@ changes a process for good, so it belongs into a process of its own: a program t
 `models.run_python` runs, or a file of tests that `run_tests` runs (under a name that pytest does
 not find by itself).
 
-`torch.cuda` stays unavailable. What Python can use is tensors and modules on "cuda:i", and torch's
-device-neutral interface: `torch.accelerator`, `torch.Stream`, `torch.Event`.
+`torch.cuda` stays unavailable, but for what `torch_graphs.pretended_cuda` puts there. What Python
+can use is tensors and modules on "cuda:i", and torch's device-neutral interface:
+`torch.accelerator`, `torch.Stream`, `torch.Event`.
 """
 
 import ctypes
@@ -30,7 +31,7 @@ class Entry:
     kind: "op" (an operator, by its full name), "sync" (the host waited: for a stream, a device, an
     event, or in the operator named), "alloc" and "free" (name: bytes; the stream current when they
     were allocated), "device" and "stream" (another one became current), "event" (record, wait,
-    record_stream).
+    record_stream), "replay" (an operator that a graph runs again), "error" (it raised there).
     """
 
     kind: str
@@ -46,18 +47,18 @@ class TorchDevice:
 
     def __init__(self) -> None:
         self.path = library("torch_cuda")
-        self._library = ctypes.CDLL(str(self.path))
-        self._copy_log = self._library.standin_device_log
+        self.library = ctypes.CDLL(str(self.path))
+        self._copy_log = self.library.standin_device_log
         self._copy_log.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
         self._copy_log.restype = ctypes.c_size_t
-        self._library.standin_device_live_bytes.restype = ctypes.c_size_t
-        self._library.standin_device_stream.restype = ctypes.c_int64
+        self.library.standin_device_live_bytes.restype = ctypes.c_size_t
+        self.library.standin_device_stream.restype = ctypes.c_int64
         # Python asks this before it touches "cuda" for the first time. Nothing needs initializing.
         torch.cuda._lazy_init = lambda: None
 
     def reset(self) -> None:
         """Forgets the log, planned failures and limits; tensors and current streams stay."""
-        self._library.standin_device_reset()
+        self.library.standin_device_reset()
 
     def log(self, *kinds: str) -> list[Entry]:
         """What happened since the last reset, in order."""
@@ -73,33 +74,40 @@ class TorchDevice:
 
     def fail(self, operator: str, nth: int = 1, message: str = "CUDA error: unknown error") -> None:
         """Makes the n-th call of `operator` from now on ("*": of any) raise, once."""
-        self._library.standin_device_fail(operator.encode(), nth, message.encode())
+        self.library.standin_device_fail(operator.encode(), nth, message.encode())
 
     def live_bytes(self, device: int = 0) -> int:
         """Bytes that torch's tensors own on the device; borrowed memory does not count."""
-        return self._library.standin_device_live_bytes(device)
+        return self.library.standin_device_live_bytes(device)
 
     def limit(self, size: int, device: int = 0) -> None:
         """Makes allocations beyond so many live bytes raise torch.OutOfMemoryError."""
-        self._library.standin_device_limit(device, ctypes.c_size_t(size))
+        self.library.standin_device_limit(device, ctypes.c_size_t(size))
 
     def current_device(self) -> int:
         """Of the calling thread."""
-        return self._library.standin_device_current()
+        return self.library.standin_device_current()
 
     def current_stream(self, device: int = 0) -> int:
         """Of the calling thread: the id, 0 for the default stream."""
-        return self._library.standin_device_stream(device)
+        return self.library.standin_device_stream(device)
+
+    def set_current_device(self, device: int) -> None:
+        self.library.standin_device_set_current(device)
+
+    def is_capturing(self) -> bool:
+        """Whether the current stream of the calling thread is captured."""
+        return bool(self.library.standin_graph_is_capturing())
 
     @contextmanager
     def stream(self, stream: int, device: int = 0) -> Iterator[None]:
         """Makes the stream current on the calling thread."""
         before = self.current_stream(device)
-        self._library.standin_device_set_stream(device, ctypes.c_int64(stream))
+        self.library.standin_device_set_stream(device, ctypes.c_int64(stream))
         try:
             yield
         finally:
-            self._library.standin_device_set_stream(device, ctypes.c_int64(before))
+            self.library.standin_device_set_stream(device, ctypes.c_int64(before))
 
 
 class _Header(ctypes.Structure):
@@ -120,10 +128,10 @@ def borrowed(tensor: Tensor, device: int = 0) -> Tensor:
     return dlpack.from_dlpack(capsule)
 
 
-def run_tests(file: Path) -> None:
-    """Runs a file of tests in a process of its own, which may load the stand-in."""
+def run_tests(*files: Path) -> None:
+    """Runs files of tests in a process of its own, which may load the stand-in."""
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)],
         capture_output=True,
         text=True,
         timeout=300,

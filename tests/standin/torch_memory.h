@@ -11,8 +11,11 @@
 #include <array>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "torch_streams.h"
 
@@ -23,6 +26,7 @@ struct Block {
   size_t size;
   c10::DeviceIndex device;
   c10::StreamId stream;
+  std::shared_ptr<Pool> pool;  // of the capture that it was allocated in
 };
 
 struct Memory {
@@ -40,9 +44,7 @@ inline Memory& M() {
 constexpr int kFresh = 0xFF;  // NaN, -1
 constexpr int kFreed = 0xDD;
 
-inline void Free(void* context) {
-  auto* block = static_cast<Block*>(context);
-  Note("free", std::to_string(block->size), block->device, block->stream);
+inline void Deallocate(Block* block) {
   {
     const std::lock_guard lock(M().mutex);
     M().live[block->device] -= block->size;
@@ -51,6 +53,26 @@ inline void Free(void* context) {
   std::memset(block->data, kFreed, block->size);
   c10::GetCPUAllocator()->raw_deallocate(block->data);
   delete block;
+}
+
+// Memory that replays of a graph write to, however early the capture was through with it.
+struct Pool {
+  std::mutex mutex;
+  std::vector<Block*> freed;
+  ~Pool() {
+    for (Block* block : freed) Deallocate(block);
+  }
+};
+
+inline void Free(void* context) {
+  auto* block = static_cast<Block*>(context);
+  Note("free", std::to_string(block->size), block->device, block->stream);
+  if (const std::shared_ptr<Pool> pool = std::move(block->pool)) {
+    const std::lock_guard lock(pool->mutex);
+    pool->freed.push_back(block);
+  } else {
+    Deallocate(block);
+  }
 }
 
 // Allocates on the current device, for the stream that is current there.
@@ -64,8 +86,10 @@ struct DeviceMemory final : c10::Allocator {
                        "CUDA out of memory. Tried to allocate ", size, " bytes.");
       M().live[device] += size;
     }
-    auto* block = new Block{c10::GetCPUAllocator()->raw_allocate(size), size, device,
-                            this_threads_streams[device]};
+    const Capture* capture = CaptureOn(device, this_threads_streams[device]);
+    auto* block =
+        new Block{c10::GetCPUAllocator()->raw_allocate(size), size, device,
+                  this_threads_streams[device], capture != nullptr ? capture->pool : nullptr};
     std::memset(block->data, kFresh, size);
     Note("alloc", std::to_string(size), device);
     const std::lock_guard lock(M().mutex);
@@ -97,7 +121,9 @@ struct Hooks final : at::CUDAHooksInterface {
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
     return at::detail::getDefaultCPUGenerator();
   }
-  void deviceSynchronize(c10::DeviceIndex index) const override { Note("sync", "device", index); }
+  void deviceSynchronize(c10::DeviceIndex index) const override {
+    Guard().synchronizeDevice(index);
+  }
   // Any memory but torch's own is said to be the current device's.
   c10::Device getDeviceFromPtr(void* data) const override {
     TORCH_CHECK(data != nullptr,

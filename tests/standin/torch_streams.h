@@ -8,7 +8,12 @@
 
 #include <array>
 #include <atomic>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "record.h"
 
@@ -43,6 +48,51 @@ inline void Note(const char* kind, const std::string& name, c10::DeviceIndex dev
 }
 inline void Note(const char* kind, const std::string& name, c10::DeviceIndex device) {
   Note(kind, name, device, this_threads_streams[device]);
+}
+
+// The device that is current while this lives, without a line in the record.
+class OnDevice {
+ public:
+  explicit OnDevice(c10::DeviceIndex index) : before_(this_device) { this_device = index; }
+  ~OnDevice() { this_device = before_; }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  const c10::DeviceIndex before_;
+};
+
+// Captures under way, by device and stream. As with CUDA's, who waits for such a stream or its
+// device spoils them.
+struct Pool;
+struct Capture {
+  std::shared_ptr<Pool> pool;
+  bool is_void = false;
+};
+struct Captures {
+  std::mutex mutex;
+  std::map<std::pair<c10::DeviceIndex, c10::StreamId>, Capture*> by_stream;
+};
+inline Captures& C() {
+  static auto* captures = new Captures;
+  return *captures;
+}
+
+inline Capture* CaptureOn(c10::DeviceIndex device, c10::StreamId stream) {
+  const std::lock_guard lock(C().mutex);
+  const auto found = C().by_stream.find({device, stream});
+  return found == C().by_stream.end() ? nullptr : found->second;
+}
+
+// No stream: any of the device's.
+inline void ForbidInCapture(c10::DeviceIndex device, std::optional<c10::StreamId> stream) {
+  const std::lock_guard lock(C().mutex);
+  bool forbidden = false;
+  for (auto& [place, capture] : C().by_stream) {
+    if (place.first != device || (stream && place.second != *stream)) continue;
+    capture->is_void = forbidden = true;
+  }
+  TORCH_CHECK(!forbidden, "CUDA error: operation not permitted when stream is capturing");
 }
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
@@ -81,11 +131,17 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     return before;
   }
   bool queryStream(const c10::Stream&) const override { return true; }
+  bool isStreamCapturing(const c10::Stream& stream) const override {
+    return CaptureOn(stream.device_index(), stream.id()) != nullptr;
+  }
   void synchronizeStream(const c10::Stream& stream) const override {
+    ForbidInCapture(stream.device_index(), stream.id());
     Note("sync", "stream", stream.device_index(), stream.id());
   }
   void synchronizeDevice(c10::DeviceIndex index) const override {
-    Note("sync", "device", index < 0 ? this_device : index);
+    index = index < 0 ? this_device : index;
+    ForbidInCapture(index, std::nullopt);
+    Note("sync", "device", index);
   }
 
   void record(void** event, const c10::Stream& stream, c10::DeviceIndex,

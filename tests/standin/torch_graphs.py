@@ -1,0 +1,168 @@
+"""Plays the part of `torch.cuda` that captures CUDA graphs, on the stand-in devices.
+
+A capture records operators, a launch runs them again over the same memory. With the driver's
+stand-in, `cuGraphLaunch` of an instance of `raw_cuda_graph()` is such a launch.
+"""
+
+import contextlib
+import ctypes
+import itertools
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from standin.driver import Driver
+from standin.torch_device import TorchDevice
+
+_CUDA = 1  # c10::DeviceType
+
+
+class Stream:
+    """A stream whose handle is its id, as torch has it for streams that it did not make."""
+
+    _handles = itertools.count(0x5000, 0x10)
+
+    def __init__(self, device: Any = None, handle: int | None = None, **_: Any) -> None:
+        self.device = torch.device("cuda", _index(device))
+        self.cuda_stream = next(self._handles) if handle is None else handle
+
+    def synchronize(self) -> None:
+        torch.Stream(
+            stream_id=self.cuda_stream, device_index=self.device.index, device_type=_CUDA
+        ).synchronize()
+
+    def wait_stream(self, other: "Stream") -> None:
+        """Work is done when it is enqueued: there is nothing to wait for."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stream) and vars(self) == vars(other)
+
+    __hash__ = None
+
+
+class Graph:
+    """In place of torch.cuda.CUDAGraph."""
+
+    device: TorchDevice
+    driver: Driver | None
+
+    def __init__(self, keep_graph: bool = False) -> None:
+        self.keep_graph = keep_graph
+        self._handle: int | None = None
+        self._complete = False
+
+    def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
+        del pool  # every capture has memory of its own
+        assert self._handle is None, "captured twice"
+        assert capture_error_mode in ("global", "thread_local", "relaxed")
+        device = self.device.current_device()
+        stream = self.device.current_stream(device)
+        if stream == 0:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        begin = self.device.library.standin_graph_begin
+        begin.restype, begin.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_int64]
+        self._handle = begin(device, stream)
+
+    def capture_end(self) -> None:
+        if self.device.library.standin_graph_end(ctypes.c_void_p(self._handle)) < 0:
+            raise RuntimeError(
+                "CUDA error: operation failed due to a previous error during capture"
+            )
+        self._complete = True
+        if self.driver is not None:
+            launch = ctypes.cast(self.device.library.standin_graph_launch, ctypes.c_void_p)
+            self.driver.on_launch_native(self.raw_cuda_graph(), launch, self._handle)
+
+    def raw_cuda_graph(self) -> int:
+        if not self._complete or self._handle is None:
+            raise RuntimeError("You cannot access the raw cudaGraph_t until capture_end()")
+        return self._handle
+
+    def replay(self) -> None:
+        self.device.library.standin_graph_launch(ctypes.c_void_p(self.raw_cuda_graph()))
+
+    def reset(self) -> None:
+        if self._handle is not None:
+            if self.driver is not None:
+                gone = ctypes.cast(self.device.library.standin_graph_gone, ctypes.c_void_p)
+                self.driver.on_launch_native(self._handle, gone, None)
+            self.device.library.standin_graph_end(ctypes.c_void_p(self._handle))
+            self.device.library.standin_graph_release(ctypes.c_void_p(self._handle))
+        self._handle, self._complete = None, False
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 0)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(TypeError, AttributeError):  # while the interpreter ends
+            self.reset()
+
+
+def _index(device: Any) -> int:
+    if device is None:
+        return Graph.device.current_device()
+    if isinstance(device, int):
+        return device
+    index = torch.device(device).index
+    return Graph.device.current_device() if index is None else index
+
+
+@contextmanager
+def _on_device(device: Any) -> Iterator[None]:
+    before = Graph.device.current_device()
+    Graph.device.set_current_device(_index(device))
+    try:
+        yield
+    finally:
+        Graph.device.set_current_device(before)
+
+
+@contextmanager
+def _on_stream(stream: Stream | None) -> Iterator[None]:
+    if stream is None:
+        yield
+        return
+    with _on_device(stream.device), Graph.device.stream(stream.cuda_stream, stream.device.index):
+        yield
+
+
+def _current_stream(device: Any = None) -> Stream:
+    index = _index(device)
+    return Stream(index, Graph.device.current_stream(index))
+
+
+@contextmanager
+def pretended_cuda(device: TorchDevice, driver: Driver | None = None) -> Iterator[None]:
+    """Makes `torch.cuda` available inside the block, as far as captures of graphs need it.
+
+    Random numbers on the devices come from the CPU's generator, so that is what their state is.
+    """
+    Graph.device, Graph.driver = device, driver
+    names: dict[str, Any] = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "init": lambda: None,
+        "device_count": lambda: 2,
+        "current_device": device.current_device,
+        "set_device": lambda new: device.set_current_device(_index(new)),
+        "device": _on_device,
+        "Stream": Stream,
+        "ExternalStream": lambda handle, device=None: Stream(device, handle),
+        "stream": _on_stream,
+        "current_stream": _current_stream,
+        "default_stream": lambda device=None: Stream(device, 0),
+        "synchronize": lambda device=None: torch.accelerator.synchronize(_index(device)),
+        "empty_cache": lambda: None,
+        "is_current_stream_capturing": lambda: device.is_capturing(),
+        "get_rng_state": lambda _=None: torch.get_rng_state(),
+        "set_rng_state": lambda state, _=None: torch.set_rng_state(state),
+        "default_generators": (torch.default_generator,) * 2,
+        "CUDAGraph": Graph,
+        "graph_pool_handle": lambda: (0, 0),
+    }
+    with ExitStack() as stack:
+        for name, value in names.items():
+            stack.enter_context(patch.object(torch.cuda, name, value))
+        yield
