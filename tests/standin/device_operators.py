@@ -133,7 +133,9 @@ def test_devices_are_not_mixed():
     for other in (torch.ones(3, 3), torch.ones(3, 3, device="cuda:1")):
         with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
             x.mm(other)
-    assert (x + torch.tensor(1.0)).sum().item() == 18
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        x.index_select(0, torch.tensor([0]))
+    assert (x[torch.tensor([0])] + torch.tensor(1.0)).sum().item() == 6
 
 
 def test_an_operator_fails_when_asked_to(device):

@@ -8,6 +8,9 @@ not find by itself).
 `torch.cuda` stays unavailable, but for what `torch_graphs.pretended_cuda` puts there. What Python
 can use is tensors and modules on "cuda:i", and torch's device-neutral interface:
 `torch.accelerator`, `torch.Stream`, `torch.Event`.
+
+Work is done before a call returns, in the order of the calls: a program that lacks a wait between
+streams gives right results here, and only the log shows it. Random numbers are the CPU's.
 """
 
 import ctypes

@@ -1,7 +1,8 @@
 """Plays the part of `torch.cuda` that captures CUDA graphs, on the stand-in devices.
 
 A capture records operators, a launch runs them again over the same memory. With the driver's
-stand-in, `cuGraphLaunch` of an instance of `raw_cuda_graph()` is such a launch.
+stand-in, `cuGraphLaunch` of an instance of `raw_cuda_graph()` is such a launch. What is captured is
+one stream: work on streams that it forks into with events is done and not captured.
 """
 
 import contextlib
