@@ -9,6 +9,10 @@ from devices.potentials import Forces, eager_forces, force_input, script
 from torch import Tensor, nn
 
 from torchcall import TorchModuleWrapper
+from torchcall._narrowing import CallOptions
+from torchcall.demo._system import load_example
+from torchcall.mliap import AtomGraph, TorchMliap, neighbor_list, pad_graph
+from torchcall.mliap._model import _narrowing
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
@@ -114,6 +118,29 @@ def test_running_out_of_memory_names_the_knob(machine):
         call(X)
     machine.device.limit(1 << 30)
     np.testing.assert_allclose(call(X), 4096 * X, rtol=1e-5)
+
+
+def test_lengths_are_not_read_where_that_would_mean_to_wait(machine):
+    module = load_example("lennard_jones").LennardJones(cutoff=4.0)
+    model = TorchMliap.from_module(module, 4.0, cuda_graph="off")
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(3.0)] * 3), -1).reshape(-1, 3)
+    positions = (3.2 * grid + rng.normal(scale=0.1, size=(27, 3))).astype(np.float32)
+    cell = 9.6 * np.eye(3, dtype=np.float32)[None]
+    pbc, batch = np.ones((1, 3), bool), np.zeros(27, np.int32)
+    nbrs = neighbor_list(4.0).allocate(positions, cell, pbc, batch)
+    graph = AtomGraph.from_neighbors(nbrs, positions, cell, np.full(27, 18, np.int32))
+    padded, masks = pad_graph(graph, cutoff=4.0, n_atoms=40, n_edges=graph.edge_index.shape[1] + 9)
+    expected = model.call(padded)
+    options = CallOptions(model.output_specs(padded), _narrowing(tuple(expected)))
+    lengths = (np.int32(masks.n_atoms), np.int32(masks.n_edges))
+    call = machine.prepared(model.wrapper, padded, options=options)
+    call(padded, lengths=lengths)
+    machine.reset()
+    got = call(padded, lengths=lengths)
+    assert machine.device.log("sync") == []
+    np.testing.assert_array_equal(got["energy"], expected["energy"])
+    np.testing.assert_array_equal(got["position_gradients"], expected["position_gradients"])
 
 
 # Replicas
