@@ -37,7 +37,8 @@ class TorchModuleWrapper:
             the path of an AOTInductor package (`.pt2`); or a `torch.nn.Module` or any callable on
             tensors, which each call runs in Python, under the GIL. Such a callable is followed once
             with fake tensors, and must not call JAX where other threads of XLA wait for it.
-            The caller's module is left as it is and shares its weights (on the CPU).
+            The caller's module is left as it is and shares its weights;
+            a call on another device than theirs uses a copy.
         requires_grad: True for a module that calls `torch.autograd.grad` inside its `forward`.
         input_spec: a pytree prefix of `(args, kwargs)` whose leaves are `torch.dtype`s to cast to
             inside torch, or None. JAX without x64 cannot make the int64 indices that models want.
@@ -123,7 +124,8 @@ class TorchModuleWrapper:
         """Calls the model twice on these arguments, real data, and waits for the results.
 
         Afterwards the plan is made, its buffers are allocated and torch's threads and kernel caches
-        are warm, so that the first step of a loop takes as long as the others.
+        are warm, so that the first step of a loop takes as long as the others. On a CUDA device the
+        second call captures the CUDA graph that later ones replay.
         """
         for _ in range(2):
             jax.block_until_ready(self(*args, **kwargs))
@@ -131,9 +133,9 @@ class TorchModuleWrapper:
     def refresh(self) -> None:
         """Takes the weights over anew, also for programs that are compiled already.
 
-        Weights changed in place on the CPU are shared and need nothing, unless `freeze=True`, a
-        parameter was replaced, or the module lives on another device. A path is read again; a
-        package may be another one of the same form.
+        Weights changed in place are shared and need nothing on their own device, unless
+        `freeze=True` or a parameter was replaced. Copies on other devices are made anew. A path is
+        read again; a package may be another one of the same form.
 
         Raises:
             ValueError: if the code has changed too; make a new wrapper then.

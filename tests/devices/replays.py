@@ -111,6 +111,20 @@ def test_a_graph_goes_only_after_its_last_replay(machine):
     assert names.index("cuEventSynchronize") < names.index("cuGraphExecDestroy")
 
 
+@ENGINES
+def test_memory_of_graphs_goes_with_their_plans(machine, make):
+    f = make(Forces())
+    before = machine.device.live_bytes()
+    calls = machine.prepared(f, *force_input())
+    for seed in range(3):
+        calls(*force_input(seed))
+    assert machine.device.live_bytes() > before
+    del f, calls
+    jax.clear_caches()
+    gc.collect()
+    assert machine.device.live_bytes() == before
+
+
 def test_a_plan_is_captured_once_per_device(machine):
     f = scripted_double()
     calls = machine.prepared(f, X)
@@ -218,6 +232,10 @@ class Synchronising(nn.Module):
         return x * (1.0 + float(x.sum().item()))
 
 
+def counted_on_the_host(x: Tensor) -> Tensor:
+    return x + x[x > 0].sum()
+
+
 class Stateful(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -262,6 +280,10 @@ MODELS = {
     ),
     "an eager model that waits for a number": (
         lambda **o: same(Synchronising(), **o),
+        "operation not permitted when stream is capturing",
+    ),
+    "one whose shapes depend on values": (
+        lambda **o: same(counted_on_the_host, **o),
         "operation not permitted when stream is capturing",
     ),
     "one that assigns attributes": (
