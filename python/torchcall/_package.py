@@ -2,28 +2,20 @@
 
 import json
 import math
-import struct
 import zipfile
-import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torchcall._archive import checked_entries, pickled, refusal
 
 FORMAT = 1
 """Of torchcall's own metadata; a reader refuses a newer one."""
 
 METADATA_KEY = "torchcall"
-# What `zipfile` raises on files that begin and end well.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    ValueError,
-    RuntimeError,
-    EOFError,
-    OSError,
-)
 _LARGEST_METADATA = 1 << 20  # bytes; ours is about one thousand
+_PACKAGE = "an AOTInductor package (.pt2)"
 _MODEL = "model"  # torch's name for the only model of a package
 
 
@@ -59,11 +51,11 @@ def read_package(path: Path) -> PackageMetadata:
         FileNotFoundError, IsADirectoryError, OSError: the file cannot be read.
         ValueError: it is no AOTInductor package, or a damaged one.
     """
-    entries = _checked_entries(path)
+    entries = checked_entries(path, _PACKAGE)
     libraries = {name: entry for name, entry in entries.items() if name.endswith(".so")}
     models = {name.split("/")[2] for name in libraries if name.startswith("data/aotinductor/")}
     if not models:
-        raise _refusal(path, _kind(set(entries)))
+        raise pickled(path, _PACKAGE) if "data.pkl" in entries else _refusal(path, _kind(entries))
     if _MODEL not in models:
         found = ", ".join(sorted(models))
         raise _refusal(path, f"one that holds no model of the name 'model' but {found}")
@@ -81,54 +73,11 @@ def read_package(path: Path) -> PackageMetadata:
     )
 
 
-def _refusal(path: Path, got: str, error: type[Exception] = ValueError) -> Exception:
-    return error(f"torchcall: {path}: expected an AOTInductor package (.pt2), got {got}")
+def _refusal(path: Path, got: str) -> Exception:
+    return refusal(path, _PACKAGE, got)
 
 
-def _checked_entries(path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The archive's files by their names below its one folder, checksums compared."""
-    try:
-        path.stat()
-    except FileNotFoundError as error:
-        raise _refusal(path, "no such file", FileNotFoundError) from error
-    except OSError as error:
-        got = f"a path that cannot be read: {error.strerror}"
-        raise _refusal(path, got, type(error)) from error
-    except ValueError as error:  # a null character
-        raise _refusal(path, f"a path that cannot be read: {error}") from error
-    if path.is_dir():
-        raise _refusal(path, "a directory", IsADirectoryError)
-    if not path.is_file():
-        raise _refusal(path, "something that is no regular file")
-    if path.stat().st_size == 0:
-        raise _refusal(path, "an empty file")
-    try:
-        with path.open("rb") as file:
-            first = file.read(1)
-    except OSError as error:
-        got = f"a file that cannot be read: {error.strerror}"
-        raise _refusal(path, got, type(error)) from error
-    try:
-        is_zip = zipfile.is_zipfile(path)
-    except _DAMAGE as error:
-        raise _refusal(path, f"a damaged file: {error}") from error
-    if not is_zip:
-        if first == b"\x80":
-            raise _refusal(path, "a pickle (made by torch.save)")
-        raise _refusal(path, "a file that is no zip archive; it may be damaged or of another kind")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            # Everything is under one folder of any name.
-            entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-            damaged = archive.testzip()
-    except _DAMAGE as error:
-        raise _refusal(path, f"a damaged file: {error}") from error
-    if damaged is not None:
-        raise _refusal(path, f"a damaged file: the checksum of its entry {damaged} is wrong")
-    return entries
-
-
-def _kind(names: set[str]) -> str:
+def _kind(names: Collection[str]) -> str:
     if any(name.startswith("data/aotinductor/") for name in names):
         return "one without a compiled library (.so): made with package_cpp_only, or something else"
     if "constants.pkl" in names:
@@ -138,8 +87,6 @@ def _kind(names: set[str]) -> str:
             "an exported program that is not compiled (made by torch.export.save); "
             "torchcall.compile makes a package from the module itself"
         )
-    if "data.pkl" in names:
-        return "a pickle (made by torch.save)"
     return "a zip archive of another kind"
 
 

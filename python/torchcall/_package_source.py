@@ -31,6 +31,7 @@ class PackageSource:
 
     def __init__(self, path: Path) -> None:
         self._metadata = _checked(path)
+        self._read = True  # since it was loaded last
         self._path = path.resolve()
         own = self._metadata.torchcall
         self.label = path.stem if own is None else str(own["name"])
@@ -55,7 +56,8 @@ class PackageSource:
         del requires_grad  # gradients are among its results
         if freeze:
             raise ValueError("freeze=True: expected a TorchScript module, got a package")
-        metadata = _checked(self._path)
+        metadata = self._metadata if self._read else _checked(self._path)
+        self._read = False
         if _form(metadata) != _form(self._metadata):
             raise ValueError(
                 "refresh: expected a package with the same arguments and results, got another "

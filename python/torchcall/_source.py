@@ -53,6 +53,8 @@ def source_of(module: object) -> ModelSource:
         TypeError: if it is nothing that can be called.
         FileNotFoundError, ValueError: if it is a path to no usable model.
     """
+    if isinstance(module, PackageSource):  # read already
+        return module
     if isinstance(module, str | Path):
         path = Path(module)
         return PackageSource(path) if is_package(path) else FileSource(path)

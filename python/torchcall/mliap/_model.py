@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from torchcall._narrowing import Axis, CallOptions, Narrowing
-from torchcall._package import read_package
+from torchcall._package_source import PackageSource
 from torchcall._specs import torch_dtype
 from torchcall._wrapper import TorchModuleWrapper
 
@@ -118,7 +118,8 @@ class TorchMliap:
                 takes.
             TypeError: a spec was given.
         """
-        own = read_package(Path(path)).torchcall
+        source: Any = PackageSource(Path(path))
+        own = source.metadata.torchcall
         if own is None:
             raise ValueError(
                 f"torchcall: {path}: expected a package made by torchcall.compile, got one of "
@@ -128,7 +129,7 @@ class TorchMliap:
         _refuse_specs("from_package", options)
         _check_narrow("from_package", narrow)
         casts = {key: torch_dtype(dtype) for key, dtype, _ in own["inputs"]}
-        wrapper = TorchModuleWrapper(path, input_spec=((casts,), {}), **options)
+        wrapper = TorchModuleWrapper(source, input_spec=((casts,), {}), **options)
         capacity = own["capacity"]
         return cls(
             _one_cutoff(own["cutoff"]),
