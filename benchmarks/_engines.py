@@ -37,9 +37,15 @@ ENGINES = {SCRIPT: "TorchScript", EAGER: "eager", ANY: "AOTInductor", FIXED: "AO
 
 
 def models(
-    name: str, module: torch.nn.Module, cutoff: float, graph: AtomGraphInput, folder: Path
+    name: str,
+    module: torch.nn.Module,
+    cutoff: float,
+    graph: AtomGraphInput,
+    folder: Path,
+    *,
+    fixed: bool = True,
 ) -> dict[str, TorchMliap]:
-    """The module through each engine, for a graph's shapes or for any."""
+    """The module through each engine, for any shapes and, if wanted, for the graph's own."""
     differentiates = not hasattr(module, "autograd") or bool(module.autograd)
     options: dict[str, Any] = {"requires_grad": differentiates}
     result = {
@@ -49,7 +55,7 @@ def models(
     threads = torch.get_num_threads()
     if graph["edge_index"].shape[1] < SERIAL:
         torch.set_num_threads(1)  # serial code, as docs/packages.md advises for small systems
-    for method, dynamic in ((ANY, True), (FIXED, False)):
+    for method, dynamic in ((ANY, True), (FIXED, False))[: 1 + fixed]:
         path = folder / f"{name}-{dynamic}.pt2"
         torchcall.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
         result[method] = TorchMliap.from_package(path)
@@ -126,11 +132,9 @@ def steps(report: Report, folder: Path, state: State, constants: Constants, cuto
     atoms = graph_of(state.positions, cell, cutoff, slack=1.25)  # pyright: ignore[reportArgumentType]
     graph, _ = pad_graph(atoms, cutoff=cutoff)
     runs: dict[str, Run] = {}
-    for method, model in models(
-        f"steps-{len(state.positions)}", module, cutoff, graph, folder
-    ).items():
-        if method == FIXED:
-            continue  # the list's own capacity is another
+    # None for fixed shapes: the list's own capacity is another.
+    name = f"steps-{len(state.positions)}"
+    for method, model in models(name, module, cutoff, graph, folder, fixed=False).items():
         begun = with_gradients(model.wrapper, state, constants, cutoff)
         runs[method] = shares(model, begun, constants, cutoff)["a step"]
         runs[method](3)
