@@ -73,6 +73,13 @@ def read_package(path: Path) -> PackageMetadata:
     )
 
 
+def read_sources(path: Path) -> list[str]:
+    """The C++ that a package's library was compiled from, where torch put it beside the library."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".cpp")]
+        return [archive.read(name).decode(errors="replace") for name in names]
+
+
 def _refusal(path: Path, got: str) -> Exception:
     return refusal(path, _PACKAGE, got)
 

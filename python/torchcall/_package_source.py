@@ -8,7 +8,7 @@ import torch
 
 from torchcall import _bridge
 from torchcall._call import Call
-from torchcall._package import PackageMetadata, read_package
+from torchcall._package import PackageMetadata, read_package, read_sources
 from torchcall._package_call import PackageCall
 
 # Calls that can be under way at once; each further runner costs little, its weights are shared.
@@ -21,6 +21,10 @@ _ISA_CHECKS = {
     "AVX512_VNNI": "_is_vnni_supported",
     "AMX_TILE": "_is_amx_tile_supported",
 }
+
+# What torch copies into the source of every package, and a name by which it is found there.
+_INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
+_ENTRY_POINT = "AOTInductorModelContainerCreate("
 
 
 class PackageSource:
@@ -70,7 +74,10 @@ class PackageSource:
         try:
             return _bridge.Model.from_package(str(self._path), _home(metadata), runners)
         except ValueError as error:
-            raise ValueError(f"the package does not load: {error}") from error
+            raise ValueError(
+                f"the package does not load with torch {torch.__version__}; if another torch "
+                f"compiled it, compile the model here: {error}"
+            ) from error
 
     def look_at(self, model: _bridge.Model, call: Call) -> PackageCall:
         """Settles a call; see `EngineCall`."""
@@ -102,6 +109,8 @@ def _checked(path: Path) -> PackageMetadata:
     own = metadata.torchcall
     if own is not None and _minor(own["torch"]) != _minor(torch.__version__):
         raise refuse(f"torch {torch.__version__}", f"torch {own['torch']}")
+    if own is None and not _is_of_this_torch(path):
+        raise refuse(f"torch {torch.__version__}", "another torch, whose code it contains")
     if metadata.machine not in (None, platform.machine()):
         raise refuse(f"a machine {platform.machine()}", f"a machine {metadata.machine}")
     lacking = [name for name in (metadata.isa or "").split() if not _has_instructions(name)]
@@ -113,6 +122,23 @@ def _checked(path: Path) -> PackageMetadata:
 def _home(metadata: PackageMetadata) -> int | None:
     """The CUDA device on which a package is loaded at once, None for the CPU."""
     return torch.cuda.current_device() if metadata.device == "cuda" else None
+
+
+def _is_of_this_torch(path: Path) -> bool:
+    """Whether a package contains the code that this torch puts into each, or none to compare.
+
+    Packages do not tell the version of torch. Their source has one file of torch's, word for word.
+    """
+    try:
+        ours = _words(_INTERFACE.read_text())
+    except OSError:
+        return True
+    theirs = [_words(text) for text in read_sources(path) if _ENTRY_POINT in text]
+    return not theirs or any(ours in text for text in theirs)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _minor(version: str) -> str:
