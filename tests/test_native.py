@@ -1,5 +1,6 @@
 """The native libraries: the right torch half or none, the doctor, and the command line."""
 
+import ctypes
 import re
 import subprocess
 import sys
@@ -32,6 +33,14 @@ def test_torch_half_is_chosen_by_the_minor_version(library_root):
     for version in ("1.98.0", "1.98.7+cpu", "1.98.0a0+git1234", "1.98"):
         path = _native.find_torch_half(version, library_root)
         assert path == library_root / "lib" / "torch-1.98" / "libtorchcall_torch.so"
+
+
+def test_each_platform_has_a_state_type_of_its_own():
+    """Each platform's XLA is a library of its own, and numbers the types by itself."""
+    address = ctypes.pythonapi.PyCapsule_GetPointer
+    address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    ids = {address(_bridge.state_type(name)["type_id"], None) for name in ("cpu", "CUDA")}
+    assert len(ids) == 2
 
 
 @pytest.mark.parametrize("version", ["1.97.0", "1.9.8", "2.99.0+cu130", "1.980.0"])

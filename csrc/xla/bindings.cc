@@ -253,11 +253,15 @@ class PyPlan {
   int64_t id_;
 };
 
+CallHandlers HandlersFor(const std::string& platform) {
+  return platform == "cpu" ? CpuHandlers() : CudaHandlers();
+}
+
 nb::dict Handlers(const std::string& platform) {
-  XLA_FFI_Handler* execute = platform == "cpu" ? CpuHandler() : CudaHandler();
+  const CallHandlers found = HandlersFor(platform);
   nb::dict handlers;
-  handlers["instantiate"] = nb::capsule(reinterpret_cast<void*>(InstantiateHandler()));
-  handlers["execute"] = nb::capsule(reinterpret_cast<void*>(execute));
+  handlers["instantiate"] = nb::capsule(reinterpret_cast<void*>(found.instantiate));
+  handlers["execute"] = nb::capsule(reinterpret_cast<void*>(found.execute));
   return handlers;
 }
 
@@ -268,10 +272,11 @@ nb::dict NeighborHandlers() {
   return handlers;
 }
 
-nb::dict StateType() {
+nb::dict StateType(const std::string& platform) {
+  const CallHandlers found = HandlersFor(platform);
   nb::dict type;
-  type["type_id"] = nb::capsule(StateTypeId());
-  type["type_info"] = nb::capsule(StateTypeInfo());
+  type["type_id"] = nb::capsule(found.state);
+  type["type_info"] = nb::capsule(found.state_info);
   return type;
 }
 
@@ -295,7 +300,8 @@ NB_MODULE(_bridge, m) {
   m.def("cuda_driver_loads", [] { Driver(); });
   m.def("neighbor_handlers", &NeighborHandlers,
         nb::sig("def neighbor_handlers() -> dict[str, typing.Any]"));
-  m.def("state_type", &StateType, nb::sig("def state_type() -> dict[str, typing.Any]"));
+  m.def("state_type", &StateType, nb::arg("platform"),
+        nb::sig("def state_type(platform: str) -> dict[str, typing.Any]"));
   m.def("registered_plans", [] { return PlanRegistry::Get().size(); });
 
   nb::class_<PyModel>(m, "Model")

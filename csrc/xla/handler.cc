@@ -13,15 +13,22 @@ namespace {
 namespace ffi = xla::ffi;
 
 // An executable's share of a plan. XLA owns it, so the plan lives while a call can still be under
-// way, also after every Python object that knew of the executable is gone.
+// way, also after every Python object that knew of the executable is gone. A type per platform:
+// each platform's XLA is a library of its own, which numbers the types by itself.
+template <DLDeviceType platform>
 struct CallState {
   static ffi::TypeId id;
   std::shared_ptr<CallPlan> plan;
 };
-ffi::TypeId CallState::id = {};
+template <DLDeviceType platform>
+ffi::TypeId CallState<platform>::id = {};
 
-ffi::ErrorOr<std::unique_ptr<CallState>> InstantiateImpl(int64_t plan) {
-  auto state = std::make_unique<CallState>();
+using CpuState = CallState<kDLCPU>;
+using CudaState = CallState<kDLCUDA>;
+
+template <typename State>
+ffi::ErrorOr<std::unique_ptr<State>> Instantiate(int64_t plan) {
+  auto state = std::make_unique<State>();
   state->plan = PlanRegistry::Get().Find(plan);
   if (state->plan == nullptr) {
     return ffi::Unexpected(ffi::Error(
@@ -33,10 +40,10 @@ ffi::ErrorOr<std::unique_ptr<CallState>> InstantiateImpl(int64_t plan) {
   return state;
 }
 
-ffi::Error Execute(CallState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
+ffi::Error Execute(CallPlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
                    TcPlace place) {
   try {
-    return state->plan->Run(operands, results, place);
+    return plan.Run(operands, results, place);
   } catch (const std::exception& e) {
     return ffi::Error(ffi::ErrorCode::kInternal, std::string("torchcall: ") + e.what());
   } catch (...) {
@@ -44,46 +51,52 @@ ffi::Error Execute(CallState* state, ffi::RemainingArgs operands, ffi::Remaining
   }
 }
 
-ffi::Error ExecuteOnCpu(CallState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
+ffi::Error ExecuteOnCpu(CpuState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
                         int64_t) {
-  return Execute(state, operands, results, {{kDLCPU, 0}, nullptr, 0});
+  return Execute(*state->plan, operands, results, {{kDLCPU, 0}, nullptr, 0});
 }
 
 // Enqueues on XLA's stream and returns. XLA may not record it into command buffers of its own: the
 // model may allocate, and a first call waits.
-ffi::Error ExecuteOnCuda(CallState* state, void* stream, int32_t ordinal,
+ffi::Error ExecuteOnCuda(CudaState* state, void* stream, int32_t ordinal,
                          ffi::RemainingArgs operands, ffi::RemainingRets results, int64_t) {
-  return Execute(state, operands, results, {{kDLCUDA, ordinal}, stream, 0});
+  return Execute(*state->plan, operands, results, {{kDLCUDA, ordinal}, stream, 0});
 }
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER(kInstantiate, InstantiateImpl,
+XLA_FFI_DEFINE_HANDLER(kInstantiateOnCpu, Instantiate<CpuState>,
+                       ffi::Ffi::BindInstantiate().Attr<int64_t>("plan"));
+
+XLA_FFI_DEFINE_HANDLER(kInstantiateOnCuda, Instantiate<CudaState>,
                        ffi::Ffi::BindInstantiate().Attr<int64_t>("plan"));
 
 XLA_FFI_DEFINE_HANDLER(
     kExecuteOnCpu, ExecuteOnCpu,
-    ffi::Ffi::Bind().Ctx<ffi::State<CallState>>().RemainingArgs().RemainingRets().Attr<int64_t>(
+    ffi::Ffi::Bind().Ctx<ffi::State<CpuState>>().RemainingArgs().RemainingRets().Attr<int64_t>(
         "plan"));
 
 XLA_FFI_DEFINE_HANDLER(kExecuteOnCuda, ExecuteOnCuda,
                        ffi::Ffi::Bind()
-                           .Ctx<ffi::State<CallState>>()
+                           .Ctx<ffi::State<CudaState>>()
                            .Ctx<ffi::PlatformStream<void*>>()
                            .Ctx<ffi::DeviceOrdinal>()
                            .RemainingArgs()
                            .RemainingRets()
                            .Attr<int64_t>("plan"));
 
-XLA_FFI_Handler* InstantiateHandler() { return kInstantiate; }
-XLA_FFI_Handler* CpuHandler() { return kExecuteOnCpu; }
-XLA_FFI_Handler* CudaHandler() { return kExecuteOnCuda; }
-
-XLA_FFI_TypeId* StateTypeId() { return &CallState::id; }
-
-const XLA_FFI_TypeInfo* StateTypeInfo() {
-  static const XLA_FFI_TypeInfo info = ffi::MakeTypeInfo<CallState>();
+template <typename State>
+const XLA_FFI_TypeInfo* TypeInfoOf() {
+  static const XLA_FFI_TypeInfo info = ffi::MakeTypeInfo<State>();
   return &info;
+}
+
+CallHandlers CpuHandlers() {
+  return {kInstantiateOnCpu, kExecuteOnCpu, &CpuState::id, TypeInfoOf<CpuState>()};
+}
+
+CallHandlers CudaHandlers() {
+  return {kInstantiateOnCuda, kExecuteOnCuda, &CudaState::id, TypeInfoOf<CudaState>()};
 }
 
 }  // namespace torchcall

@@ -7,13 +7,16 @@
 
 namespace torchcall {
 
-XLA_FFI_Handler* InstantiateHandler();
-XLA_FFI_Handler* CpuHandler();
-XLA_FFI_Handler* CudaHandler();
+struct CallHandlers {
+  XLA_FFI_Handler* instantiate;
+  XLA_FFI_Handler* execute;
+  // Of the state that an executable holds for each call.
+  XLA_FFI_TypeId* state;
+  const XLA_FFI_TypeInfo* state_info;
+};
 
-// Of the state that an executable holds for each call.
-XLA_FFI_TypeId* StateTypeId();
-const XLA_FFI_TypeInfo* StateTypeInfo();
+CallHandlers CpuHandlers();
+CallHandlers CudaHandlers();
 
 }  // namespace torchcall
 

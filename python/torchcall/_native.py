@@ -81,7 +81,7 @@ def register_target(platform: str) -> None:
     with _register_lock:
         if platform in _registered:
             return
-        state_type: Any = _bridge.state_type()
+        state_type: Any = _bridge.state_type(platform)
         jax.ffi.register_ffi_type(f"{TARGET}_state", state_type, platform=platform)
         jax.ffi.register_ffi_target(TARGET, _bridge.handlers(platform), platform=platform)
         _registered.add(platform)
