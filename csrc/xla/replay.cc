@@ -4,6 +4,9 @@ namespace torchcall {
 namespace {
 
 constexpr unsigned int kDisableTiming = 2;  // CU_EVENT_DISABLE_TIMING
+// CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH, as torch instantiates graphs: where its memory
+// comes from cudaMallocAsync, what a capture leaves allocated would forbid a second launch.
+constexpr unsigned long long kAutoFree = 1;
 
 std::atomic<uint64_t> launches{0};
 
@@ -24,7 +27,8 @@ Replay::Replay(const CudaDriver& driver, CudaStream stream, CudaGraph graph,
     context_ = ContextOf(driver_, stream);
     const CudaContextScope scope(driver_, context_);
     driver_.Check(driver_.event_create(&event_, kDisableTiming), "creating an event");
-    driver_.Check(driver_.graph_instantiate(&exec_, graph, 0), "instantiating the CUDA graph");
+    driver_.Check(driver_.graph_instantiate(&exec_, graph, kAutoFree),
+                  "instantiating the CUDA graph");
   } catch (...) {
     Release();
     throw;

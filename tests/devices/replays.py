@@ -81,6 +81,14 @@ def test_a_replay_copies_in_launches_and_copies_out_on_the_callers_stream(machin
     assert machine.device.log("sync") == []
 
 
+def test_a_graph_is_instantiated_as_torch_does_it(machine):
+    calls = machine.prepared(scripted_double(), X)
+    for _ in range(2):
+        calls(X)
+    (instantiated,) = machine.driver.log("cuGraphInstantiateWithFlags")
+    assert instantiated.arguments[-1] & 1  # memory that it leaves allocated is freed at a launch
+
+
 def test_replays_on_two_streams_follow_each_other(machine):
     calls = machine.prepared(scripted_double(), X)
     for stream in (STREAM, STREAM, OTHER_STREAM, STREAM):
