@@ -68,6 +68,9 @@ def _capture(recording: _bridge.Recording) -> Captured:
         inputs = [_buffer(size, device) for size in recording.input_bytes]
         outputs = [_buffer(size, device) for size in recording.output_bytes]
         sources, targets = _addresses(inputs), _addresses(outputs)
+        # torch's streams are shared: what used this memory last may not be through with it, and
+        # the inputs are copied on the caller's stream.
+        stream.synchronize()
         recording.copy_inputs(sources)
         before = torch.cuda.get_rng_state(device)
         with _noting_graphs() as noted:
