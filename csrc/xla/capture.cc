@@ -4,6 +4,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <mutex>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -76,6 +77,16 @@ void Run(const Recording& recording, const std::vector<CudaAddress>& inputs,
   recording.Run(inputs, outputs, reinterpret_cast<void*>(stream));
 }
 
+// Calls a function while nothing is captured.
+nb::object BetweenCaptures(const nb::callable& function) {
+  std::unique_lock<std::recursive_mutex> lock(OneAtATime(), std::defer_lock);
+  {
+    const nb::gil_scoped_release release;
+    lock.lock();
+  }
+  return function();
+}
+
 void CopyInputs(const Recording& recording, const std::vector<CudaAddress>& to) {
   const nb::gil_scoped_release release;
   recording.CopyInputs(to);
@@ -87,6 +98,7 @@ void BindCapture(nb::module_& m) {
   m.def("set_graph_tools", &SetPythonTools, nb::arg("capture"), nb::arg("warn"),
         nb::sig("def set_graph_tools(capture: object, warn: object) -> None"));
   m.def("set_most_graphs", &SetMostGraphs, nb::arg("most"));
+  m.def("between_captures", &BetweenCaptures, nb::arg("function"));
   nb::class_<Recording>(m, "Recording")
       .def_prop_ro("name", [](const Recording& self) { return self.plan().name; })
       .def_prop_ro("ordinal", &Recording::ordinal)

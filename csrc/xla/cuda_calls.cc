@@ -24,19 +24,17 @@ std::vector<StaticBuffer> Buffers(const std::vector<CudaAddress>& addresses,
   return buffers;
 }
 
-// First calls, which move weights and wait, and captures, during which nobody else may wait for the
-// device: one at a time in the process. Taken without the GIL, and before it.
-std::mutex& OneAtATime() {
-  static auto* mutex = new std::mutex;
-  return *mutex;
-}
-
 GraphTools& TheTools() {
   static auto* tools = new GraphTools;
   return *tools;
 }
 
 }  // namespace
+
+std::recursive_mutex& OneAtATime() {
+  static auto* mutex = new std::recursive_mutex;
+  return *mutex;
+}
 
 // Which graphs there are in the process.
 class GraphBudget {
@@ -145,16 +143,20 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
   }
   std::atomic<Device*>& slot = devices_[ordinal];
   if (slot.load() == nullptr) {
-    const std::lock_guard<std::mutex> lock(OneAtATime());
+    const std::lock_guard<std::recursive_mutex> lock(OneAtATime());
     if (slot.load() == nullptr) slot.store(new Device);
     plan_.counters->cuda_devices.fetch_or(uint64_t{1} << ordinal);
   }
   Device& device = *slot.load();
   const TcPlace place = {Cuda(ordinal), stream, 0};
   if (TryReplay(device, inputs, outputs, stream)) return;
-  if (device.next.load() == Next::kPlain) return plan_.run(inputs, outputs, place);
+  // After a refresh a call moves weights once more.
+  const int64_t generation = plan_.counters->generation.load();
+  if (device.next.load() == Next::kPlain && device.generation.load() == generation) {
+    return plan_.run(inputs, outputs, place);
+  }
 
-  const std::lock_guard<std::mutex> lock(OneAtATime());
+  const std::lock_guard<std::recursive_mutex> lock(OneAtATime());
   const auto refuse = [&](const std::string& reason) {
     if (plan_.mode != GraphMode::kRequire) return FallBack(device, reason);
     device.failure = "cuda_graph='require': the call can't be captured: " + reason;
@@ -163,6 +165,7 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
   if (device.next.load() == Next::kFirstCall) {
     if (plan_.mode == GraphMode::kOff) {
       plan_.run(inputs, outputs, place);
+      device.generation.store(generation);
       device.next.store(Next::kPlain);
       return;
     }
@@ -190,6 +193,7 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
   }
   if (device.next.load() == Next::kRefused) throw std::runtime_error(device.failure);
   plan_.run(inputs, outputs, place);
+  if (device.next.load() == Next::kPlain) device.generation.store(generation);
 }
 
 std::shared_ptr<Replay> CudaCalls::Capture(void* const* inputs, int ordinal,

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,11 @@ void SetGraphTools(GraphTools tools);
 // Graphs that may be there at once; the one whose last launch is longest ago goes first.
 void SetMostGraphs(size_t most);
 
+// First calls, which move weights and wait, and captures, during which nobody else may wait for the
+// device: one at a time in the process. So are models made and refreshed. Taken without the GIL,
+// and before it.
+std::recursive_mutex& OneAtATime();
+
 class CudaCalls {
  public:
   explicit CudaCalls(PlanCalls plan) : plan_(std::move(plan)) {}
@@ -90,8 +96,8 @@ class CudaCalls {
   struct Device {
     std::atomic<Next> next{Next::kFirstCall};
     std::atomic<std::shared_ptr<Replay>> replay;
-    std::atomic<int64_t> generation{0};
-    std::string failure;  // set before `next` becomes kRefused
+    std::atomic<int64_t> generation{0};  // of the weights that the replay, or a plain call, has
+    std::string failure;                 // set before `next` becomes kRefused
   };
 
   bool TryReplay(Device& device, void* const* inputs, void* const* outputs, CudaStream stream);

@@ -2,7 +2,7 @@
 The JAX half of torchcall: XLA FFI handlers, call plans, and the door to the torch half.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 def load_torch_half(path: str) -> None: ...
@@ -78,6 +78,7 @@ class Plan:
 
 def set_graph_tools(capture: object, warn: object) -> None: ...
 def set_most_graphs(most: int) -> None: ...
+def between_captures(function: Callable[[], Any]) -> Any: ...
 
 class Recording:
     @property

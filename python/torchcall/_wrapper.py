@@ -92,7 +92,7 @@ class TorchModuleWrapper:
             "cuda_graph": cuda_graph,
         }
         self._name = self._source.name
-        self._model = self._load()
+        self._model = _bridge.between_captures(self._load)
         self._name = self._source.name
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._plans: weakref.WeakSet[CallPlan] = weakref.WeakSet()
@@ -142,7 +142,7 @@ class TorchModuleWrapper:
         """
         self._refuse_fork()
         try:
-            self._model.replace(self._load())
+            _bridge.between_captures(lambda: self._model.replace(self._load()))
         except ValueError as error:
             raise ValueError(self._say(str(error))) from error
 

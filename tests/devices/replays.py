@@ -174,6 +174,34 @@ def test_new_weights_are_captured_anew(machine, make):
     assert machine.driver.live_execs() == 1
 
 
+def test_weights_are_not_moved_while_something_is_captured(machine):
+    f = scripted_double(cuda_graph="off")
+    calls = machine.prepared(f, X)
+    calls(X)
+    capturing, captured = threading.Event(), threading.Event()
+
+    def capture() -> None:
+        capturing.set()
+        assert captured.wait(10)
+
+    threads = [threading.Thread(target=_bridge.between_captures, args=(capture,))]
+    threads[0].start()
+    capturing.wait(10)
+    calls(X)  # as any call does whose weights are there
+    f._model.replace(f._load())
+    threads += [threading.Thread(target=do) for do in (f.refresh, lambda: calls(X))]
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads[1:]:
+        thread.join(0.05)
+        assert thread.is_alive()
+    captured.set()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+    assert f.stats()["fallback"] is None
+
+
 class Caching(nn.Module):
     """Makes a table for the shape that it meets, and keeps it until it meets another."""
 
