@@ -82,14 +82,24 @@ c10::Device HomeOf(const Module& module) {
   return known ? *home : c10::Device(c10::kCPU);
 }
 
+// A module moves with its weights, and tensors that it has as plain attributes go along. Where
+// there are no weights, those alone say where it lives; scalars may stay on the CPU.
 bool LivesOn(const Module& module, c10::Device device) {
-  for (const at::Tensor& weight : module.parameters()) {
-    if (weight.device() != device) return false;
+  bool has_weights = false;
+  bool there = true;
+  const auto look = [&](const at::Tensor& weight) {
+    has_weights = true;
+    there = there && weight.device() == device;
+  };
+  for (const at::Tensor& weight : module.parameters()) look(weight);
+  for (const at::Tensor& buffer : module.buffers()) look(buffer);
+  if (has_weights) return there;
+  for (const c10::IValue& value : module.attributes()) {
+    if (value.isTensor() && value.toTensor().defined() && value.toTensor().dim() > 0) {
+      look(value.toTensor());
+    }
   }
-  for (const at::Tensor& buffer : module.buffers()) {
-    if (buffer.device() != device) return false;
-  }
-  return true;
+  return there;
 }
 
 // Tracing bakes the example's device into the code: as a constant of its own, and as that of
@@ -99,7 +109,8 @@ void MoveConstants(torch::jit::Block* block, c10::Device device) {
     for (torch::jit::Block* inner : node->blocks()) MoveConstants(inner, device);
     if (node->kind() != torch::jit::prim::Constant) continue;
     if (node->output()->type()->kind() == c10::TypeKind::DeviceObjType) {
-      node->s_(torch::jit::attr::value, device.str());
+      const c10::Device baked(node->s(torch::jit::attr::value));
+      if (baked.is_cpu() || baked.is_cuda()) node->s_(torch::jit::attr::value, device.str());
     } else if (node->hasAttribute(torch::jit::attr::value) &&
                node->kindOf(torch::jit::attr::value) == torch::jit::AttributeKind::t) {
       const at::Tensor constant = node->t(torch::jit::attr::value);
@@ -137,7 +148,7 @@ ModelInstance MakeInstance(torch::jit::Function& function, c10::Device device) {
   ModelInstance instance;
   instance.function = &function;
   const std::shared_ptr<Graph> plain = PlainGraph(function);
-  if (!device.is_cpu()) MoveConstants(plain->block(), device);
+  MoveConstants(plain->block(), device);
   instance.graph = Simplified(plain);
   instance.code = torch::jit::Code(instance.graph, function.name());
   return instance;

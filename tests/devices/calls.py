@@ -201,6 +201,38 @@ def test_the_constants_of_a_traced_module_go_along(machine):
     np.testing.assert_array_equal(machine.call(f, X), X * np.array([1, 2, 3, 4], np.float32))
 
 
+def test_a_module_traced_on_a_device_runs_on_the_cpu_too(machine):
+    class MakesTensors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight + torch.full((4,), 2.0, device=x.device)
+
+    model = MakesTensors().to("cuda:1")
+    traced = torch.jit.trace(model, torch.ones(3, 4, device="cuda:1"), check_trace=False)
+    f = TorchModuleWrapper(traced, output_spec=SAME, cuda_graph="off")
+    np.testing.assert_array_equal(machine.call(f, X, ordinal=0), X + 2)
+    np.testing.assert_array_equal(machine.call(f, X, ordinal=1), X + 2)
+    np.testing.assert_array_equal(f(X), X + 2)
+
+
+def test_tensors_of_a_module_without_weights_go_along(machine):
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.arange(4.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.table
+
+    f = TorchModuleWrapper(torch.jit.script(Table()), cuda_graph="off")
+    for ordinal in (0, 1):
+        np.testing.assert_array_equal(machine.call(f, X, ordinal=ordinal), X * np.arange(4.0))
+    np.testing.assert_array_equal(f(X), X * np.arange(4.0))
+
+
 def test_a_frozen_module_freezes_the_weights_of_its_device(machine):
     f = script(Forces().eval(), freeze=True, cuda_graph="off")
     x = force_input()
