@@ -7,7 +7,7 @@ NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/* tests/standin/*.h tests/st
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-fast test-kups lint format types stubs bench bench-mace docs sanitize clean
+.PHONY: help setup demo test test-fast test-kups lint format types stubs bench bench-mace gpu-check docs sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
@@ -18,6 +18,7 @@ help:
 	@echo "make types      pyright"
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
 	@echo "make bench-mace MACE as eager modules, TorchScript and a package; installs mace-torch first"
+	@echo "make gpu-check  what needs a GPU: build, tests and benchmarks, with what python3 has; no network"
 	@echo "make sanitize   the tests of the bridge against a build with AddressSanitizer"
 
 $(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
@@ -84,6 +85,12 @@ bench: setup
 bench-mace: setup
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/mace.txt
 	@$(BIN)/python -W ignore benchmarks/mace_engines.py --json benchmarks/results/mace_engines.json
+
+# With the packages that $(PYTHON) has, and nothing fetched: docs/gpu.md. GPU_CHECK takes further options.
+SECTIONS ?=
+GPU_CHECK ?=
+gpu-check:
+	@$(PYTHON) benchmarks/gpu_check.py $(SECTIONS) $(GPU_CHECK)
 
 # A build of its own in build/sanitize, imported in place of the ordinary one. Leaks are left out:
 # Python and its extensions keep memory until the process ends.
