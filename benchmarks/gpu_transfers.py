@@ -4,8 +4,8 @@
 
 CUPTI, which the profiler reads, sees XLA's work as well as torch's. Counted is what lies between
 the first and the last launch of one jitted loop, and must be zero; what the caller waits for at its
-end is not counted. A program that is known to copy and wait is counted too: a count of zero means something only where
-that one is not zero.
+end is not counted. A program that is known to copy and to wait is counted too: zeros mean something
+only where that one has others.
 """
 
 import json
