@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -187,18 +188,24 @@ def box(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
     return lattice * SPACING + noise, np.diag(counts) * SPACING
 
 
+@lru_cache(maxsize=32)
 def neighbors_of(
     n_atoms: int, cutoff: float, *, skin: float = 0.0, slack: float = 1.0
 ) -> NeighborList:
-    """The neighbour list of `box(n_atoms)`, in float32."""
+    """The neighbour list of `box(n_atoms)`, in float32, on the default device.
+
+    It is allocated on the CPU, where the programs that choose its sizes compile faster.
+    """
     positions, cell = box(n_atoms)
     search = neighbor_list(cutoff, skin=skin, capacity_multiplier=slack)
-    return search.allocate(
-        jnp.asarray(positions, jnp.float32),
-        jnp.asarray(cell, jnp.float32)[None],
-        jnp.ones((1, 3), bool),
-        jnp.zeros(n_atoms, jnp.int32),
-    )
+    with jax.default_device(jax.devices("cpu")[0]):
+        neighbors = search.allocate(
+            jnp.asarray(positions, jnp.float32),
+            jnp.asarray(cell, jnp.float32)[None],
+            jnp.ones((1, 3), bool),
+            jnp.zeros(n_atoms, jnp.int32),
+        )
+    return jax.device_put(neighbors, jax.config.jax_default_device)
 
 
 def graph_at(positions: Any, cell: Any, neighbors: NeighborList) -> AtomGraph:

@@ -74,7 +74,7 @@ class Torch:
         side = torch.cuda.Stream(self.device.of_torch)
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(3):
+            for _ in range(5):  # TorchScript recompiles in its first calls
                 self.forward(dict(static))
         torch.cuda.current_stream().wait_stream(side)
         recording = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""Potentials on a GPU: energies and gradients, lists, transformations, simulations, packages."""
+"""Potentials on a GPU: energies and gradients, lists, transformations, simulations."""
 
 from dataclasses import replace
 
@@ -7,59 +7,28 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from gpu_models import REHEARSAL, TORCH_DEVICE, needs_gpu
+from gpu_models import REHEARSAL
 from gpu_systems import CUTOFF, POTENTIALS, SEARCH, graph_of, graph_on, reference, systems
-from models import error_of
 
-import torchcall
-from torchcall.mliap import TorchMliap, energy, energy_and_gradients, pad_graph
+from torchcall.mliap import TorchMliap, energy, energy_and_gradients
 
 pytestmark = pytest.mark.gpu
-ENGINES = ("TorchScript", "eager", "AOTInductor")
+ENGINES = ("TorchScript", "eager")
 
 
-@pytest.fixture(scope="module")
-def packages(device, tmp_path_factory):
-    """Makes a potential's package for the device, once."""
-    made = {}
-
-    def make(name):
-        if name not in made:
-            with jax.default_device(device):
-                graph, _ = graph_on(device, *systems())
-                path = tmp_path_factory.mktemp("packages") / "potential.pt2"
-                made[name] = torchcall.compile(
-                    POTENTIALS[name](), path, example=graph, cutoff=CUTOFF, device=TORCH_DEVICE
-                )
-        return made[name]
-
-    return make
-
-
-def potential(name, engine, packages, **options):
+def potential(name, engine, **options):
     """The potential through an engine."""
-    if engine == "AOTInductor":
-        return TorchMliap.from_package(packages(name), **options)
     module = POTENTIALS[name]()
     if engine == "TorchScript":
         module = torch.jit.script(module)
     return TorchMliap.from_module(module, CUTOFF, True, **options)
 
 
-# Compiling takes long: of packages there is one.
-CASES = [
-    ("Lennard-Jones", "TorchScript"),
-    ("Lennard-Jones", "eager"),
-    ("message passing", "TorchScript"),
-    ("message passing", "eager"),
-    ("message passing", "AOTInductor"),
-]
-
-
 @pytest.mark.parametrize("cuda_graph", ["off", "auto"])
-@pytest.mark.parametrize("name, engine", CASES)
-def test_energies_and_gradients_are_those_of_torch(name, engine, cuda_graph, packages, device):
-    model = potential(name, engine, packages, cuda_graph=cuda_graph)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", POTENTIALS)
+def test_energies_and_gradients_are_those_of_torch(name, engine, cuda_graph, device):
+    model = potential(name, engine, cuda_graph=cuda_graph)
     evaluate = jax.jit(energy_and_gradients)
     for seed in range(4):
         arrays = systems(seed, move=0.02)
@@ -73,11 +42,11 @@ def test_energies_and_gradients_are_those_of_torch(name, engine, cuda_graph, pac
 
 
 @pytest.mark.parametrize("engine", ["TorchScript", "eager"])
-def test_replays_of_a_potential_agree_with_the_uncaptured_model(engine, packages, device):
+def test_replays_of_a_potential_agree_with_the_uncaptured_model(engine, device):
     """Sums over edges are atomic on a GPU: their order, hence their last bits, changes."""
     graph, _ = graph_on(device, *systems())
-    off = potential("message passing", engine, packages, cuda_graph="off")
-    auto = potential("message passing", engine, packages, cuda_graph="auto")
+    off = potential("message passing", engine, cuda_graph="off")
+    auto = potential("message passing", engine, cuda_graph="auto")
     plain = jax.jit(energy_and_gradients)(off, graph)
     for _ in range(4):
         replayed = jax.jit(energy_and_gradients)(auto, graph)
@@ -86,8 +55,8 @@ def test_replays_of_a_potential_agree_with_the_uncaptured_model(engine, packages
     assert auto.wrapper.stats()["graph_captures"] == (0 if REHEARSAL else 1)
 
 
-def test_derivatives_by_jax_use_the_models_own_gradients(packages, device):
-    model = potential("Lennard-Jones", "TorchScript", packages)
+def test_derivatives_by_jax_use_the_models_own_gradients(device):
+    model = potential("Lennard-Jones", "TorchScript")
     graph, _ = graph_on(device, *systems())
     before = model.wrapper.stats()["calls"]
     total = jax.jit(jax.value_and_grad(lambda r: energy(model, replace(graph, positions=r)).sum()))
@@ -98,8 +67,8 @@ def test_derivatives_by_jax_use_the_models_own_gradients(packages, device):
     np.testing.assert_allclose(gradient, out.position_gradients, rtol=1e-3, atol=1e-5)
 
 
-def test_mapped_graphs_are_one_call(packages, device):
-    model = potential("message passing", "TorchScript", packages)
+def test_mapped_graphs_are_one_call(device):
+    model = potential("message passing", "TorchScript")
     graph, _ = graph_on(device, *systems())
     moved = jnp.stack([systems(seed, move=0.02)[0] for seed in range(5)])
     one = lambda r: energy_and_gradients(model, replace(graph, positions=r))  # noqa: E731
@@ -115,9 +84,9 @@ def test_mapped_graphs_are_one_call(packages, device):
 
 
 @pytest.mark.parametrize("narrow", ["auto", False])
-def test_padding_changes_nothing(narrow, packages, device):
+def test_padding_changes_nothing(narrow, device):
     """On a GPU the module sees the padded shapes, whatever `narrow` says: reading counts waits."""
-    model = potential("message passing", "TorchScript", packages, narrow=narrow)
+    model = potential("message passing", "TorchScript", narrow=narrow)
     graph, _ = graph_on(device, *systems())
     n_edges = int(graph.n_edges)
     plain = jax.jit(energy_and_gradients)(model, graph)
@@ -149,8 +118,8 @@ def test_lists_on_the_gpu_are_those_on_the_cpu(device):
 
 
 @pytest.mark.parametrize("engine", ["TorchScript", "eager"])
-def test_a_simulation_keeps_its_energy(engine, packages, device):
-    model = potential("Lennard-Jones", engine, packages)
+def test_a_simulation_keeps_its_energy(engine, device):
+    model = potential("Lennard-Jones", engine)
     arrays = [jax.device_put(a, device) for a in systems()]
     positions, cell, pbc, batch = arrays
     neighbors = SEARCH.allocate(*arrays)
@@ -179,21 +148,3 @@ def test_a_simulation_keeps_its_energy(engine, packages, device):
     total = np.asarray(total, float)
     assert np.ptp(total) < 1e-3 * max(abs(total).max(), 1.0)
     assert model.wrapper.stats()["calls"] == 101
-
-
-@needs_gpu
-def test_a_package_for_one_kind_of_device_is_refused_on_the_other(packages, device):
-    model = potential("message passing", "AOTInductor", packages)
-    cpu = jax.devices("cpu")[0]
-    graph, _ = graph_on(cpu, *systems())
-    padded, _ = pad_graph(graph, cutoff=CUTOFF)
-
-    def call():
-        with jax.default_device(cpu):
-            return jax.jit(model.call)(jax.device_put(padded, cpu))
-
-    text = error_of(call)
-    assert "cuda" in text
-    assert "cpu" in text
-    graph, _ = graph_on(device, *systems())
-    assert np.isfinite(jax.jit(energy_and_gradients)(model, graph).energy).all()

@@ -127,21 +127,6 @@ def test_exported_with_dynamic_shapes_and_no_value_read_on_the_host():
         torch.testing.assert_close(found, expected, rtol=1e-13, atol=1e-13, equal_nan=True)
 
 
-@pytest.mark.gpu
-def test_captured_into_a_cuda_graph():
-    static = [value.cuda() for value in random_batch()]
-    Everything()(*static)
-    recording = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recording):
-        outputs = Everything()(*static)
-    arguments = random_batch(seed=5)
-    for slot, value in zip(static, arguments, strict=True):
-        slot.copy_(value)
-    recording.replay()
-    for found, expected in zip(outputs, Everything()(*arguments), strict=True):
-        torch.testing.assert_close(found.cpu(), expected, rtol=1e-12, atol=1e-12)
-
-
 def degenerate_batch(dtype):
     arguments = random_batch(n_systems=9, n_atoms=30, dtype=dtype)
     cell = arguments[3]
