@@ -205,7 +205,7 @@ def neighbors_of(
             jnp.ones((1, 3), bool),
             jnp.zeros(n_atoms, jnp.int32),
         )
-    return jax.device_put(neighbors, jax.config.jax_default_device)
+    return jax.device_put(neighbors, next(iter(jnp.zeros(()).devices())))
 
 
 def graph_at(positions: Any, cell: Any, neighbors: NeighborList) -> AtomGraph:

@@ -98,6 +98,7 @@ def sections(options: argparse.Namespace) -> dict[str, Section]:
     sanitizer = shutil.which("compute-sanitizer") or _in_cuda("compute-sanitizer")
     short = command(HERE / "gpu_short_run.py", *device)
     report = f"--junitxml={options.out / 'gpu_tests.xml'}"
+    tests = 170 if gpu else 1200
     # Alone it has all the time there is.
     bench = 120.0 if not options.sections else options.limit - 15
     no_half = (
@@ -110,7 +111,7 @@ def sections(options: argparse.Namespace) -> dict[str, Section]:
             60, needed=True,
         ),
         "build": Section(build_command(), 300, env=_flags(), needed=True),
-        "tests": Section(pytest(report, str(ROOT / "tests" / "gpu")), 170, env=_tests(gpu)),
+        "tests": Section(pytest(report, str(ROOT / "tests" / "gpu")), tests, env=_tests(gpu)),
         "packages": Section(
             script("gpu_md.py", "--packages-only", "--engines", "AOTInductor")
             if gpu else "a rehearsal compiles no packages",
@@ -231,6 +232,7 @@ def _run(name: str, section: Section, limit: float) -> Outcome:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        reader.join(timeout=5)
         return Outcome("failed", note=f"not done within {limit:.0f} s")
     reader.join(timeout=5)
     last = next((line for line in reversed(lines) if line.strip()), "").strip()
@@ -244,9 +246,10 @@ def _run(name: str, section: Section, limit: float) -> Outcome:
 
 def _read(process: "subprocess.Popen[str]", name: str, lines: list[str]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.append(line)
-        print(f"{name}| {line}", end="", flush=True)
+    with process.stdout as stream:
+        for line in stream:
+            lines.append(line)
+            print(f"{name}| {line}", end="", flush=True)
 
 
 def _flags() -> dict[str, str | None]:
