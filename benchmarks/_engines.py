@@ -139,4 +139,7 @@ def steps(report: Report, folder: Path, state: State, constants: Constants, cuto
         runs[method] = shares(model, begun, constants, cutoff)["a step"]
         runs[method](3)
     case = f"engines, a step by autograd, {len(state.positions)} atoms"
-    report.time(case, runs, engines=ENGINES)
+    timings = report.time(case, runs, engines=ENGINES)
+    if len(state.positions) == 64:
+        ratio = timings[SCRIPT].us_median / timings[ANY].us_median
+        report.claim(case, f"{SCRIPT} / {ANY}", ratio, 2.5, at_most=False)

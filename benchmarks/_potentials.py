@@ -17,6 +17,10 @@ from torchcall.demo._timing import timed
 from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, pad_graph
 
 REPLICAS = 64
+# With one thread a call of 64 atoms costs dispatch and arithmetic of its operations; merging saves
+# the first. That is all for many small operations, half for the network's, and nothing for
+# Lennard-Jones' few on 3582 edges.
+LEAST_GAIN = {"Stillinger-Weber": 4.0, "message passing": 1.5}
 
 
 def shares(model: TorchMliap, state: State, constants: Constants, cutoff: float) -> dict[str, Run]:
@@ -162,6 +166,5 @@ def batched(report: Report, n_atoms: int) -> None:
         }
         timings = report.time(case, runs)
         ratio = timings["one after another"].us_median / timings["merged by vmap"].us_median
-        if name != "message passing":
-            continue  # few and cheap operations: what 4096 atoms compute is most of the time
-        report.claim(case, "one after another / merged", ratio, 5, at_most=False)
+        if name in LEAST_GAIN:
+            report.claim(case, "one after another / merged", ratio, LEAST_GAIN[name], at_most=False)
