@@ -7,7 +7,8 @@
 
 namespace torchcall {
 
-// Adds `Recording`, `set_graph_tools`, `set_most_graphs` and `between_captures` to the Python module.
+// Adds `Recording`, `set_graph_tools`, `set_most_graphs` and `between_captures` to the Python
+// module.
 void BindCapture(nanobind::module_& m);
 
 }  // namespace torchcall

@@ -189,8 +189,8 @@ def test_an_error_carries_the_python_traceback():
         (lambda _: None, "output: expected a tensor, got None"),
         (lambda x: x[:2], r"expected float32 \(3,\), got float32 \(2,\)"),
         (lambda x: x.double(), r"expected float32 \(3,\), got float64 \(3,\)"),
-        (lambda x: x.to_sparse(), "expected a dense tensor on the cpu"),
-        (lambda x: x.to("meta"), "expected a dense tensor on the cpu"),
+        (lambda x: x.to_sparse(), "expected a dense tensor on cpu"),
+        (lambda x: x.to("meta"), "expected a dense tensor on cpu"),
     ],
     ids=["a dict", "a float", "None", "another shape", "another dtype", "sparse", "on meta"],
 )
