@@ -78,12 +78,16 @@ class PerDevice {
   void Set(c10::Device device, std::shared_ptr<T> value) {
     slots_[SlotOf(device)].store(std::move(value));
   }
-  // What `make` of a later Get reads may be changed by `change`.
+  // What `make` of a later Get reads may be changed by `change`. Waits for the devices.
   template <typename Change>
   void Clear(const Change& change) {
     const std::lock_guard<std::mutex> lock(mutex_);
     change();
-    for (auto& slot : slots_) slot.store(nullptr);
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      const std::shared_ptr<T> old = slots_[i].exchange(nullptr);
+      // Calls that use it may be under way, on streams that its memory does not wait for.
+      if (old != nullptr && i > 0) Synchronize({c10::kCUDA, static_cast<c10::DeviceIndex>(i - 1)});
+    }
   }
 
  private:

@@ -38,6 +38,10 @@ class Replicas:
     def forget(self) -> None:
         """Lets go of the copies: weights have changed."""
         with self._lock:
+            for name in self._on:
+                device = torch.device(name)
+                if device.type == "cuda":  # calls that use them may be under way
+                    torch.cuda.synchronize(device)
             self._on.clear()
 
     def tensors(self, device: str) -> list[torch.Tensor]:

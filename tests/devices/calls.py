@@ -176,6 +176,15 @@ def test_the_host_waits_for_the_device_once_the_weights_are_there(machine):
 
 
 @pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
+def test_old_weights_go_only_when_the_calls_that_use_them_are_through(machine, make):
+    f = make(Forces(), cuda_graph="off")
+    machine.call(f, *force_input())
+    machine.reset()
+    f.refresh()
+    assert [e.name for e in machine.device.log("sync") if "device" in e.name.lower()]
+
+
+@pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
 def test_weights_that_are_on_the_device_are_shared(machine, make):
     model = Forces().to("cuda:1")
     f = make(model, cuda_graph="off")
