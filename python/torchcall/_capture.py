@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torchcall import _bridge
+from torchcall._observation import observed
 
 # Runs on the side stream before the capture: libraries make handles and workspaces for a stream
 # when it uses them first, and a capture forbids that.
@@ -73,10 +74,15 @@ def _capture(recording: _bridge.Recording) -> Captured:
         stream.synchronize()
         recording.copy_inputs(sources)
         before = torch.cuda.get_rng_state(device)
-        with _noting_graphs() as noted:
-            for _ in range(_WARM_UPS):
-                recording.run(sources, targets, stream.cuda_stream)
-        stream.synchronize()
+        try:
+            with _noting_graphs() as noted, observed() as observation:
+                for _ in range(_WARM_UPS):
+                    recording.run(sources, targets, stream.cuda_stream)
+                    if changed := observation.changed():
+                        what = f"it changes its own '{changed}'"
+                        raise NotCapturableError(f"{what}, which a replay would not do again")
+        finally:
+            stream.synchronize()  # what follows on the caller's stream may use what was made here
         if noted:
             raise NotCapturableError("it uses CUDA graphs of its own")
         if not torch.equal(before, torch.cuda.get_rng_state(device)):

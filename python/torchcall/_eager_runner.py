@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import torch
 
+from torchcall import _observation
 from torchcall._call import Call
 from torchcall._replicas import Replicas
 from torchcall._specs import is_static, torch_dtype
@@ -64,6 +65,8 @@ class EagerRunner:
         """
         try:
             module = self._replicas.on(device)
+            if _observation.current is not None:
+                _observation.current.see(module)
             if self._plain:
                 result = module(*tensors[: len(self._slots)])
             else:

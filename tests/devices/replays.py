@@ -282,6 +282,25 @@ class Stateful(nn.Module):
         return x * self.calls
 
 
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.calls.add_(1)
+
+
+class Remembering(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[torch.Size] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.shapes.append(x.shape)
+        return x * 2
+
+
 class Drawing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)
@@ -326,6 +345,9 @@ MODELS = {
         lambda **o: same(torch.jit.script(Stateful()), **o),
         "assigns attributes",
     ),
+    "Python that assigns attributes": (lambda **o: same(Stateful(), **o), "its own 'calls'"),
+    "Python that writes to a buffer": (lambda **o: same(Counting(), **o), "its own 'calls'"),
+    "Python that fills a list": (lambda **o: same(Remembering(), **o), "its own 'shapes'"),
     "TorchScript that draws random numbers": (
         lambda **o: same(torch.jit.script(Drawing()), **o),
         "draws random numbers",
