@@ -8,15 +8,20 @@
 namespace torchcall {
 
 PackageLoader::PackageLoader(const std::string& path, c10::Device device, int32_t num_runners)
-    : one_at_a_time_(!device.is_cpu()),
+    : device_(device),
+      one_at_a_time_(!device.is_cpu()),
       loader_(path, "model", /*run_single_threaded=*/one_at_a_time_,
               one_at_a_time_ ? 1 : num_runners,
               device.is_cpu() ? c10::DeviceIndex{-1} : device.index()) {}
 
 std::vector<at::Tensor> PackageLoader::Run(const std::vector<at::Tensor>& arguments) {
   std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
-  if (one_at_a_time_) lock.lock();
-  return loader_.run(arguments);
+  if (!one_at_a_time_) return loader_.run(arguments);
+  lock.lock();
+  std::vector<at::Tensor> results = loader_.run(arguments);
+  if (!ran_) Synchronize(device_);  // a first run folds constants, which other streams must see
+  ran_ = true;
+  return results;
 }
 
 PackageModel::PackageModel(const std::string& path, c10::Device home, int32_t num_runners)

@@ -27,9 +27,11 @@ class PackageLoader {
   std::vector<std::string> call_spec() { return loader_.get_call_spec(); }
 
  private:
+  const c10::Device device_;
   // Elsewhere than on a CPU a call only enqueues, and the loader's own bookkeeping of several
   // runners asks the device for events, which a capture forbids: one call at a time.
   const bool one_at_a_time_;
+  bool ran_ = false;
   std::mutex mutex_;
   torch::inductor::AOTIModelPackageLoader loader_;
 };

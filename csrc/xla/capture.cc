@@ -98,7 +98,8 @@ void BindCapture(nb::module_& m) {
   m.def("set_graph_tools", &SetPythonTools, nb::arg("capture"), nb::arg("warn"),
         nb::sig("def set_graph_tools(capture: object, warn: object) -> None"));
   m.def("set_most_graphs", &SetMostGraphs, nb::arg("most"));
-  m.def("between_captures", &BetweenCaptures, nb::arg("function"));
+  m.def("between_captures", &BetweenCaptures, nb::arg("function"),
+        nb::sig("def between_captures(function: typing.Callable[[], typing.Any]) -> typing.Any"));
   nb::class_<Recording>(m, "Recording")
       .def_prop_ro("name", [](const Recording& self) { return self.plan().name; })
       .def_prop_ro("ordinal", &Recording::ordinal)

@@ -100,6 +100,7 @@ def _capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[No
     # A collection might free memory or graphs, which a capture forbids.
     collects = gc.isenabled()
     gc.disable()
+    _clear_workspaces()
     try:
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
@@ -113,8 +114,19 @@ def _capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[No
         _mend(graph, pool, device)
         raise
     finally:
+        _clear_workspaces()
         if collects:
             gc.enable()
+
+
+def _clear_workspaces() -> None:
+    """Makes cuBLAS's workspace for the captured stream the graph's own.
+
+    torch keeps one per stream, which others may use at the time of a replay, or free. Without one
+    the capture makes another, in the graph's memory; afterwards nobody else gets that one.
+    """
+    with suppress(AttributeError):
+        torch._C._cuda_clearCublasWorkspaces()
 
 
 _void: list[torch.cuda.CUDAGraph] = []

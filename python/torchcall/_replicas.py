@@ -7,6 +7,10 @@ from typing import Any
 
 import torch
 
+from torchcall._untouched import behind
+
+_DEPTH = 4  # of containers in containers: a table of lists of tensors, in a module's attributes
+
 
 class Replicas:
     """The module itself on the device where its weights are, a copy of it on any other.
@@ -45,19 +49,16 @@ class Replicas:
             self._on.clear()
 
     def tensors(self, device: str) -> list[torch.Tensor]:
-        """All tensors that the module on this device refers to by attributes.
+        """The tensors behind the callable there: in attributes, closures, globals, containers.
 
-        A captured graph reads them where they are, also after the module has replaced them.
+        A captured graph reads them where they are, also after others have taken their place.
         """
-        module = self.on(device)
-        if not isinstance(module, torch.nn.Module):
-            return []
-        values = [value for part in module.modules() for value in vars(part).values()]
-        return [
-            *module.parameters(),
-            *module.buffers(),
-            *(value for value in values if isinstance(value, torch.Tensor)),
-        ]
+        found: dict[int, torch.Tensor] = {}
+        for value in behind(self.on(device)):
+            parts = value.modules() if isinstance(value, torch.nn.Module) else ()
+            for held in (value, *(vars(part) for part in parts)):
+                _collect(held, found, _DEPTH)
+        return list(found.values())
 
     def _make(self, device: torch.device) -> Callable[..., Any]:
         module = self._moved(device)
@@ -74,3 +75,11 @@ class Replicas:
         if all(weight.device == device for weight in (*module.parameters(), *module.buffers())):
             return module
         return copy.deepcopy(module).to(device)
+
+
+def _collect(value: Any, found: dict[int, torch.Tensor], depth: int) -> None:
+    if isinstance(value, torch.Tensor):
+        found[id(value)] = value
+    elif depth > 0 and isinstance(value, dict | list | tuple | set):
+        for entry in value.values() if isinstance(value, dict) else value:
+            _collect(entry, found, depth - 1)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-# How far modules are looked for behind a function: its closure, and that of a function in there.
+# How far is looked behind a function: its closure, and that of a function in there.
 _DEPTH = 3
 
 
@@ -34,7 +34,7 @@ def stand_in(module: Callable[..., Any]) -> Callable[..., Any]:
 def restored(function: Callable[..., Any]) -> Iterator[None]:
     """Puts attributes and gradients of the modules and tensors behind a function back."""
     modules, tensors = {}, {}
-    for value in _behind(function, _DEPTH):
+    for value in behind(function):
         if isinstance(value, torch.nn.Module):
             modules |= {id(part): part for part in value.modules()}
             tensors |= {id(weight): weight for weight in value.parameters()}
@@ -57,7 +57,7 @@ def _attributes(module: torch.nn.Module) -> dict[str, Any]:
     return {k: type(v)(v) if type(v) is dict else v for k, v in vars(module).items()}
 
 
-def _behind(value: Any, depth: int) -> Iterator[Any]:
+def behind(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
     """What a callable refers to: its object, its closure, and the globals that it names."""
     yield value
     if depth == 0:
@@ -79,5 +79,7 @@ def _behind(value: Any, depth: int) -> Iterator[Any]:
     elif not isinstance(value, torch.nn.Module | torch.Tensor | type):
         reached += list(getattr(value, "__dict__", {}).values())
     for found in reached:
-        if callable(found) or isinstance(found, torch.Tensor):
-            yield from _behind(found, depth - 1)
+        if callable(found):
+            yield from behind(found, depth - 1)
+        else:
+            yield found

@@ -18,17 +18,6 @@ X = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
 
 
-@pytest.fixture(scope="module")
-def _machine():
-    return Machine()
-
-
-@pytest.fixture
-def machine(_machine):
-    _machine.reset()
-    return _machine
-
-
 def double(x: Tensor) -> Tensor:
     return x * 2
 

@@ -12,27 +12,11 @@ from devices.machine import OTHER_STREAM, STREAM, Machine
 from devices.potentials import Forces, eager_forces, force_input, script
 from torch import Tensor, nn
 
-from torchcall import TorchModuleWrapper, _bridge, _capture
+from torchcall import TorchModuleWrapper, _bridge
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
 ENGINES = pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
-
-
-@pytest.fixture(scope="module")
-def _machine():
-    return Machine()
-
-
-@pytest.fixture
-def machine(_machine):
-    _machine.reset()
-    yield _machine
-    gc.collect()
-    assert _machine.driver.live_execs() == 0
-    assert _machine.driver.live_events() == 0
-    assert _machine.driver.context_depth() == 0
-    _bridge.set_most_graphs(64)
 
 
 def double(x: Tensor) -> Tensor:
@@ -229,6 +213,26 @@ def test_a_graph_keeps_the_tensors_that_the_module_had_when_it_was_captured(mach
     assert f.stats()["graph_replays"] == 3
 
 
+def test_a_graph_keeps_the_tensors_behind_a_function(machine):
+    tables: dict[int, list[Tensor]] = {}
+
+    def tabled(x: Tensor) -> Tensor:
+        if len(x) not in tables:
+            tables.clear()
+            tables[len(x)] = [torch.arange(1.0, 1 + len(x), device=x.device)]
+        return x * tables[len(x)][0][:, None]
+
+    f = TorchModuleWrapper(tabled, output_spec=lambda x: x)
+    tall = np.ones((5, 4), np.float32)
+    calls, others = machine.prepared(f, X), machine.prepared(f, tall)
+    factors = np.arange(1, 6, dtype=np.float32)[:, None]
+    for _ in range(3):
+        np.testing.assert_array_equal(calls(X), X * factors[:3])
+    np.testing.assert_array_equal(others(tall), tall * factors)
+    np.testing.assert_array_equal(calls(2 * X), 2 * X * factors[:3])
+    assert f.stats()["graph_replays"] == 3
+
+
 def test_the_graph_that_was_launched_longest_ago_makes_room(machine):
     _bridge.set_most_graphs(2)
     fs = [scripted_double() for _ in range(3)]
@@ -258,166 +262,6 @@ def test_threads_with_streams_of_their_own_get_their_own_results(machine):
         thread.join(60)
         assert not thread.is_alive()
     assert wrong == []
-
-
-# What cannot be captured
-
-
-class Synchronising(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x * (1.0 + float(x.sum().item()))
-
-
-def counted_on_the_host(x: Tensor) -> Tensor:
-    return x + x[x > 0].sum()
-
-
-class Stateful(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        return x * self.calls
-
-
-class Counting(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("calls", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.calls.add_(1)
-
-
-class Remembering(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: list[torch.Size] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.shapes.append(x.shape)
-        return x * 2
-
-
-class Drawing(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.rand_like(x)
-
-
-def own_graphs(x: Tensor) -> Tensor:
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        graph.capture_begin()
-        y = x * 2
-        graph.capture_end()
-    graph.replay()
-    return y
-
-
-_kept: list[Tensor] = []
-
-
-def keeping(x: Tensor) -> Tensor:
-    _kept[:] = [x]
-    return x * 2
-
-
-def same(model, **options):
-    return TorchModuleWrapper(model, output_spec=SAME, **options)
-
-
-MODELS = {
-    "a TorchScript model that waits for a number": (
-        lambda **o: same(torch.jit.script(Synchronising()), **o),
-        "operation not permitted when stream is capturing",
-    ),
-    "an eager model that waits for a number": (
-        lambda **o: same(Synchronising(), **o),
-        "operation not permitted when stream is capturing",
-    ),
-    "one whose shapes depend on values": (
-        lambda **o: same(counted_on_the_host, **o),
-        "operation not permitted when stream is capturing",
-    ),
-    "one that assigns attributes": (
-        lambda **o: same(torch.jit.script(Stateful()), **o),
-        "assigns attributes",
-    ),
-    "Python that assigns attributes": (lambda **o: same(Stateful(), **o), "its own 'calls'"),
-    "Python that writes to a buffer": (lambda **o: same(Counting(), **o), "its own 'calls'"),
-    "Python that fills a list": (lambda **o: same(Remembering(), **o), "its own 'shapes'"),
-    "TorchScript that draws random numbers": (
-        lambda **o: same(torch.jit.script(Drawing()), **o),
-        "draws random numbers",
-    ),
-    "Python that draws random numbers": (lambda **o: same(Drawing(), **o), "draws random numbers"),
-    "one that has CUDA graphs of its own": (lambda **o: same(own_graphs, **o), "of its own"),
-    "one that keeps its input": (lambda **o: same(keeping, **o), "keeps an input"),
-}
-NOT_CAPTURABLE = pytest.mark.parametrize("make, reason", MODELS.values(), ids=list(MODELS))
-
-
-@NOT_CAPTURABLE
-def test_what_cannot_be_captured_runs_plainly_and_says_so_once(machine, make, reason):
-    f = make()
-    calls = machine.prepared(f, X)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(4):
-            calls(X)
-    stats = f.stats()
-    assert reason in stats["fallback"]
-    assert (stats["graph_captures"], stats["graph_replays"], stats["calls"]) == (0, 0, 4)
-    said = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
-    assert len(said) == 1
-    assert reason in said[0]
-    _kept.clear()
-
-
-@NOT_CAPTURABLE
-def test_where_a_graph_is_required_that_is_an_error(machine, make, reason):
-    calls = machine.prepared(make(cuda_graph="require"), X)
-    texts = []
-    for _ in range(3):
-        try:
-            calls(X)
-        except RuntimeError as error:
-            texts.append(str(error))
-    assert len(texts) >= 2
-    for text in texts:
-        assert text.startswith("cuda_graph='require': the call can't be captured: ")
-        assert reason in text
-    _kept.clear()
-
-
-def test_a_void_capture_leaves_torch_mended(machine):
-    f = same(torch.jit.script(Synchronising()))
-    calls = machine.prepared(f, X)
-    calls(X)
-    with pytest.warns(RuntimeWarning, match="runs without a CUDA graph"):
-        calls(X)
-    calls(X)
-    assert not machine.device.is_capturing()
-    assert len(_capture._void) == 1  # torch's allocator goes on asking it
-    assert machine.generators[0].states_set == 1
-    assert gc.isenabled()
-
-
-def test_a_model_that_raises_while_it_is_captured_is_called_plainly(machine):
-    def moody(x: Tensor) -> Tensor:
-        if torch.cuda.is_current_stream_capturing():
-            raise ValueError("not now")
-        return x * 2
-
-    f = same(moody)
-    calls = machine.prepared(f, X)
-    calls(X)
-    with pytest.warns(RuntimeWarning, match="not now"):
-        np.testing.assert_array_equal(calls(X), 2 * X)
-    np.testing.assert_array_equal(calls(X), 2 * X)
-    assert "ValueError: not now" in f.stats()["fallback"]
 
 
 # The driver fails
