@@ -12,10 +12,12 @@ as many. Needs mace-torch.
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from _engines import call_loop, floor_loop
 from _harness import FLOOR, Report, parser, python_loop
+from script_options import OPTIMISED, PROFILING, attempt, optimised
 
 import torchcall
 from torchcall.demo._system import load_example
@@ -25,7 +27,8 @@ from torchcall.mliap._input import input_dtypes
 
 EAGER, SCRIPTED, PACKAGE = "eager", "TorchScript", "AOTInductor"
 PACKAGE_FLOOR = f"{FLOOR}, {PACKAGE}"
-FROZEN = "torchcall, TorchScript, freeze=True"
+FROZEN = f"torchcall, {SCRIPTED}, freeze=True"
+TUNED, PROFILED = f"torchcall, {SCRIPTED}, {OPTIMISED}", f"{SCRIPTED}, {PROFILING}"
 
 
 def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
@@ -54,12 +57,18 @@ def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
         SCRIPTED: python_loop(scripted, (tensors,), requires_grad=True),
         PACKAGE: python_loop(_Forward(package), (tensors,), requires_grad=False),
     }
-    model = TorchMliap.from_package(path)
-    runs[f"torchcall, {EAGER}"] = call_loop(TorchMliap.from_module(eager, 5.0, True), padded)
-    runs[f"torchcall, {SCRIPTED}"] = call_loop(TorchMliap.from_module(scripted, 5.0, True), padded)
-    runs[FROZEN] = call_loop(TorchMliap.from_module(scripted, 5.0, True, freeze=True), padded)
-    runs[f"torchcall, {PACKAGE}"] = call_loop(model, padded)
-    runs[PACKAGE_FLOOR] = floor_loop(model, padded)
+
+    def model(module: Any, **options: Any) -> TorchMliap:
+        return TorchMliap.from_module(module, 5.0, True, **options)
+
+    compiled = TorchMliap.from_package(path)
+    runs[f"torchcall, {EAGER}"] = call_loop(model(eager), padded)
+    runs[f"torchcall, {SCRIPTED}"] = call_loop(model(scripted), padded)
+    runs[FROZEN] = call_loop(model(scripted, freeze=True), padded)
+    attempt(runs, TUNED, lambda: call_loop(model(optimised(scripted)), padded))
+    attempt(runs, PROFILED, lambda: floor_loop(model(scripted), padded))
+    runs[f"torchcall, {PACKAGE}"] = call_loop(compiled, padded)
+    runs[PACKAGE_FLOOR] = floor_loop(compiled, padded)
     for run in runs.values():
         run(5)
     shape = f"{len(graph.positions)} atoms, {tensors['edge_index'].shape[1]} edges"
