@@ -38,10 +38,11 @@ setup: $(VENV)/.built
 demo: setup
 	@$(BIN)/python -m torchcall demo
 
-# A process per core; a file's tests stay together, for they share what they compiled. A process that
-# has a core to itself needs one thread of torch's.
+# A process per core; a file's tests stay together, for they share what they compiled. In the order
+# of the files: by number of tests, the few long ones would come last, and one core would wait. A
+# process that has a core to itself needs one thread of torch's.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: setup
 	@$(PYTEST)

@@ -37,6 +37,14 @@ def x64():
 
 
 @pytest.fixture
+def barely_optimised():
+    """XLA compiles in half the time: for whole programs that prove what happens, not how fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def live_plans():
     """Counts the plans that are registered now, after a garbage collection."""
 

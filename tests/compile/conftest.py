@@ -9,9 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "mliap"))
 
 import reference
-from energies import Pairs
-
-import torchcall
+from engines import package  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +30,6 @@ def _own_cache(tmp_path, monkeypatch):
 def example():
     """Nine atoms, one of them a phantom, as an `AtomGraphInput` of double precision."""
     return reference.graph([reference.systems()["triclinic"]])
-
-
-@pytest.fixture(scope="session")
-def package(tmp_path_factory):
-    """A package of the energy-only Lennard-Jones module for any shapes, in double precision."""
-    folder = tmp_path_factory.mktemp("package")
-    graph = reference.graph([reference.systems()["triclinic"]])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHCALL_CACHE", str(folder / "cache"))
-        return torchcall.compile(
-            Pairs(), folder / "pairs.pt2", example=graph, cutoff=reference.CUTOFF, dynamic=True
-        )
 
 
 @pytest.fixture

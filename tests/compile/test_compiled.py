@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from energies import Energies, Pairs, Soft
+from energies import Energies, Soft
+from engines import Energy
 
 import torchcall
 from torchcall._compile._cases import dynamic_cases
@@ -36,7 +37,8 @@ def test_the_metadata_of_a_package_are_complete(package):
     own = found.torchcall
     assert own is not None
     assert own["torch"] == torch.__version__
-    assert own["name"] == "Pairs"
+    assert own["name"] == "Energy"
+    assert own["species"] == [6, 14]
     assert own["kind"] == "mliap"
     assert own["cutoff"] == CUTOFF
     assert own["capacity"] is None
@@ -101,7 +103,7 @@ def test_the_same_module_comes_from_the_cache(package, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHCALL_CACHE", str(package.parent / "cache"))
     monkeypatch.setattr(events, "build", None)
     graph = reference.graph([reference.systems()["triclinic"]])
-    path = torchcall.compile(Pairs(), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF)
+    path = torchcall.compile(Energy(), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF)
     assert path.read_bytes() == package.read_bytes()
 
 
@@ -142,6 +144,7 @@ def test_products_of_small_matrices_do_not_limit_the_sizes(tmp_path):
     # may not depend on that.
     members = [reference.systems()[kind] for kind in KINDS]
     network = reference.potentials()["message passing"]
+    network.layers = network.layers[:1]
     graph = reference.graph(members[:1])
     path = torchcall.compile(
         Energies(network), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF, dynamic=True

@@ -1,12 +1,14 @@
 """One Lennard-Jones potential through each engine; its package is compiled once a session."""
 
 import json
+import os
 import zipfile
 
 import graphs
 import pytest
 import reference
 import torch
+from filelock import FileLock
 from reference import CUTOFF
 
 import torchcall
@@ -35,15 +37,22 @@ class Energy(torch.nn.Module):
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory):
-    """The potential's package, double precision, for any shapes."""
-    path = tmp_path_factory.mktemp("packages") / "lennard_jones.pt2"
-    example = reference.graph([reference.systems()["triclinic"]])
+    """The potential's package, double precision, for any shapes; one for all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    path = folder / "lennard_jones.pt2"
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # serial code: the order of its sums is always the same
-    try:
-        return torchcall.compile(Energy(), path, example=example, cutoff=CUTOFF, dynamic=True)
-    finally:
-        torch.set_num_threads(threads)
+    with FileLock(folder / "lennard_jones.lock"), pytest.MonkeyPatch.context() as patch:
+        if path.exists():
+            return path
+        patch.setenv("TORCHCALL_CACHE", str(folder / "cache"))
+        example = reference.graph([reference.systems()["triclinic"]])
+        torch.set_num_threads(1)  # serial code: the order of its sums is always the same
+        try:
+            return torchcall.compile(Energy(), path, example=example, cutoff=CUTOFF, dynamic=True)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def potential(engine, package, **options):

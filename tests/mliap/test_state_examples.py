@@ -7,7 +7,7 @@ from reference import one_thread  # noqa: F401
 
 from torchcall.mliap import HyperGraph, TorchMliapInput, torch_mliap_model_fn
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("barely_optimised")]
 
 
 @pytest.fixture
