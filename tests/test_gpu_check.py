@@ -145,3 +145,22 @@ def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
     calls = {row["method"] for row in document["rows"]}
     methods = {"torch, Python loop", "torchcall, uncaptured", "buffer_callback", "pure_callback"}
     assert calls == {f"{method}, TorchScript" for method in methods} | {"XLA's loop, no call"}
+
+
+def test_the_figure_is_drawn_from_what_a_gpu_gave_and_nothing_else(load, tmp_path):
+    plot = load("gpu_plot")
+    rows = [
+        {"case": f"{kind}, message passing, {n} atoms, 9 edges", "method": method,
+         "engine": "-", "us_median": 3.0 * n, "us_iqr": 0.5, "n": 9}
+        for kind in ("calls", "steps")
+        for n in (64, 256)
+        for method in ("torchcall, captured, TorchScript", "pure_callback, TorchScript")
+    ]  # fmt: skip
+    document = {"machine": {}, "versions": {"jax": "1", "torch": "2"}, "rows": rows}
+    results, figure = tmp_path / "gpu_md.json", tmp_path / "images" / "figure.png"
+    options = ["--results", str(results), "--figure", str(figure)]
+    results.write_text(json.dumps(document))
+    assert plot.main(options) == 2  # a rehearsal's
+    results.write_text(json.dumps(document | {"machine": {"gpu": "a card"}}))
+    assert plot.main(options) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
