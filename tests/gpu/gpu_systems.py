@@ -1,6 +1,7 @@
 """Systems, models and graphs for the GPU tests of potentials, without ASE."""
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -58,6 +59,22 @@ def graph_on(device, positions, cell, pbc, batch):
         arrays = [jnp.asarray(a) for a in (positions, cell, pbc, batch)]
         neighbors = SEARCH.allocate(*arrays)
     return graph_of(arrays, neighbors), neighbors
+
+
+@lru_cache
+def graphs_on(device, n):
+    """`n` geometries of the systems, each with its graph; the graphs' shapes are the same."""
+    _, neighbors = graph_on(device, *systems())
+    rebuild = jax.jit(lambda neighbors, r, h: neighbors.rebuild(r, h))
+    result = []
+    for seed in range(n):
+        arrays = systems(seed, move=0.02)
+        with jax.default_device(device):
+            placed = [jnp.asarray(a) for a in arrays]
+            listed = rebuild(neighbors, *placed[:2])
+        assert not bool(listed.did_overflow)
+        result.append((arrays, graph_of(placed, listed)))
+    return result
 
 
 def graph_of(arrays, neighbors):

@@ -5,8 +5,8 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from gpu_models import REHEARSAL, TORCH_DEVICE, needs_gpu
-from gpu_systems import CUTOFF, POTENTIALS, graph_on, reference, systems
+from gpu_models import REHEARSAL, TORCH_DEVICE, assert_replayed, needs_gpu
+from gpu_systems import CUTOFF, POTENTIALS, graph_on, graphs_on, reference, systems
 from models import error_of
 
 import torchcall
@@ -31,14 +31,14 @@ def package(device, tmp_path_factory):
 def test_energies_and_gradients_are_those_of_torch(package, cuda_graph, device):
     model = TorchMliap.from_package(package, cuda_graph=cuda_graph)
     evaluate = jax.jit(energy_and_gradients)
-    for seed in range(4):
-        arrays = systems(seed, move=0.02)
-        graph, _ = graph_on(device, *arrays)
-        found = evaluate(model, replace(graph, list_cutoff=None))
+    for arrays, graph in graphs_on(device, 4):
+        found = evaluate(model, graph)
         right = reference(POTENTIALS[NAME](), *arrays)
         for key in ("energy", "position_gradients", "cell_gradients"):
             scale = np.abs(right[key]).max()
             np.testing.assert_allclose(getattr(found, key), right[key], atol=2e-4 * scale)
+    if cuda_graph == "auto":
+        assert_replayed(model.wrapper, 4)
 
 
 def test_a_loop_replays_the_package(package, device):

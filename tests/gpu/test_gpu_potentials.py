@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from gpu_models import REHEARSAL
-from gpu_systems import CUTOFF, POTENTIALS, SEARCH, graph_of, graph_on, reference, systems
+from gpu_models import REHEARSAL, assert_replayed
+from gpu_systems import (
+    CUTOFF,
+    POTENTIALS,
+    SEARCH,
+    graph_of,
+    graph_on,
+    graphs_on,
+    reference,
+    systems,
+)
 
 from torchcall.mliap import TorchMliap, energy, energy_and_gradients
 
@@ -30,15 +39,14 @@ def potential(name, engine, **options):
 def test_energies_and_gradients_are_those_of_torch(name, engine, cuda_graph, device):
     model = potential(name, engine, cuda_graph=cuda_graph)
     evaluate = jax.jit(energy_and_gradients)
-    for seed in range(4):
-        arrays = systems(seed, move=0.02)
-        graph, _ = graph_on(device, *arrays)
-        graph = replace(graph, list_cutoff=None)
+    for arrays, graph in graphs_on(device, 4):
         found = evaluate(model, graph)
         right = reference(POTENTIALS[name](), *arrays)
         for key in ("energy", "position_gradients", "cell_gradients"):
             scale = np.abs(right[key]).max()
             np.testing.assert_allclose(getattr(found, key), right[key], atol=2e-4 * scale)
+    if cuda_graph == "auto":
+        assert_replayed(model.wrapper, 4)
 
 
 @pytest.mark.parametrize("engine", ["TorchScript", "eager"])
