@@ -174,6 +174,11 @@ class GpuReport(Report):
         # A row of torchcall's that is missing for want of time is no failure; any other one is.
         held = all(claim.holds for claim in self.claims)
         failed = self.broken or not held or not self.rows
+        met = sum(claim.holds for claim in self.claims)
+        print(
+            f"{len(self.rows)} rows, {met} of {len(self.claims)} goals met, "
+            f"{len(self.left_out)} left out"
+        )
         return int(failed and self.options.check)
 
 

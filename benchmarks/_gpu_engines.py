@@ -11,7 +11,7 @@ import torch
 from _gpu import Device, graph_at, neighbors_of
 
 import torchcall
-from torchcall.mliap import TorchMliap, pad_graph
+from torchcall.mliap import AtomGraphInput, TorchMliap, pad_graph
 
 SCRIPT, PACKAGE, EAGER = "TorchScript", "AOTInductor", "eager"
 ENGINES = (SCRIPT, PACKAGE, EAGER)
@@ -45,7 +45,10 @@ class Engines:
         }
         if package is not None:
             load: Any = torch._inductor.aoti_load_package
-            self.forwards[PACKAGE] = load(str(package), run_single_threaded=True)
+            loaded = load(str(package), run_single_threaded=True)
+            # torch's loader takes a dict's entries in the order in which they come.
+            keys = list(AtomGraphInput.__annotations__)
+            self.forwards[PACKAGE] = lambda graph: loaded({key: graph[key] for key in keys})
 
     def model(self, engine: str, *, cuda_graph: str) -> TorchMliap:
         """The potential through torchcall."""

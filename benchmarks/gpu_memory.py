@@ -160,6 +160,8 @@ def main(argv: list[str] | None = None) -> int:
             document = {"machine": machine, "versions": versions, "rows": rows}
             Path(options.json).parent.mkdir(parents=True, exist_ok=True)
             Path(options.json).write_text(json.dumps(document, indent=2) + "\n")
+    refused = sum("error" in row for row in rows)
+    print(f"{len(rows)} settings, {refused} of them without a result")
     # One of the settings may well be refused; that is a result.
     return int(all("error" in row for row in rows))
 
