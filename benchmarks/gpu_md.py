@@ -36,7 +36,7 @@ from _gpu import (
 )
 from _gpu_claims import call_claims
 from _gpu_engines import EAGER, ENGINES, PACKAGE, SCRIPT, Engines, engines_of
-from _gpu_peers import Torch, buffer_call, pure_call
+from _gpu_peers import KEYS, Torch, buffer_call, pure_call
 from _gpu_steps import step_loop
 
 from torchcall.mliap import AtomGraphInput, pad_graph
@@ -71,22 +71,35 @@ def methods(
 
 
 def torch_runs(
-    engines: Engines, graph: AtomGraphInput, device: Device, wanted: list[str], out: Any
+    engines: Engines,
+    graph: AtomGraphInput,
+    device: Device,
+    wanted: list[str],
+    expected: Any,
+    out: Any,
 ) -> tuple[dict[str, Run], dict[str, str]]:
     """Torch alone: a Python loop and a CUDA graph by engine; `out(method, reason)` if it fails."""
     runs: dict[str, Run] = {}
     engine_of: dict[str, str] = {}
+    alones: dict[str, Torch] = {}
     for engine in [e for e in ENGINES if e in engines.forwards and e in wanted]:
-        alone = Torch(engines.forwards[engine], graph, device)
+        alone = alones[engine] = Torch(engines.forwards[engine], graph, device)
         runs[f"{PYTHON}, {engine}"] = alone.loop()
         if device.is_gpu:
             try:
                 runs[f"{GRAPH}, {engine}"] = alone.graph_loop()
             except RuntimeError as error:
                 out(f"{GRAPH}, {engine}", str(error))
-    for run_name in list(runs):
-        engine_of[run_name] = run_name.rsplit(", ", 1)[1]
-        runs[run_name](20)  # TorchScript's executor recompiles in its first calls
+    for row in list(runs):
+        engine_of[row] = row.rsplit(", ", 1)[1]
+        results = alones[engine_of[row]].results
+        for result in results:
+            result.zero_()
+        runs[row](20)  # TorchScript's executor recompiles in its first calls
+        found = {key: result.cpu() for key, result in zip(KEYS, results, strict=True)}
+        if expected is not None and (wrong := differs(found, expected)):
+            out(row, wrong)
+            del runs[row]
     return runs, engine_of
 
 
@@ -126,10 +139,10 @@ def time_calls(report: GpuReport, engines: Engines, n_atoms: int, device: Device
     calls, models, engine_of = methods(engines, device, options.engines)
     loops: dict[str, Loop] = {row: call_loop(call, (graph,), length) for row, call in calls.items()}
     loops[EMPTY] = call_loop(lambda graph: graph["pos"], (graph,), length)
-    runs, of_torch = torch_runs(engines, graph, device, options.engines, out)
+    expected = expected_of(engines, graph) if n_atoms <= 1024 else None
+    runs, of_torch = torch_runs(engines, graph, device, options.engines, expected, out)
     engine_of |= of_torch
     executables = compiled(loops)
-    expected = expected_of(engines, graph) if n_atoms <= 1024 else None
     for row, executable in executables.items():
         if isinstance(executable, Exception):
             out(row, str(executable))
