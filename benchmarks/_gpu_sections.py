@@ -151,7 +151,18 @@ def pytest(*arguments: str) -> list[str]:
     """
     # Deprecations are for those who develop; here they depend on what happens to be installed.
     quiet = [f"-Wdefault::{kind}Warning" for kind in ("Deprecation", "Future", "Resource")]
-    run = ["-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", "--durations=5", *quiet]
+    run = [
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:benchmark",
+        "--durations=5",
+        *quiet,
+    ]
     if find_spec("xdist"):
         run += ["-n", "6", "--dist", "loadfile"]
     if find_spec("pytest_timeout"):
