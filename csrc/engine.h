@@ -29,7 +29,11 @@ typedef struct {
   void (*write)(void* self, const char* text, size_t size);
 } TcSink;
 
-typedef enum { TC_OK = 0, TC_FAILED = 1 } TcStatus;
+typedef enum {
+  TC_OK = 0,
+  TC_FAILED = 1,
+  TC_KEPT = 2,  // of an observed call: done, but calls like it cannot be captured
+} TcStatus;
 
 // One node of a pytree in preorder: a container is followed by its `size` children, a dict by
 // `size` pairs of a key node and a value node.
@@ -146,14 +150,22 @@ typedef struct {
   int64_t copied_inputs;  // inputs copied beforehand because the model may write to them
 } TcModelCounters;
 
-// Where a call runs. On a CPU `stream` is NULL. On a CUDA device it is a cudaStream_t: the call
-// enqueues there and does not wait, except for the first call on a device, which moves the weights.
+typedef enum {
+  TC_COMPUTE = 0,
+  // As TC_COMPUTE; ends in TC_KEPT and a reason if the model kept an input.
+  TC_OBSERVE = 1,
+  // The call is, or prepares for, the capture of a CUDA graph: what it uses beside the buffers is
+  // allocated within the call and used by no other one. A model that keeps an input fails.
+  TC_RECORD = 2,
+} TcPurpose;
+
+// Where a call runs, and what for. On a CPU `stream` is NULL. On a CUDA device it is a
+// cudaStream_t: the call enqueues there and does not wait, except for the first call on a device,
+// which moves the weights.
 typedef struct {
   DLDevice device;
   void* stream;
-  // The call is, or prepares for, the capture of a CUDA graph: what it uses beside the buffers is
-  // allocated within the call and used by no other one. A model that keeps an input then fails.
-  int32_t recording;
+  TcPurpose purpose;
 } TcPlace;
 
 typedef struct {

@@ -170,7 +170,11 @@ TcStatus PlanCreate(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink
 
 TcStatus PlanRun(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, TcPlace place,
                  TcSink error) {
-  return Guarded(error, [&] { plan->plan->Run(inputs, outputs, place); });
+  std::string reason;
+  const TcStatus status = Guarded(error, [&] { reason = plan->plan->Run(inputs, outputs, place); });
+  if (status != TC_OK || reason.empty()) return status;
+  Write(error, reason);
+  return TC_KEPT;
 }
 
 TcStatus PlanTimeForward(TcPlan* plan, const DLTensor* inputs, int64_t iterations, double* seconds,

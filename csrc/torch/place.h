@@ -35,7 +35,7 @@ inline c10::Device DeviceOf(DLDevice device) {
   return c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(device.device_id));
 }
 
-inline constexpr TcPlace kCpuPlace = {{kDLCPU, 0}, nullptr, 0};
+inline constexpr TcPlace kCpuPlace = {{kDLCPU, 0}, nullptr, TC_COMPUTE};
 
 // Puts torch on the place's device and stream while it lives. torch takes the handle of a stream
 // that it did not make as the stream's id.

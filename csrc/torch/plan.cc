@@ -19,7 +19,7 @@ Plan::Plan(std::shared_ptr<Model> model, CallForm form, Autograd autograd, bool 
 }
 
 std::unique_ptr<CallContext> Plan::Acquire(TcPlace place) {
-  if (pools_ && place.recording == 0) {
+  if (pools_ && place.purpose != TC_RECORD) {
     const std::lock_guard<std::mutex> lock(pool_mutex_);
     const auto found =
         std::find_if(pool_.rbegin(), pool_.rend(), [&](const std::unique_ptr<CallContext>& free) {
@@ -38,12 +38,12 @@ std::unique_ptr<CallContext> Plan::Acquire(TcPlace place) {
 }
 
 void Plan::GiveBack(std::unique_ptr<CallContext> context) {
-  if (!pools_ || context->place.recording != 0) return;
+  if (!pools_ || context->place.purpose == TC_RECORD) return;
   const std::lock_guard<std::mutex> lock(pool_mutex_);
   if (pool_.size() < kMostPooled) pool_.push_back(std::move(context));
 }
 
-void Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
+std::string Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
   ApplyThreadBudget();
   const StreamScope stream(place);
   const TorchStateGuard guard(autograd_);
@@ -76,9 +76,10 @@ void Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
   for (size_t i = 0; i < form_.outputs.size(); ++i) {
     form_.CopyOut(form_.outputs[i], *call.outputs[i], call.sizes, device, outputs[i].data);
   }
-  if (finisher.Finish(/*succeeded=*/true) > 0 && place.recording != 0) {
-    throw std::runtime_error("keeps an input after the call");
-  }
+  const bool kept = finisher.Finish(/*succeeded=*/true) > 0;
+  const std::string reason = kept ? "it keeps an input after the call" : "";
+  if (kept && place.purpose == TC_RECORD) throw std::runtime_error(reason);
+  return place.purpose == TC_OBSERVE ? reason : "";
 }
 
 }  // namespace torchcall

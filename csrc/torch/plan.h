@@ -8,6 +8,7 @@
 
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "../engine.h"
@@ -46,7 +47,8 @@ class Plan {
   Plan& operator=(const Plan&) = delete;
 
   // Thread-safe.
-  void Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
+  // Of an observed call: why calls like it cannot be captured, empty where nothing tells.
+  std::string Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
   // Seconds for `iterations` calls of the model itself on copies of these inputs.
   virtual double TimeForward(const DLTensor* inputs, int64_t iterations) const = 0;
   // A share of what calls on the device compute with now.

@@ -239,7 +239,7 @@ class PyPlan {
                  int ordinal, uintptr_t stream) const {
     const nb::gil_scoped_release release;
     plan_->RunOn(Pointers(inputs).data(), Pointers(outputs).data(),
-                 {{kDLCUDA, ordinal}, reinterpret_cast<void*>(stream), 0});
+                 {{kDLCUDA, ordinal}, reinterpret_cast<void*>(stream), TC_COMPUTE});
   }
 
  private:

@@ -130,22 +130,23 @@ CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallC
     throw std::invalid_argument("torchcall: " + model_name_ + ": " + error.text());
   }
   plan_.reset(plan);
-  PlanCalls calls = {
-      model_name_,
-      structure.graph_mode,
-      structure.graph_refusal,
-      {},
-      {},
-      counters_,
-      [this](void* const* in, void* const* out, TcPlace place) { RunPlainly(in, out, place); },
-      [this](DLDevice device) -> std::function<void()> {
-        TcHold* hold = nullptr;
-        ErrorText why;
-        if (TorchHalf().plan_hold(plan_.get(), device, &hold, why.sink()) != TC_OK) {
-          throw std::runtime_error(why.text());
-        }
-        return [hold] { TorchHalf().hold_release(hold); };
-      }};
+  PlanCalls calls = {model_name_,
+                     structure.graph_mode,
+                     structure.graph_refusal,
+                     {},
+                     {},
+                     counters_,
+                     [this](void* const* in, void* const* out, TcPlace place) {
+                       return RunPlainly(in, out, place);
+                     },
+                     [this](DLDevice device) -> std::function<void()> {
+                       TcHold* hold = nullptr;
+                       ErrorText why;
+                       if (TorchHalf().plan_hold(plan_.get(), device, &hold, why.sink()) != TC_OK) {
+                         throw std::runtime_error(why.text());
+                       }
+                       return [hold] { TorchHalf().hold_release(hold); };
+                     }};
   for (const ArraySpec& array : inputs_) calls.input_bytes.push_back(array.Bytes(*array.dtype));
   for (const ArraySpec& array : outputs_) calls.output_bytes.push_back(array.Bytes(*array.dtype));
   cuda_calls_ = std::make_unique<CudaCalls>(std::move(calls));
@@ -198,21 +199,22 @@ void CallPlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place) {
   counters_->bytes_copied.fetch_add(bytes_copied_per_call_, std::memory_order_relaxed);
   if (place.device.device_type == kDLCPU) {
     counters_->on_cpu.store(true, std::memory_order_relaxed);
-    return RunPlainly(inputs, outputs, place);
+    RunPlainly(inputs, outputs, place);
+    return;
   }
   cuda_calls_->Run(inputs, outputs, place.device.device_id, place.stream);
 }
 
-void CallPlan::RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const {
+std::string CallPlan::RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const {
   CallArray<DLTensor> operands(inputs_.size());
   CallArray<DLTensor> results(outputs_.size());
   Fill(operands, input_tensors_, inputs, place.device);
   Fill(results, output_tensors_, outputs, place.device);
   ErrorText error;
-  if (TorchHalf().plan_run(plan_.get(), operands.data(), results.data(), place, error.sink()) !=
-      TC_OK) {
-    throw std::runtime_error(error.text());
-  }
+  const TcStatus status =
+      TorchHalf().plan_run(plan_.get(), operands.data(), results.data(), place, error.sink());
+  if (status == TC_FAILED) throw std::runtime_error(error.text());
+  return error.text();
 }
 
 double CallPlan::TimeForward(const std::vector<void*>& data, int64_t iterations) const {

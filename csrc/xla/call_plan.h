@@ -57,8 +57,8 @@ class CallPlan {
   double TimeForward(const std::vector<void*>& data, int64_t iterations) const;
 
  private:
-  // The model itself. Throws what went wrong.
-  void RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const;
+  // The model itself. Throws what went wrong; returns what an observed call tells.
+  std::string RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const;
 
   std::string model_name_;
   std::shared_ptr<CallCounters> counters_;

@@ -28,11 +28,11 @@ Captured NoGraph(const std::string& why) {
   return captured;
 }
 
-Captured CaptureInPython(PyObject* capture, const Recording& recording) {
+Captured CaptureInPython(PyObject* capture, Recording& recording) {
   if (InterpreterEnds()) return NoGraph("the Python interpreter is shutting down");
   const Gil gil;
   try {
-    const nb::object result = nb::handle(capture)(nb::cast(recording, nb::rv_policy::copy));
+    const nb::object result = nb::handle(capture)(nb::cast(&recording, nb::rv_policy::reference));
     if (nb::isinstance<nb::str>(result)) return NoGraph(nb::cast<std::string>(result));
     auto [graph, inputs, outputs, kept] = nb::cast<PyCaptured>(result);
     Captured captured;
@@ -64,10 +64,15 @@ void SetPythonTools(const nb::object& capture, const nb::object& warn) {
   PyObject* capturing = nb::object(capture).release().ptr();  // for good
   PyObject* warning = nb::object(warn).release().ptr();
   SetGraphTools(
-      {[capturing](const Recording& recording) { return CaptureInPython(capturing, recording); },
+      {[capturing](Recording& recording) { return CaptureInPython(capturing, recording); },
        [warning](const std::string& model, const std::string& reason) {
          WarnInPython(warning, model, reason);
        }});
+}
+
+std::string Call(Recording& recording) {
+  const nb::gil_scoped_release release;
+  return recording.Call();
 }
 
 // torch's own threads may need the GIL while the model runs.
@@ -105,6 +110,7 @@ void BindCapture(nb::module_& m) {
       .def_prop_ro("ordinal", &Recording::ordinal)
       .def_prop_ro("input_bytes", [](const Recording& self) { return self.plan().input_bytes; })
       .def_prop_ro("output_bytes", [](const Recording& self) { return self.plan().output_bytes; })
+      .def("call", &Call)
       .def("copy_inputs", &CopyInputs, nb::arg("to"))
       .def("run", &Run, nb::arg("inputs"), nb::arg("outputs"), nb::arg("stream"));
 }

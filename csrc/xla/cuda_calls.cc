@@ -105,9 +105,20 @@ void Recording::CopyInputs(const std::vector<CudaAddress>& to) const {
   driver.Check(driver.stream_synchronize(stream_), "waiting for the inputs of a capture");
 }
 
+std::string Recording::Call() {
+  try {
+    const std::string reason = plan_.run(inputs_, outputs_, {Cuda(ordinal_), stream_, TC_OBSERVE});
+    called_ = true;
+    return reason;
+  } catch (...) {
+    failure_ = std::current_exception();
+    throw;
+  }
+}
+
 void Recording::Run(const std::vector<CudaAddress>& inputs, const std::vector<CudaAddress>& outputs,
                     CudaStream stream) const {
-  plan_.run(Pointers(inputs).data(), Pointers(outputs).data(), {Cuda(ordinal_), stream, 1});
+  plan_.run(Pointers(inputs).data(), Pointers(outputs).data(), {Cuda(ordinal_), stream, TC_RECORD});
 }
 
 CudaCalls::~CudaCalls() {
@@ -148,20 +159,16 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
     plan_.counters->cuda_devices.fetch_or(uint64_t{1} << ordinal);
   }
   Device& device = *slot.load();
-  const TcPlace place = {Cuda(ordinal), stream, 0};
+  const TcPlace place = {Cuda(ordinal), stream, TC_COMPUTE};
   if (TryReplay(device, inputs, outputs, stream)) return;
   // After a refresh a call moves weights once more.
   const int64_t generation = plan_.counters->generation.load();
   if (device.next.load() == Next::kPlain && device.generation.load() == generation) {
-    return plan_.run(inputs, outputs, place);
+    plan_.run(inputs, outputs, place);
+    return;
   }
 
   const std::lock_guard<std::recursive_mutex> lock(OneAtATime());
-  const auto refuse = [&](const std::string& reason) {
-    if (plan_.mode != GraphMode::kRequire) return FallBack(device, reason);
-    device.failure = "cuda_graph='require': the call can't be captured: " + reason;
-    device.next.store(Next::kRefused);
-  };
   if (device.next.load() == Next::kFirstCall) {
     if (plan_.mode == GraphMode::kOff) {
       plan_.run(inputs, outputs, place);
@@ -175,33 +182,45 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
       device.next.store(Next::kCapture);
       return;
     }
-    refuse(plan_.refusal);
+    Refuse(device, plan_.refusal);
   }
   if (device.next.load() == Next::kCapture) {
     if (TryReplay(device, inputs, outputs, stream)) return;
-    GraphBudget::Get().Remove(&device);
-    device.replay.store(nullptr);
-    device.generation.store(plan_.counters->generation.load());
-    try {
-      device.replay.store(Capture(inputs, ordinal, stream));
-      plan_.counters->graph_captures.fetch_add(1);
-      GraphBudget::Get().Add(plan_, &device);
-    } catch (const std::exception& e) {
-      refuse(e.what());
-    }
-    if (TryReplay(device, inputs, outputs, stream)) return;
+    Recording recording(plan_, ordinal, stream, inputs, outputs);
+    CaptureOnce(device, recording, stream);
+    if (recording.called() && device.next.load() != Next::kRefused) return;
   }
   if (device.next.load() == Next::kRefused) throw std::runtime_error(device.failure);
   plan_.run(inputs, outputs, place);
   if (device.next.load() == Next::kPlain) device.generation.store(generation);
 }
 
-std::shared_ptr<Replay> CudaCalls::Capture(void* const* inputs, int ordinal,
-                                           CudaStream stream) const {
-  std::function<void()> release = plan_.hold(Cuda(ordinal));
+void CudaCalls::Refuse(Device& device, const std::string& reason) {
+  if (plan_.mode != GraphMode::kRequire) return FallBack(device, reason);
+  device.failure = "cuda_graph='require': the call can't be captured: " + reason;
+  device.next.store(Next::kRefused);
+}
+
+void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream stream) {
+  GraphBudget::Get().Remove(&device);
+  device.replay.store(nullptr);
+  device.generation.store(plan_.counters->generation.load());
+  try {
+    device.replay.store(Capture(recording, stream));
+    plan_.counters->graph_captures.fetch_add(1);
+    GraphBudget::Get().Add(plan_, &device);
+  } catch (const std::exception& e) {
+    // A call that fails is no reason against the next one.
+    if (recording.failure()) std::rethrow_exception(recording.failure());
+    Refuse(device, e.what());
+  }
+}
+
+std::shared_ptr<Replay> CudaCalls::Capture(Recording& recording, CudaStream stream) const {
+  std::function<void()> release = plan_.hold(Cuda(recording.ordinal()));
   Captured captured;
   try {
-    captured = TheTools().capture(Recording(plan_, ordinal, stream, inputs));
+    captured = TheTools().capture(recording);
   } catch (const std::exception& e) {
     captured.failure = e.what();
   }

@@ -7,6 +7,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -30,8 +31,9 @@ struct PlanCalls {
   std::vector<size_t> input_bytes;
   std::vector<size_t> output_bytes;
   std::shared_ptr<CallCounters> counters;
-  // Enqueues the model itself. Throws what went wrong, without the model's name.
-  std::function<void(void* const* inputs, void* const* outputs, TcPlace place)> run;
+  // Enqueues the model itself. Throws what went wrong, without the model's name; returns why calls
+  // cannot be captured, where it was to be observed and anything tells.
+  std::function<std::string(void* const* inputs, void* const* outputs, TcPlace place)> run;
   // A share of what the model computes with on a device; it is let go of by the function returned.
   std::function<std::function<void()>(DLDevice device)> hold;
 };
@@ -39,11 +41,17 @@ struct PlanCalls {
 // A call that is being captured, as whoever captures it sees it.
 class Recording {
  public:
-  Recording(const PlanCalls& plan, int ordinal, CudaStream stream, void* const* inputs)
-      : plan_(plan), ordinal_(ordinal), stream_(stream), inputs_(inputs) {}
+  Recording(const PlanCalls& plan, int ordinal, CudaStream stream, void* const* inputs,
+            void* const* outputs)
+      : plan_(plan), ordinal_(ordinal), stream_(stream), inputs_(inputs), outputs_(outputs) {}
 
   int ordinal() const { return ordinal_; }
   const PlanCalls& plan() const { return plan_; }
+  // Makes the call, as if nothing were captured. Returns why calls like it cannot be, or nothing.
+  std::string Call();
+  bool called() const { return called_; }
+  // What Call threw.
+  std::exception_ptr failure() const { return failure_; }
   // Copies the call's inputs into other buffers on the same device, and waits for them.
   void CopyInputs(const std::vector<CudaAddress>& to) const;
   // Enqueues the model itself on a stream.
@@ -55,6 +63,9 @@ class Recording {
   int ordinal_;
   CudaStream stream_;
   void* const* inputs_;
+  void* const* outputs_;
+  bool called_ = false;
+  std::exception_ptr failure_;
 };
 
 struct Captured {
@@ -67,7 +78,7 @@ struct Captured {
 
 // torch's tools for capture are Python's.
 struct GraphTools {
-  std::function<Captured(const Recording&)> capture;
+  std::function<Captured(Recording&)> capture;
   // Tells the user that calls of a model are not replays.
   std::function<void(const std::string& model, const std::string& reason)> warn;
 };
@@ -103,8 +114,11 @@ class CudaCalls {
   bool TryReplay(Device& device, void* const* inputs, void* const* outputs, CudaStream stream);
   // Must not be called with a lock held that a thread with the GIL may wait for.
   void FallBack(Device& device, const std::string& reason);
+  void Refuse(Device& device, const std::string& reason);
+  // Makes the call, and its graph for later ones or a refusal. Throws what the call throws.
+  void CaptureOnce(Device& device, Recording& recording, CudaStream stream);
   // Throws CudaError, or std::runtime_error with the reason why the model cannot be captured.
-  std::shared_ptr<Replay> Capture(void* const* inputs, int ordinal, CudaStream stream) const;
+  std::shared_ptr<Replay> Capture(Recording& recording, CudaStream stream) const;
 
   const PlanCalls plan_;
   std::array<std::atomic<Device*>, 32> devices_{};

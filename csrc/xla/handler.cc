@@ -53,14 +53,14 @@ ffi::Error Execute(CallPlan& plan, ffi::RemainingArgs operands, ffi::RemainingRe
 
 ffi::Error ExecuteOnCpu(CpuState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
                         int64_t) {
-  return Execute(*state->plan, operands, results, {{kDLCPU, 0}, nullptr, 0});
+  return Execute(*state->plan, operands, results, {{kDLCPU, 0}, nullptr, TC_COMPUTE});
 }
 
 // Enqueues on XLA's stream and returns. XLA may not record it into command buffers of its own: the
 // model may allocate, and a first call waits.
 ffi::Error ExecuteOnCuda(CudaState* state, void* stream, int32_t ordinal,
                          ffi::RemainingArgs operands, ffi::RemainingRets results, int64_t) {
-  return Execute(*state->plan, operands, results, {{kDLCUDA, ordinal}, stream, 0});
+  return Execute(*state->plan, operands, results, {{kDLCUDA, ordinal}, stream, TC_COMPUTE});
 }
 
 }  // namespace

@@ -41,7 +41,8 @@ class NotCapturableError(Exception):
 def capture(recording: _bridge.Recording) -> Captured | str:
     """Captures a call, or says why that is impossible. Nothing is raised.
 
-    The model runs twice on the caller's data, on a stream of its own, before it is captured there.
+    First it makes the call itself, and sees whether the model changed what it holds. Then the model
+    runs twice on the caller's data, on a stream of its own, before it is captured there.
     The capture forbids only the calling thread what a capture forbids, so other threads may use the
     device meanwhile. A model that draws random numbers is not captured: a replay outside torch
     would draw the same ones each time.
@@ -66,6 +67,12 @@ def _capture(recording: _bridge.Recording) -> Captured:
     device = torch.device("cuda", recording.ordinal)
     with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):
         stream = torch.cuda.current_stream(device)
+        with observed() as observation:
+            reason = recording.call()
+        if changed := observation.changed():
+            reason = f"it changes its own '{changed}', which a replay would not do again"
+        if reason:
+            raise NotCapturableError(reason)
         inputs = [_buffer(size, device) for size in recording.input_bytes]
         outputs = [_buffer(size, device) for size in recording.output_bytes]
         sources, targets = _addresses(inputs), _addresses(outputs)
@@ -75,12 +82,9 @@ def _capture(recording: _bridge.Recording) -> Captured:
         recording.copy_inputs(sources)
         before = torch.cuda.get_rng_state(device)
         try:
-            with _noting_graphs() as noted, observed() as observation:
+            with _noting_graphs() as noted:
                 for _ in range(_WARM_UPS):
                     recording.run(sources, targets, stream.cuda_stream)
-                    if changed := observation.changed():
-                        what = f"it changes its own '{changed}'"
-                        raise NotCapturableError(f"{what}, which a replay would not do again")
         finally:
             stream.synchronize()  # what follows on the caller's stream may use what was made here
         if noted:

@@ -142,7 +142,7 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
 def _graph_refusal(model: _bridge.Model) -> str:
     """Why no call of this model can be a replay of a CUDA graph, as far as its code tells."""
     if model.keeps_state:
-        return "the model assigns attributes, which a replay would not do again"
+        return "the model changes its own attributes, which a replay would not do again"
     if model.draws_random_numbers:
         return "the model draws random numbers, which a replay would draw again"
     return ""

@@ -97,10 +97,14 @@ MODELS = {
     ),
     "one that assigns attributes": (
         lambda **o: same(torch.jit.script(Stateful()), **o),
-        "assigns attributes",
+        "changes its own attributes",
     ),
     "Python that assigns attributes": (lambda **o: same(Stateful(), **o), "its own 'calls'"),
     "Python that writes to a buffer": (lambda **o: same(Counting(), **o), "its own 'calls'"),
+    "TorchScript that writes to a buffer": (
+        lambda **o: same(torch.jit.script(Counting()), **o),
+        "changes its own attributes",
+    ),
     "Python that fills a list": (lambda **o: same(Remembering(), **o), "its own 'shapes'"),
     "TorchScript that draws random numbers": (
         lambda **o: same(torch.jit.script(Drawing()), **o),
@@ -144,6 +148,36 @@ def test_where_a_graph_is_required_that_is_an_error(machine, make, reason):
         assert text.startswith("cuda_graph='require': the call can't be captured: ")
         assert reason in text
     _kept.clear()
+
+
+@pytest.mark.parametrize("make", [torch.jit.script, lambda module: module], ids=["script", "eager"])
+@pytest.mark.filterwarnings("ignore:torchcall.*without a CUDA graph")
+def test_what_a_model_counts_is_counted_once_a_call(machine, make):
+    for model in (Stateful(), Counting()):
+        calls = machine.prepared(same(make(model)), X)
+        for n in range(1, 6):
+            np.testing.assert_array_equal(calls(X), n * X)
+
+
+def test_a_call_that_raises_is_no_reason_against_the_next(machine):
+    def picky(x: Tensor) -> Tensor:
+        if fails:
+            raise ValueError("not this one")
+        return x * 2
+
+    fails = False
+    f = same(picky)
+    calls = machine.prepared(f, X)
+    calls(X)
+    fails = True
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not this one"):
+            calls(X)
+    fails = False
+    for _ in range(3):
+        np.testing.assert_array_equal(calls(X), 2 * X)
+    stats = f.stats()
+    assert (stats["graph_captures"], stats["graph_replays"], stats["fallback"]) == (1, 2, None)
 
 
 def test_a_void_capture_leaves_torch_mended(machine):

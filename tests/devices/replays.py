@@ -37,7 +37,7 @@ def test_the_second_call_is_captured_and_later_ones_replay_with_the_models_resul
         for g, e in zip(calls(*x), expected, strict=True):
             np.testing.assert_array_equal(g, e)
         stats = f.stats()
-        assert (stats["graph_captures"], stats["graph_replays"]) == (seed >= 1, max(seed, 0))
+        assert (stats["graph_captures"], stats["graph_replays"]) == (seed >= 1, max(seed - 1, 0))
     assert f.stats()["fallback"] is None
 
 
@@ -75,7 +75,7 @@ def test_a_graph_is_instantiated_as_torch_does_it(machine):
 
 def test_replays_on_two_streams_follow_each_other(machine):
     calls = machine.prepared(scripted_double(), X)
-    for stream in (STREAM, STREAM, OTHER_STREAM, STREAM):
+    for stream in (STREAM, STREAM, STREAM, OTHER_STREAM, STREAM):
         np.testing.assert_array_equal(calls(X, stream=stream), 2 * X)
     names = machine.driver.names()
     waits = machine.driver.log("cuStreamWaitEvent")
@@ -125,7 +125,7 @@ def test_a_plan_is_captured_once_per_device(machine):
         np.testing.assert_array_equal(calls(X, ordinal=0), 2 * X)
         np.testing.assert_array_equal(calls(X, ordinal=1, stream=OTHER_STREAM), 2 * X)
     stats = f.stats()
-    assert (stats["graph_captures"], stats["graph_replays"]) == (2, 4)
+    assert (stats["graph_captures"], stats["graph_replays"]) == (2, 2)
 
 
 def test_switched_off_nothing_is_captured(machine):
@@ -210,7 +210,7 @@ def test_a_graph_keeps_the_tensors_that_the_module_had_when_it_was_captured(mach
     gc.collect()
     torch.full((3,), 99.0, device="cuda:0")
     np.testing.assert_array_equal(calls(2 * X), 2 * X * factors[:3])
-    assert f.stats()["graph_replays"] == 3
+    assert f.stats()["graph_replays"] == 2
 
 
 def test_a_graph_keeps_the_tensors_behind_a_function(machine):
@@ -230,7 +230,7 @@ def test_a_graph_keeps_the_tensors_behind_a_function(machine):
         np.testing.assert_array_equal(calls(X), X * factors[:3])
     np.testing.assert_array_equal(others(tall), tall * factors)
     np.testing.assert_array_equal(calls(2 * X), 2 * X * factors[:3])
-    assert f.stats()["graph_replays"] == 3
+    assert f.stats()["graph_replays"] == 2
 
 
 def test_the_graph_that_was_launched_longest_ago_makes_room(machine):
@@ -270,7 +270,7 @@ def test_threads_with_streams_of_their_own_get_their_own_results(machine):
 def functions_of(machine: Machine) -> list[str]:
     """What the driver is asked for by a plain call, a capture, two replays and the end."""
     calls = machine.prepared(scripted_double(), X)
-    for stream in (STREAM, STREAM, OTHER_STREAM):
+    for stream in (STREAM, STREAM, STREAM, OTHER_STREAM):
         calls(X, stream=stream)
     return machine.driver.names()
 
@@ -288,7 +288,7 @@ def test_whatever_call_of_the_driver_fails_nothing_is_wrong_or_left_behind(machi
         errors = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            for i, stream in enumerate((STREAM, STREAM, OTHER_STREAM, STREAM)):
+            for i, stream in enumerate((STREAM, STREAM, STREAM, OTHER_STREAM, STREAM)):
                 try:
                     np.testing.assert_array_equal(calls(X + i, stream=stream), 2 * (X + i))
                 except RuntimeError as error:
