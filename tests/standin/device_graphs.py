@@ -5,7 +5,7 @@ import gc
 
 import pytest
 import torch
-from device_operators import Forces
+from devices.potentials import Forces
 from standin.driver import Driver
 from standin.torch_device import TorchDevice
 from standin.torch_graphs import pretended_cuda

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 import torch
+from devices.potentials import Forces
 from standin.torch_device import TorchDevice, borrowed
-from torch import Tensor, nn
 
 STREAM = 0x7F00
 
@@ -15,25 +15,6 @@ def device():
     device = TorchDevice()
     device.reset()
     return device
-
-
-class Forces(nn.Module):
-    """A pair potential of two layers, with `torch.autograd.grad` inside `forward`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 8)
-        self.last = nn.Linear(8, 1)
-
-    def forward(self, pos: Tensor, edge_index: Tensor) -> tuple[Tensor, Tensor]:
-        pos = pos.requires_grad_(True)
-        bonds = pos.index_select(0, edge_index[1]) - pos.index_select(0, edge_index[0])
-        energies = self.last(torch.nn.functional.silu(self.layer(bonds)))
-        per_atom = torch.zeros_like(pos[:, 0]).index_add(0, edge_index[0], energies.squeeze(-1))
-        total = per_atom.pow(2).sum()
-        gradient = torch.autograd.grad([total], [pos])[0]
-        assert gradient is not None
-        return total.detach(), gradient
 
 
 def test_python_still_sees_no_cuda():
