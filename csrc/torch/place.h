@@ -1,5 +1,6 @@
 // Where a call runs, in torch's terms. Everything here is libc10's: nothing links CUDA, and in a
-// process whose torch has no CUDA the device guard says so.
+// process whose torch has no CUDA the device guard says so. On CUDA, not yet run but over
+// stand-ins.
 
 #ifndef TORCHCALL_TORCH_PLACE_H_
 #define TORCHCALL_TORCH_PLACE_H_

@@ -1,5 +1,5 @@
 // The calls of one plan on CUDA devices: the first one plainly, then replays of a CUDA graph where
-// the model can be captured.
+// the model can be captured. Not yet run on a GPU.
 
 #ifndef TORCHCALL_XLA_CUDA_CALLS_H_
 #define TORCHCALL_XLA_CUDA_CALLS_H_

@@ -56,8 +56,8 @@ ffi::Error ExecuteOnCpu(CpuState* state, ffi::RemainingArgs operands, ffi::Remai
   return Execute(*state->plan, operands, results, {{kDLCPU, 0}, nullptr, TC_COMPUTE});
 }
 
-// Enqueues on XLA's stream and returns. XLA may not record it into command buffers of its own: the
-// model may allocate, and a first call waits.
+// Not yet run on a GPU. Enqueues on XLA's stream and returns. XLA may not record it into command
+// buffers of its own: the model may allocate, and a first call waits.
 ffi::Error ExecuteOnCuda(CudaState* state, void* stream, int32_t ordinal,
                          ffi::RemainingArgs operands, ffi::RemainingRets results, int64_t) {
   return Execute(*state->plan, operands, results, {{kDLCUDA, ordinal}, stream, TC_COMPUTE});

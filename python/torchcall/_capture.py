@@ -1,4 +1,7 @@
-"""Captures a call into a CUDA graph, with torch's tools. The graph is replayed without Python."""
+"""Captures a call into a CUDA graph, with torch's tools. The graph is replayed without Python.
+
+Not yet run on a GPU: written from torch's sources, tested over stand-ins.
+"""
 
 import gc
 import sys
