@@ -19,8 +19,10 @@ def run(script, *options):
         capture_output=True,
         text=True,
         timeout=900,
-        # Two busy threads on two busy cores wait for each other: a smoke test needs one.
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        # Two busy threads on two busy cores wait for each other: a smoke test needs one, and no
+        # optimised programs.
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
         check=False,
     )
 

@@ -331,7 +331,7 @@ def test_a_capture_and_other_threads_that_run_jax_do_not_wait_for_each_other(mac
     thread = threading.Thread(target=jax_loop)
     thread.start()
     try:
-        for _ in range(10):
+        for _ in range(4):
             f = eager_forces(Forces())
             calls = machine.prepared(f, *force_input())
             for _ in range(3):

@@ -85,7 +85,7 @@ def random_batch(rng, n_systems, dtype=np.float32):
     )
 
 
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     cutoff=st.floats(1.0, 5.0),
@@ -98,7 +98,7 @@ def test_random_batches_equal_vesin(seed, cutoff, skin):
 
 
 @pytest.mark.slow
-@settings(max_examples=4, deadline=None, derandomize=True)
+@settings(max_examples=2, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), cutoff=st.floats(0.5, 8.0))
 def test_many_random_batches_equal_vesin(seed, cutoff):
     geometry = random_batch(np.random.default_rng(seed), 20)
