@@ -65,8 +65,9 @@ class EagerRunner:
         """
         try:
             module = self._replicas.on(device)
-            if _observation.current is not None:
-                _observation.current.see(module)
+            observation = _observation.current  # read once: another thread may end it
+            if observation is not None:
+                observation.see(module)
             if self._plain:
                 result = module(*tensors[: len(self._slots)])
             else:
