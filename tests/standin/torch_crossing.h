@@ -1,21 +1,24 @@
 // One operator's arguments on their way to the CPU, and its results on their way back: the same
 // memory under another device's name. Results that are views of arguments stay such.
+//
+// Comes after a header that says where a device's memory is: torch_memory.h or cuda/torch_place.h.
 
 #ifndef TORCHCALL_STANDIN_TORCH_CROSSING_H_
 #define TORCHCALL_STANDIN_TORCH_CROSSING_H_
 
+#include <ATen/core/Generator.h>
 #include <ATen/core/List.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 #include <c10/core/StorageImpl.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <string>
+#include <unordered_set>
 #include <utility>
 #include <vector>
-
-#include "torch_memory.h"
 
 namespace standin {
 
@@ -35,7 +38,7 @@ class Crossing {
  public:
   explicit Crossing(Beside beside) : beside_(beside) {}
 
-  c10::DeviceIndex device() const { return device_.value_or(this_device); }
+  c10::DeviceIndex device() const { return device_.value_or(CurrentDevice()); }
   // Whether tensors of the CPU have to travel.
   bool meets_cpu() const { return meets_cpu_; }
   bool indexes_by_mask() const { return indexes_by_mask_; }
@@ -47,16 +50,13 @@ class Crossing {
       for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(ToCpu(tensor));
       return list;
     }
-    if (value.isOptionalTensorList()) {
+    if (value.isList() && IsOfOptionalTensors(value.toListRef())) {
       c10::List<std::optional<at::Tensor>> list;
-      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorVector()) {
-        list.push_back(tensor ? std::optional(ToCpu(*tensor)) : std::nullopt);
-        indexes_by_mask_ |=
-            tensor && tensor->defined() && tensor->is_cuda() &&
-            (tensor->scalar_type() == at::kBool || tensor->scalar_type() == at::kByte);
-      }
+      for (const c10::IValue& item : value.toListRef()) list.push_back(IndexToCpu(item));
       return list;
     }
+    // The numbers are those of the CPU's own.
+    if (value.isGenerator() && value.toGenerator().device().is_cuda()) return {};
     if (value.isDevice() && value.toDevice().is_cuda()) {
       device_ = IndexOf(value.toDevice());
       return c10::Device(c10::kCPU);
@@ -93,6 +93,21 @@ class Crossing {
     at::Tensor original;
     at::Tensor alias;
   };
+
+  // TorchScript's lists of them do not say what they are of.
+  static bool IsOfOptionalTensors(c10::ArrayRef<c10::IValue> items) {
+    return std::any_of(items.begin(), items.end(), [](const auto& i) { return i.isTensor(); }) &&
+           std::all_of(items.begin(), items.end(),
+                       [](const auto& i) { return i.isTensor() || i.isNone(); });
+  }
+
+  std::optional<at::Tensor> IndexToCpu(const c10::IValue& index) {
+    if (index.isNone()) return std::nullopt;
+    const at::Tensor& tensor = index.toTensor();
+    indexes_by_mask_ |= tensor.defined() && tensor.is_cuda() &&
+                        (tensor.scalar_type() == at::kBool || tensor.scalar_type() == at::kByte);
+    return ToCpu(tensor);
+  }
 
   at::Tensor ToCpu(const at::Tensor& tensor) {
     if (!tensor.defined()) return tensor;
@@ -141,15 +156,15 @@ class Crossing {
     c10::StorageImpl* impl = storage.unsafeGetStorageImpl();
     c10::Storage alias = c10::make_intrusive<c10::StorageImpl>(
         c10::StorageImpl::use_byte_size_t(), impl->nbytes(),
-        c10::DataPtr(impl->mutable_data(), c10::Device(c10::kCPU)), c10::GetCPUAllocator(),
-        impl->resizable());
+        c10::DataPtr(HostView(impl->mutable_data()), c10::Device(c10::kCPU)),
+        c10::GetCPUAllocator(), impl->resizable());
     storages_.emplace_back(storage, alias);
     return alias;
   }
 
   static void Return(const c10::Storage& original, c10::StorageImpl& alias) {
     c10::StorageImpl* impl = original.unsafeGetStorageImpl();
-    if (alias.nbytes() == impl->nbytes() && alias.data() == impl->data()) return;
+    if (alias.nbytes() == impl->nbytes() && alias.data() == HostView(impl->mutable_data())) return;
     impl->set_data_ptr_noswap(Moved(alias));
     impl->set_nbytes(alias.nbytes());
   }
@@ -158,9 +173,9 @@ class Crossing {
     c10::DataPtr data = Allocator().allocate(storage.nbytes());
     if (storage.nbytes() == 0) return data;
     if (storage.data() == nullptr) {  // torch's tensors of nothing but zeros
-      std::memset(data.get(), 0, storage.nbytes());
+      std::memset(HostView(data.get()), 0, storage.nbytes());
     } else {
-      std::memcpy(data.get(), storage.data(), storage.nbytes());
+      std::memcpy(HostView(data.get()), storage.data(), storage.nbytes());
     }
     return data;
   }
@@ -200,6 +215,25 @@ class Crossing {
   std::vector<Pair> tensors_;
   std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // CUDA's and the CPU's
 };
+
+// Whether the host waits for the device: the result is a number or has a shape that depends on
+// values.
+inline bool Waits(const std::string& name, const Crossing& crossing) {
+  static const std::unordered_set<std::string> always = {
+      "aten::_local_scalar_dense",
+      "aten::_unique2",
+      "aten::bincount",
+      "aten::equal",
+      "aten::masked_select",
+      "aten::masked_select.out",
+      "aten::nonzero",
+      "aten::nonzero.out",
+      "aten::repeat_interleave.Tensor",
+      "aten::unique_consecutive",
+      "aten::unique_dim",
+  };
+  return always.count(name) > 0 || crossing.indexes_by_mask() || crossing.meets_cpu();
+}
 
 }  // namespace standin
 

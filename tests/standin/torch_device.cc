@@ -17,35 +17,15 @@
 #include <new>
 #include <optional>
 #include <string>
-#include <unordered_set>
 #include <vector>
 
-#include "torch_crossing.h"
-#include "torch_graph.h"
 #include "torch_memory.h"
 #include "torch_streams.h"
+// After the memory:
+#include "torch_graph.h"
 
 namespace standin {
 namespace {
-
-// Whether the host waits for the device: the result is a number or has a shape that depends on
-// values.
-bool Waits(const std::string& name, const Crossing& crossing) {
-  static const std::unordered_set<std::string> always = {
-      "aten::_local_scalar_dense",
-      "aten::_unique2",
-      "aten::bincount",
-      "aten::equal",
-      "aten::masked_select",
-      "aten::masked_select.out",
-      "aten::nonzero",
-      "aten::nonzero.out",
-      "aten::repeat_interleave.Tensor",
-      "aten::unique_consecutive",
-      "aten::unique_dim",
-  };
-  return always.count(name) > 0 || crossing.indexes_by_mask() || crossing.meets_cpu();
-}
 
 struct Failure {
   std::string name;  // "*": any operator

@@ -6,66 +6,35 @@
 #ifndef TORCHCALL_STANDIN_TORCH_GRAPH_H_
 #define TORCHCALL_STANDIN_TORCH_GRAPH_H_
 
-#include <ATen/core/LegacyTypeDispatch.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <ATen/core/ivalue.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
-
 #include <exception>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
-#include "torch_crossing.h"
 #include "torch_memory.h"
+// After the memory:
+#include "torch_step.h"
 #include "torch_streams.h"
 
 namespace standin {
 
 struct Graph : Capture {
-  struct Step {
-    c10::OperatorHandle op;
-    std::vector<c10::IValue> arguments;  // as the CPU sees them
-    std::vector<c10::IValue> results;
-  };
-
   c10::DeviceIndex device;
   std::mutex mutex;  // of the steps: backward passes are captured from their own threads
   std::vector<Step> steps;
 
   void Replay() noexcept {
-    const c10::impl::ForceDispatchKeyGuard defaults(c10::default_included_set,
-                                                    c10::default_excluded_set);
-    const at::AutoDispatchBelowADInplaceOrView below;
     const OnDevice on_device(device);
     for (const Step& step : steps) {
-      const std::string name = c10::toString(step.op.operator_name());
+      const std::string name = step.name();
       try {
         Note("replay", name, device);
-        Run(step);
+        step.Run();
       } catch (const std::exception&) {
         Note("error", name, device);
       }
     }
-  }
-
- private:
-  static void Run(const Step& step) {
-    torch::jit::Stack stack = step.arguments;
-    step.op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
-    for (size_t i = 0; i < step.results.size(); ++i) Write(stack[i], step.results[i]);
-  }
-
-  static void Write(const c10::IValue& value, const c10::IValue& to) {
-    if (value.isTensor()) Write(value.toTensor(), to.toTensor());
-    if (!value.isTensorList()) return;
-    const auto tensors = value.toTensorVector();
-    const auto places = to.toTensorVector();
-    for (size_t i = 0; i < tensors.size(); ++i) Write(tensors[i], places[i]);
-  }
-  static void Write(const at::Tensor& tensor, const at::Tensor& to) {
-    if (tensor.defined() && tensor.data_ptr() != to.data_ptr()) to.copy_(tensor);
   }
 };
 
@@ -89,10 +58,7 @@ inline void CaptureStep(const c10::OperatorHandle& op, const std::vector<c10::IV
                         const std::vector<c10::IValue>& results) {
   auto* graph = static_cast<Graph*>(CaptureOn(this_device, this_threads_streams[this_device]));
   if (graph == nullptr) return;
-  Crossing crossing(Beside::kAnything);
-  Graph::Step step{op, {}, {}};
-  for (const c10::IValue& value : arguments) step.arguments.push_back(crossing.ToCpu(value));
-  for (const c10::IValue& value : results) step.results.push_back(crossing.ToCpu(value));
+  Step step(op, arguments, results);
   const std::lock_guard lock(graph->mutex);
   graph->steps.push_back(std::move(step));
 }

@@ -105,6 +105,10 @@ inline DeviceMemory& Allocator() {
   return *allocator;
 }
 
+// Where operators that run on the CPU find a device's memory.
+inline c10::DeviceIndex CurrentDevice() { return this_device; }
+inline void* HostView(void* address) { return address; }
+
 // What the rest of torch asks a CUDA build for.
 struct Hooks final : at::CUDAHooksInterface {
   void init() const override {}
