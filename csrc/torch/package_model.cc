@@ -40,6 +40,11 @@ std::shared_ptr<PackageLoader> PackageModel::loader(c10::Device device) const {
                       [&] { return std::make_shared<PackageLoader>(path_, device, num_runners_); });
 }
 
+std::shared_ptr<PackageLoader> PackageModel::Hold(c10::Device device) const {
+  loaders_.LetGo();
+  return loader(device);
+}
+
 TcModelInfo PackageModel::info() const {
   TcModelInfo info{};
   info.name = "package";

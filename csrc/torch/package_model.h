@@ -53,6 +53,8 @@ class PackageModel : public Model {
 
   // Throws std::invalid_argument for a device of another kind than the package's.
   std::shared_ptr<PackageLoader> loader(c10::Device device) const;
+  // The one of a graph that is about to be captured; a good time to let go of old ones.
+  std::shared_ptr<PackageLoader> Hold(c10::Device device) const;
 
  private:
   std::string path_;

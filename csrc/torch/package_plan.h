@@ -21,7 +21,7 @@ class PackagePlan : public Plan {
 
   double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
   std::shared_ptr<const void> Hold(DLDevice device) const override {
-    return model_->loader(DeviceOf(device));
+    return model_->Hold(DeviceOf(device));
   }
 
  private:

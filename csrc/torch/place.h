@@ -18,6 +18,7 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "../engine.h"
 
@@ -85,16 +86,46 @@ class PerDevice {
     const std::lock_guard<std::mutex> lock(mutex_);
     change();
     for (size_t i = 0; i < slots_.size(); ++i) {
-      const std::shared_ptr<T> old = slots_[i].exchange(nullptr);
-      // Calls that use it may be under way, on streams that its memory does not wait for.
-      if (old != nullptr && i > 0) Synchronize({c10::kCUDA, static_cast<c10::DeviceIndex>(i - 1)});
+      std::shared_ptr<T> old = slots_[i].exchange(nullptr);
+      if (old != nullptr && i > 0) old_.push_back({CudaAt(i), std::move(old)});
+    }
+    DropUnused();
+  }
+  // Drops what was replaced while calls or graphs had it, if the devices can be waited for. Nothing
+  // may be captured there meanwhile.
+  void LetGo() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    try {
+      DropUnused();
+    } catch (const std::exception&) {  // another time, then
     }
   }
 
  private:
+  struct Old {
+    c10::Device device;
+    std::shared_ptr<T> value;
+  };
+
   static size_t SlotOf(c10::Device device) { return device.is_cpu() ? 0 : 1 + device.index(); }
+  static c10::Device CudaAt(size_t slot) {
+    return {c10::kCUDA, static_cast<c10::DeviceIndex>(slot - 1)};
+  }
+
+  // Calls enqueue work that reads what they use, on streams that its memory does not wait for. So
+  // it is dropped here, once the device is through with it, and never by a call: what one still
+  // has stays until later.
+  void DropUnused() const {
+    std::erase_if(old_, [](const Old& old) {
+      if (old.value.use_count() > 1) return false;
+      std::atomic_thread_fence(std::memory_order_acquire);  // after what the last user enqueued
+      Synchronize(old.device);
+      return true;
+    });
+  }
 
   mutable std::mutex mutex_;
+  mutable std::vector<Old> old_;
   mutable std::array<std::atomic<std::shared_ptr<T>>, 1 + kMostCudaDevices> slots_;
 };
 

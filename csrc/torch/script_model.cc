@@ -261,6 +261,11 @@ std::shared_ptr<const ModelInstance> ScriptModel::instance(c10::Device device) c
   return instances_.Get(device, [&] { return NewInstance(origin_, device, options_); });
 }
 
+std::shared_ptr<const ModelInstance> ScriptModel::Hold(c10::Device device) const {
+  instances_.LetGo();
+  return instance(device);
+}
+
 void ScriptModel::Replace(const Model& fresh) {
   const auto* script = dynamic_cast<const ScriptModel*>(&fresh);
   if (script == nullptr || script->fingerprint_ != fingerprint_) {

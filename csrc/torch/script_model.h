@@ -51,6 +51,8 @@ class ScriptModel : public Model {
   // Where the weights live they are shared with what the model was made from; elsewhere they are
   // copies, made at the first call.
   std::shared_ptr<const ModelInstance> instance(c10::Device device) const;
+  // The one of a graph that is about to be captured; a good time to let go of old ones.
+  std::shared_ptr<const ModelInstance> Hold(c10::Device device) const;
   const c10::FunctionSchema& schema() const { return *schema_; }
   bool is_method() const { return is_method_; }
   const GraphUse& use() const { return use_; }

@@ -19,7 +19,7 @@ class ScriptPlan : public Plan {
 
   double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
   std::shared_ptr<const void> Hold(DLDevice device) const override {
-    return model_->instance(DeviceOf(device));
+    return model_->Hold(DeviceOf(device));
   }
 
  private:

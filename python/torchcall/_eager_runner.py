@@ -52,19 +52,38 @@ class EagerRunner:
         Each call puts its own memory in the place of theirs.
         """
         tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self._forms]
-        return [*tensors, *[None] * self._n_lengths], functools.partial(self.run, device)
+        run = functools.partial(self.run, functools.partial(self._replicas.on, device))
+        if device != "cpu":
+            run = functools.partial(self._enqueue, device)
+        return [*tensors, *[None] * self._n_lengths], run
 
     def held(self, device: str) -> object:
         """What a CUDA graph of a call on the device goes on reading."""
         return self._replicas.tensors(device)
 
-    def run(self, device: str, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
-        """Calls the model; returns its results, flat, or what went wrong.
+    def _enqueue(self, device: str, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
+        """`run` where calls return before the device is through with them."""
+        taken: list[Callable[..., Any]] = []
+
+        def take() -> Callable[..., Any]:
+            taken.append(self._replicas.on(device))
+            return taken[0]
+
+        try:
+            return self.run(take, tensors)
+        finally:
+            for module in taken:
+                self._replicas.used(device, module)
+
+    def run(
+        self, take: Callable[[], Callable[..., Any]], tensors: list[Any]
+    ) -> tuple[torch.Tensor, ...] | str:
+        """Calls the model that `take` returns; returns its results, flat, or what went wrong.
 
         The containers are new ones for each call: a model may change them.
         """
         try:
-            module = self._replicas.on(device)
+            module = take()
             observation = _observation.current  # read once: another thread may end it
             if observation is not None:
                 observation.see(module)

@@ -3,6 +3,7 @@
 import copy
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ class Replicas:
     def __init__(self, module: Callable[..., Any]) -> None:
         self._module = module
         self._on: dict[str, Callable[..., Any]] = {}
+        self._old: list[tuple[str, Callable[..., Any]]] = []
         self._lock = threading.Lock()
         self.copied = False
 
@@ -35,6 +37,16 @@ class Replicas:
                 self._on[device] = self._make(torch.device(device))
             return self._on[device]
 
+    def used(self, device: str, module: Callable[..., Any]) -> None:
+        """Takes a module back from a call that has enqueued work which reads it.
+
+        Its memory does not wait for the call's stream: where the module is no longer the device's,
+        the call must not be the one that drops it.
+        """
+        if self._on.get(device) is not module:
+            with self._lock:
+                self._old.append((device, module))
+
     def to_follow(self) -> Callable[..., Any]:
         """The module with its weights on the CPU, where fake tensors are; no call runs it."""
         return self._moved(torch.device("cpu"))
@@ -42,23 +54,32 @@ class Replicas:
     def forget(self) -> None:
         """Lets go of the copies: weights have changed."""
         with self._lock:
-            for name in self._on:
-                device = torch.device(name)
-                if device.type == "cuda":  # calls that use them may be under way
-                    torch.cuda.synchronize(device)
+            self._old += self._on.items()
             self._on.clear()
+            self._let_go()
 
     def tensors(self, device: str) -> list[torch.Tensor]:
         """The tensors behind the callable there: in attributes, closures, globals, containers.
 
         A captured graph reads them where they are, also after others have taken their place.
         """
+        with self._lock, suppress(RuntimeError):  # another time, then
+            self._let_go()
         found: dict[int, torch.Tensor] = {}
         for value in behind(self.on(device)):
             parts = value.modules() if isinstance(value, torch.nn.Module) else ()
             for held in (value, *(vars(part) for part in parts)):
                 _collect(held, found, _DEPTH)
         return list(found.values())
+
+    def _let_go(self) -> None:
+        """Drops what was replaced, once its devices are through with it. The lock is held.
+
+        What calls still have, they bring back. Nothing may be captured meanwhile.
+        """
+        for name in {name for name, _ in self._old} - {"cpu"}:
+            torch.cuda.synchronize(torch.device(name))
+        self._old.clear()
 
     def _make(self, device: torch.device) -> Callable[..., Any]:
         module = self._moved(device)

@@ -7,4 +7,6 @@ from standin.torch_device import run_tests
 
 def test_calls_and_replays_on_stand_ins():
     folder = Path(__file__).parent
-    run_tests(*(folder / name for name in ("calls.py", "replays.py", "refusals.py")))
+    run_tests(
+        *(folder / name for name in ("calls.py", "replays.py", "refusals.py", "lifetimes.py"))
+    )

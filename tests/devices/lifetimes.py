@@ -1,0 +1,123 @@
+"""When weights go, in a process with stand-ins: see test_on_stand_ins.py."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+import torch
+from devices.potentials import Forces, eager_forces, force_input, script
+from torch import Tensor, nn
+
+from torchcall import TorchModuleWrapper
+
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
+ENGINES = pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
+
+
+class Gate:
+    """Where a call waits half-way, while the gate is closed."""
+
+    def __init__(self) -> None:
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self.opened.set()
+
+    @contextmanager
+    def closed(self, *calls) -> Iterator[None]:
+        """The calls are made on threads of their own, and are half-way inside the block."""
+        self.reached.clear()
+        self.opened.clear()
+        threads = [threading.Thread(target=call, args=(X,)) for call in calls]
+        for thread in threads:
+            thread.start()
+        assert self.reached.wait(10)
+        try:
+            yield
+        finally:
+            self.opened.set()
+            for thread in threads:
+                thread.join(10)
+                assert not thread.is_alive()
+
+
+gate = Gate()
+
+
+@torch.jit.ignore
+def pause(x: Tensor) -> Tensor:
+    gate.reached.set()
+    assert gate.opened.wait(10)
+    return x
+
+
+class Scaling(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((4,), 2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pause(x + 0) * self.weight
+
+
+BOTH = pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda module: module], ids=["TorchScript", "eager"]
+)
+WEIGHT = str(4 * 4)  # bytes; nothing else in the calls is as large
+
+
+@BOTH
+@pytest.mark.parametrize("refreshes", [1, 2])
+def test_weights_that_a_call_uses_during_a_refresh_go_after_the_device_was_waited_for(
+    machine, make, refreshes
+):
+    f = TorchModuleWrapper(make(Scaling()), output_spec=SAME, cuda_graph="off")
+    calls = machine.prepared(f, X)
+    np.testing.assert_array_equal(calls(X), 2 * X)
+    machine.device.reset()
+    with gate.closed(calls):
+        for _ in range(refreshes):
+            f.refresh()
+        assert WEIGHT not in machine.device.names("free")
+    assert WEIGHT not in machine.device.names("free")
+    f.refresh()
+    log = machine.device.log("op", "sync", "free")
+    used = [i for i, entry in enumerate(log) if entry.name == "aten::mul.Tensor"]
+    freed = [i for i, entry in enumerate(log) if (entry.kind, entry.name) == ("free", WEIGHT)]
+    waited = [i for i, entry in enumerate(log) if (entry.kind, entry.name) == ("sync", "device")]
+    assert len(used) == len(freed) == 1
+    assert any(used[0] < i < freed[0] for i in waited)
+    np.testing.assert_array_equal(calls(X), 2 * X)
+
+
+@BOTH
+def test_a_call_on_the_cpu_does_not_wait_for_devices(machine, make):
+    f = TorchModuleWrapper(make(Scaling()), output_spec=SAME, cuda_graph="off")
+    calls = machine.prepared(f, X)
+    calls(X)
+    with gate.closed(calls):
+        f.refresh()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin()
+        np.testing.assert_array_equal(f(X), 2 * X)
+        graph.capture_end()
+    f.refresh()
+    assert machine.device.names("free").count(WEIGHT) == 1
+
+
+@ENGINES
+def test_old_weights_go_when_their_graph_is_captured_anew(machine, make):
+    f = make(Forces())
+    calls = machine.prepared(f, *force_input())
+    for seed in range(3):
+        calls(*force_input(seed))
+    held = machine.device.live_bytes()
+    for _ in range(3):
+        f.refresh()
+        for seed in range(3):
+            calls(*force_input(seed))
+    assert machine.device.live_bytes() == held
+    assert f.stats()["graph_captures"] == 4
