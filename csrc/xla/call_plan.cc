@@ -1,13 +1,12 @@
 #include "call_plan.h"
 
-#include <pthread.h>
-
 #include <array>
 #include <cstring>
 #include <mutex>
 #include <stdexcept>
 
 #include "float_state.h"
+#include "fork.h"
 
 namespace torchcall {
 namespace {
@@ -15,10 +14,6 @@ namespace {
 namespace ffi = xla::ffi;
 
 constexpr DLDevice kCpu = {kDLCPU, 0};
-
-// torch's thread pools do not survive a fork; a call in the child would hang.
-std::atomic<bool> forked{false};
-const int fork_hook = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
 
 DLTensor TensorOf(ArraySpec& spec, const DtypeEntry& dtype) {
   return {nullptr, kCpu, static_cast<int32_t>(spec.shape.size()), dtype.dl, spec.shape.data(),
@@ -189,7 +184,7 @@ ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results
 }
 
 void CallPlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place) {
-  if (forked.load(std::memory_order_relaxed)) {
+  if (IsForked()) {
     throw std::runtime_error(
         "expected the process that imported torch, got a forked child; start workers with the "
         "'spawn' method");

@@ -4,6 +4,8 @@
 #include <mutex>
 #include <stdexcept>
 
+#include "fork.h"
+
 namespace torchcall {
 namespace {
 
@@ -122,6 +124,7 @@ void Recording::Run(const std::vector<CudaAddress>& inputs, const std::vector<Cu
 }
 
 CudaCalls::~CudaCalls() {
+  if (IsForked()) return;  // another thread of the parent's may have held the budget's lock
   for (std::atomic<Device*>& slot : devices_) {
     if (const Device* device = slot.load()) {
       GraphBudget::Get().Remove(device);

@@ -1,5 +1,7 @@
 #include "replay.h"
 
+#include "fork.h"
+
 namespace torchcall {
 namespace {
 
@@ -38,7 +40,9 @@ Replay::Replay(const CudaDriver& driver, CudaStream stream, CudaGraph graph,
 Replay::~Replay() { Release(); }
 
 // Also runs while the process ends, when the driver may be gone: what it answers does not matter.
+// In a forked child the graph and what it computes with are not this process's to let go of.
 void Replay::Release() noexcept {
+  if (IsForked()) return;
   const bool pushed = context_ != nullptr && driver_.context_push(context_) == 0;
   if (recorded_) driver_.event_synchronize(event_);
   if (exec_ != nullptr) driver_.graph_exec_destroy(exec_);

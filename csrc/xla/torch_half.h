@@ -8,6 +8,7 @@
 #include <string>
 
 #include "../engine.h"
+#include "fork.h"
 
 namespace torchcall {
 
@@ -31,11 +32,16 @@ class ErrorText {
   std::string text_;
 };
 
+// A forked child lets go of nothing: what is on a device is the parent's.
 struct ModelDeleter {
-  void operator()(TcModel* model) const { TorchHalf().model_release(model); }
+  void operator()(TcModel* model) const {
+    if (!IsForked()) TorchHalf().model_release(model);
+  }
 };
 struct PlanDeleter {
-  void operator()(TcPlan* plan) const { TorchHalf().plan_release(plan); }
+  void operator()(TcPlan* plan) const {
+    if (!IsForked()) TorchHalf().plan_release(plan);
+  }
 };
 using ModelHandle = std::unique_ptr<TcModel, ModelDeleter>;
 using PlanHandle = std::unique_ptr<TcPlan, PlanDeleter>;

@@ -1,6 +1,9 @@
-"""When weights go, in a process with stand-ins: see test_on_stand_ins.py."""
+"""When weights and graphs go, in a process with stand-ins: see test_on_stand_ins.py."""
 
+import gc
+import os
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +14,7 @@ import torch
 from devices.potentials import Forces, eager_forces, force_input, script
 from torch import Tensor, nn
 
-from torchcall import TorchModuleWrapper
+from torchcall import TorchModuleWrapper, _bridge
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
@@ -121,3 +124,31 @@ def test_old_weights_go_when_their_graph_is_captured_anew(machine, make):
             calls(*force_input(seed))
     assert machine.device.live_bytes() == held
     assert f.stats()["graph_captures"] == 4
+
+
+@ENGINES
+def test_a_forked_child_leaves_graphs_and_weights_to_the_parent(machine, make):
+    f = make(Forces())
+    calls = machine.prepared(f, *force_input())
+    for seed in range(3):
+        calls(*force_input(seed))
+    plans, machine_calls = _bridge.registered_plans(), len(machine.driver.log())
+    machine.device.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX warns about fork itself
+        child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            del f, calls
+            gc.collect()
+            gone = _bridge.registered_plans() == plans - 1
+            touched = machine.device.log("sync") or len(machine.driver.log()) != machine_calls
+            code = 0 if gone and not touched else 2
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert machine.driver.live_execs() == 1
+    expected = f(*force_input(5))
+    for g, e in zip(calls(*force_input(5)), expected, strict=True):
+        np.testing.assert_array_equal(g, e)
