@@ -18,46 +18,63 @@ namespace {
 namespace nb = nanobind;
 
 // What Python makes of a capture: the graph, the addresses of its input and output buffers, and
-// what must live as long as they. A str says why there is no graph.
+// what must live as long as they. Or why there is no graph, and whether to try again.
 using PyCaptured =
     std::tuple<uintptr_t, std::vector<CudaAddress>, std::vector<CudaAddress>, nb::object>;
+using PyNoCapture = std::tuple<std::string, bool>;
+using Kind = NoCapture::Kind;
 
-Captured NoGraph(const std::string& why) {
+Captured Without(Kind kind, const std::string& why) {
   Captured captured;
-  captured.failure = why;
+  captured.failure = {kind, why};
+  return captured;
+}
+
+Captured FromPython(const nb::object& result) {
+  if (nb::len(result) == 2) {
+    const auto [reason, again] = nb::cast<PyNoCapture>(result);
+    return Without(again ? Kind::kVoid : Kind::kRefused, reason);
+  }
+  auto [graph, inputs, outputs, kept] = nb::cast<PyCaptured>(result);
+  Captured captured;
+  captured.graph = reinterpret_cast<void*>(graph);
+  captured.inputs = std::move(inputs);
+  captured.outputs = std::move(outputs);
+  captured.owner = [owned = kept.release().ptr()] {
+    if (InterpreterEnds()) return;
+    const Gil again;
+    Py_DECREF(owned);
+  };
   return captured;
 }
 
 Captured CaptureInPython(PyObject* capture, Recording& recording) {
-  if (InterpreterEnds()) return NoGraph("the Python interpreter is shutting down");
+  if (InterpreterEnds()) {
+    return Without(Kind::kRefused, "the Python interpreter is shutting down");
+  }
   const Gil gil;
   try {
-    const nb::object result = nb::handle(capture)(nb::cast(&recording, nb::rv_policy::reference));
-    if (nb::isinstance<nb::str>(result)) return NoGraph(nb::cast<std::string>(result));
-    auto [graph, inputs, outputs, kept] = nb::cast<PyCaptured>(result);
-    Captured captured;
-    captured.graph = reinterpret_cast<void*>(graph);
-    captured.inputs = std::move(inputs);
-    captured.outputs = std::move(outputs);
-    captured.owner = [owned = kept.release().ptr()] {
-      if (InterpreterEnds()) return;
-      const Gil again;
-      Py_DECREF(owned);
-    };
-    return captured;
+    return FromPython(nb::handle(capture)(nb::cast(&recording, nb::rv_policy::reference)));
+  } catch (const nb::python_error& e) {
+    if (!e.matches(PyExc_KeyboardInterrupt)) return Without(Kind::kRefused, e.what());
+    recording.Interrupt();
+    return Without(Kind::kInterrupted, e.what());
   } catch (const std::exception& e) {
-    return NoGraph(e.what());
+    return Without(Kind::kRefused, e.what());
   }
 }
 
 void WarnInPython(PyObject* warn, const std::string& model, const std::string& reason) {
   if (InterpreterEnds()) return;
   const Gil gil;
+  bool interrupted = false;
   try {
     const nb::handle function(warn);
     function(model, reason);
-  } catch (const nb::python_error&) {  // where warnings are errors: a call is no place for one
+  } catch (const nb::python_error& e) {  // where warnings are errors: a call is no place for one
+    interrupted = e.matches(PyExc_KeyboardInterrupt);
   }
+  if (interrupted) PyErr_SetInterrupt();
 }
 
 void SetPythonTools(const nb::object& capture, const nb::object& warn) {
@@ -67,7 +84,8 @@ void SetPythonTools(const nb::object& capture, const nb::object& warn) {
       {[capturing](Recording& recording) { return CaptureInPython(capturing, recording); },
        [warning](const std::string& model, const std::string& reason) {
          WarnInPython(warning, model, reason);
-       }});
+       },
+       &PyErr_SetInterrupt});
 }
 
 std::string Call(Recording& recording) {
@@ -110,6 +128,10 @@ void BindCapture(nb::module_& m) {
       .def_prop_ro("ordinal", &Recording::ordinal)
       .def_prop_ro("input_bytes", [](const Recording& self) { return self.plan().input_bytes; })
       .def_prop_ro("output_bytes", [](const Recording& self) { return self.plan().output_bytes; })
+      .def_prop_ro(
+          "stream",
+          [](const Recording& self) { return reinterpret_cast<uintptr_t>(self.OwnStream()); })
+      .def("interrupt", &Recording::Interrupt)
       .def("call", &Call)
       .def("copy_inputs", &CopyInputs, nb::arg("to"))
       .def("run", &Run, nb::arg("inputs"), nb::arg("outputs"), nb::arg("stream"));

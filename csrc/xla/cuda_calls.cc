@@ -9,6 +9,12 @@
 namespace torchcall {
 namespace {
 
+constexpr unsigned int kNonBlocking = 1;  // CU_STREAM_NON_BLOCKING
+
+// After a void capture, calls until the next attempt. Whoever voided the first may be at it for a
+// while: the last attempt gives them time.
+constexpr std::array<int64_t, 2> kCallsUntilRetry = {1, 32};
+
 DLDevice Cuda(int ordinal) { return {kDLCUDA, ordinal}; }
 
 std::vector<void*> Pointers(const std::vector<CudaAddress>& addresses) {
@@ -95,6 +101,17 @@ void SetGraphTools(GraphTools tools) { TheTools() = std::move(tools); }
 
 void SetMostGraphs(size_t most) { GraphBudget::Get().SetMost(most); }
 
+CudaStream Recording::OwnStream() const {
+  static std::array<CudaStream, 32> streams{};  // for good; one capture at a time asks
+  CudaStream& stream = streams.at(ordinal_);
+  if (stream == nullptr) {
+    const CudaDriver& driver = Driver();
+    const CudaContextScope scope(driver, ContextOf(driver, stream_));
+    driver.Check(driver.stream_create(&stream, kNonBlocking), "creating a stream for captures");
+  }
+  return stream;
+}
+
 void Recording::CopyInputs(const std::vector<CudaAddress>& to) const {
   const CudaDriver& driver = Driver();
   const CudaContextScope scope(driver, ContextOf(driver, stream_));
@@ -105,6 +122,10 @@ void Recording::CopyInputs(const std::vector<CudaAddress>& to) const {
                  "copying an input");
   }
   driver.Check(driver.stream_synchronize(stream_), "waiting for the inputs of a capture");
+}
+
+Recording::~Recording() {
+  if (interrupted_) TheTools().interrupt();
 }
 
 std::string Recording::Call() {
@@ -167,8 +188,11 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
   // After a refresh a call moves weights once more.
   const int64_t generation = plan_.counters->generation.load();
   if (device.next.load() == Next::kPlain && device.generation.load() == generation) {
-    plan_.run(inputs, outputs, place);
-    return;
+    if (!device.IsDue()) {
+      plan_.run(inputs, outputs, place);
+      return;
+    }
+    device.next.store(Next::kCapture);
   }
 
   const std::lock_guard<std::recursive_mutex> lock(OneAtATime());
@@ -208,15 +232,35 @@ void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream str
   GraphBudget::Get().Remove(&device);
   device.replay.store(nullptr);
   device.generation.store(plan_.counters->generation.load());
+  NoCapture failure{NoCapture::Kind::kRefused, ""};
   try {
     device.replay.store(Capture(recording, stream));
+    device.void_captures = 0;
     plan_.counters->graph_captures.fetch_add(1);
     GraphBudget::Get().Add(plan_, &device);
+    return;
+  } catch (const NoCapture& none) {
+    failure = none;
   } catch (const std::exception& e) {
-    // A call that fails is no reason against the next one.
-    if (recording.failure()) std::rethrow_exception(recording.failure());
-    Refuse(device, e.what());
+    failure.reason = e.what();
   }
+  // A call that fails is no reason against the next one.
+  if (recording.failure()) std::rethrow_exception(recording.failure());
+  Fail(device, failure);
+}
+
+void CudaCalls::Fail(Device& device, const NoCapture& failure) {
+  if (failure.kind == NoCapture::Kind::kInterrupted) return;  // the next call tries again
+  if (failure.kind == NoCapture::Kind::kRefused) return Refuse(device, failure.reason);
+  const auto attempts = static_cast<size_t>(++device.void_captures);
+  if (attempts > kCallsUntilRetry.size()) {
+    return Refuse(device, "each of " + std::to_string(attempts) +
+                              " captures was void, as it is when another thread waits for the "
+                              "device meanwhile: " +
+                              failure.reason);
+  }
+  device.plain_calls.store(kCallsUntilRetry[attempts - 1]);
+  device.next.store(Next::kPlain);
 }
 
 std::shared_ptr<Replay> CudaCalls::Capture(Recording& recording, CudaStream stream) const {
@@ -225,19 +269,19 @@ std::shared_ptr<Replay> CudaCalls::Capture(Recording& recording, CudaStream stre
   try {
     captured = TheTools().capture(recording);
   } catch (const std::exception& e) {
-    captured.failure = e.what();
+    captured.failure = {NoCapture::Kind::kRefused, e.what()};
   }
   const std::function<void()> owner = [release, let_go = captured.owner] {
     if (let_go) let_go();
     release();
   };
-  if (captured.failure.empty() && (captured.inputs.size() != plan_.input_bytes.size() ||
-                                   captured.outputs.size() != plan_.output_bytes.size())) {
-    captured.failure = "expected a buffer for each input and output";
+  if (!captured.failure && (captured.inputs.size() != plan_.input_bytes.size() ||
+                            captured.outputs.size() != plan_.output_bytes.size())) {
+    captured.failure = {NoCapture::Kind::kRefused, "expected a buffer for each input and output"};
   }
-  if (!captured.failure.empty()) {
+  if (captured.failure) {
     owner();
-    throw std::runtime_error(captured.failure);
+    throw *captured.failure;
   }
   return std::make_shared<Replay>(Driver(), stream, captured.graph,
                                   Buffers(captured.inputs, plan_.input_bytes),

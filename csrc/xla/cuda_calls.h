@@ -11,6 +11,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,9 @@ class Recording {
   Recording(const PlanCalls& plan, int ordinal, CudaStream stream, void* const* inputs,
             void* const* outputs)
       : plan_(plan), ordinal_(ordinal), stream_(stream), inputs_(inputs), outputs_(outputs) {}
+  ~Recording();
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
 
   int ordinal() const { return ordinal_; }
   const PlanCalls& plan() const { return plan_; }
@@ -52,6 +56,10 @@ class Recording {
   bool called() const { return called_; }
   // What Call threw.
   std::exception_ptr failure() const { return failure_; }
+  // Ctrl-C came. Nobody in here has a use for it: it is passed on when the recording ends.
+  void Interrupt() { interrupted_ = true; }
+  // A stream on the device that is nobody else's, the same for all captures there.
+  CudaStream OwnStream() const;
   // Copies the call's inputs into other buffers on the same device, and waits for them.
   void CopyInputs(const std::vector<CudaAddress>& to) const;
   // Enqueues the model itself on a stream.
@@ -65,11 +73,23 @@ class Recording {
   void* const* inputs_;
   void* const* outputs_;
   bool called_ = false;
+  bool interrupted_ = false;
   std::exception_ptr failure_;
 };
 
+// Why there is no graph.
+struct NoCapture {
+  enum class Kind {
+    kRefused,      // calls like this one cannot be captured
+    kVoid,         // perhaps not by the model's doing: another attempt may do better
+    kInterrupted,  // this attempt was given up
+  };
+  Kind kind;
+  std::string reason;
+};
+
 struct Captured {
-  std::string failure;  // why there is no graph; empty where there is one
+  std::optional<NoCapture> failure;
   CudaGraph graph = nullptr;
   std::vector<CudaAddress> inputs;
   std::vector<CudaAddress> outputs;
@@ -81,6 +101,8 @@ struct GraphTools {
   std::function<Captured(Recording&)> capture;
   // Tells the user that calls of a model are not replays.
   std::function<void(const std::string& model, const std::string& reason)> warn;
+  // Interrupts the program once it is back in the user's code.
+  std::function<void()> interrupt;
 };
 void SetGraphTools(GraphTools tools);
 // Graphs that may be there at once; the one whose last launch is longest ago goes first.
@@ -107,18 +129,28 @@ class CudaCalls {
   struct Device {
     std::atomic<Next> next{Next::kFirstCall};
     std::atomic<std::shared_ptr<Replay>> replay;
-    std::atomic<int64_t> generation{0};  // of the weights that the replay, or a plain call, has
-    std::string failure;                 // set before `next` becomes kRefused
+    std::atomic<int64_t> generation{0};   // of the weights that the replay, or a plain call, has
+    std::atomic<int64_t> plain_calls{0};  // until an attempt at a capture; 0: none is to be made
+    int void_captures = 0;                // in a row
+    std::string failure;                  // set before `next` becomes kRefused
+
+    // Counts a plain call. Whether it is time for an attempt instead.
+    bool IsDue() {
+      return plain_calls.load(std::memory_order_relaxed) > 0 &&
+             plain_calls.fetch_sub(1, std::memory_order_relaxed) == 1;
+    }
   };
 
   bool TryReplay(Device& device, void* const* inputs, void* const* outputs, CudaStream stream);
   // Must not be called with a lock held that a thread with the GIL may wait for.
   void FallBack(Device& device, const std::string& reason);
   void Refuse(Device& device, const std::string& reason);
-  // Makes the call, and its graph for later ones or a refusal. Throws what the call throws.
+  // Makes the call, and its graph for later ones, or a refusal, or a later attempt. Throws what the
+  // call throws.
   void CaptureOnce(Device& device, Recording& recording, CudaStream stream);
-  // Throws CudaError, or std::runtime_error with the reason why the model cannot be captured.
+  // Throws NoCapture, CudaError or what the torch half says.
   std::shared_ptr<Replay> Capture(Recording& recording, CudaStream stream) const;
+  void Fail(Device& device, const NoCapture& failure);
 
   const PlanCalls plan_;
   std::array<std::atomic<Device*>, 32> devices_{};

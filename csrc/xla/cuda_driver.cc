@@ -24,6 +24,7 @@ const CudaDriver* Load(const std::string& path) {
     throw CudaError("the CUDA driver does not load: " + std::string(why ? why : path));
   }
   CudaDriver found;
+  Find(library, "cuStreamCreate", found.stream_create);
   Find(library, "cuStreamGetCtx", found.stream_get_context);
   Find(library, "cuStreamSynchronize", found.stream_synchronize);
   Find(library, "cuStreamWaitEvent", found.stream_wait_event);

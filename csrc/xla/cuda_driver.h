@@ -1,5 +1,5 @@
-// The few entry points of the CUDA driver that replaying a graph needs, looked up at run time: this
-// library links no CUDA, and serves machines that have none.
+// The few entry points of the CUDA driver that capturing and replaying a graph need, looked up at
+// run time: this library links no CUDA, and serves machines that have none.
 
 #ifndef TORCHCALL_XLA_CUDA_DRIVER_H_
 #define TORCHCALL_XLA_CUDA_DRIVER_H_
@@ -25,6 +25,7 @@ class CudaError : public std::runtime_error {
 };
 
 struct CudaDriver {
+  CudaResult (*stream_create)(CudaStream*, unsigned int flags);
   CudaResult (*stream_get_context)(CudaStream, CudaContext*);
   CudaResult (*stream_synchronize)(CudaStream);
   CudaResult (*stream_wait_event)(CudaStream, CudaEvent, unsigned int);

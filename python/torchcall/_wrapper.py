@@ -50,7 +50,8 @@ class TorchModuleWrapper:
         vmap_method: reserved for `jax.vmap`, which this version refuses.
         cuda_graph: on a CUDA device, whether calls become replays of a CUDA graph: "auto" where
             the model can be captured (the second call on a device tries), "off" never; "require"
-            makes it an error where it cannot.
+            makes it an error where it cannot. A capture that somebody else may have voided is tried
+            again, three times in all; calls in between run without a graph, with "require" too.
 
     Calls that are equal are merged by XLA and calls whose outputs are unused are dropped, so a
     model that draws random numbers draws them once per distinct call.

@@ -20,31 +20,16 @@ from torchcall._narrowing import CallOptions
 STREAM, OTHER_STREAM = 0x7F00, 0x7F10
 
 
-class Generator:
-    """Plays the generator of random numbers of a device."""
-
-    def __init__(self) -> None:
-        self.states_set = 0
-
-    def clone_state(self) -> "Generator":
-        return Generator()
-
-    def graphsafe_set_state(self, state: "Generator") -> None:
-        assert isinstance(state, Generator)
-        self.states_set += 1
-
-
 class Machine:
     """The process's two devices; `reset()` before a test."""
 
     def __init__(self) -> None:
         self.device, self.driver = TorchDevice(), Driver()
-        self.generators = [Generator(), Generator()]
         _bridge.load_cuda_driver(str(self.driver.path))
         _bridge.set_graph_tools(_capture.capture, _capture.warn)
         self._pretence = pretended_cuda(self.device, self.driver)
         self._pretence.__enter__()  # for as long as the process lives
-        torch.cuda.default_generators = tuple(self.generators)  # pyright: ignore
+        self.generators: Any = torch.cuda.default_generators
 
     def reset(self) -> None:
         self.device.reset()

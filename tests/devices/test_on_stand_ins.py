@@ -4,9 +4,9 @@ from pathlib import Path
 
 from standin.torch_device import run_tests
 
+FILES = ("calls.py", "replays.py", "refusals.py", "attempts.py", "lifetimes.py")
+
 
 def test_calls_and_replays_on_stand_ins():
     folder = Path(__file__).parent
-    run_tests(
-        *(folder / name for name in ("calls.py", "replays.py", "refusals.py", "lifetimes.py"))
-    )
+    run_tests(*(folder / name for name in FILES))

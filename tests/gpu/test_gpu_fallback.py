@@ -1,5 +1,6 @@
 """Models that a CUDA graph cannot hold run without one, say so once, and harm nobody."""
 
+import contextlib
 import threading
 
 import jax
@@ -188,6 +189,31 @@ def test_a_capture_that_fails_half_way_leaves_the_process_healthy(model):
     found = falls_back(wrapper, lambda: results(jax.jit(wrapper), *INPUTS))
     for x, y in zip(INPUTS, found, strict=True):
         np.testing.assert_array_equal(y, 2 * x + 1)
+    assert_healthy()
+
+
+@pytest.mark.filterwarnings("error:torchcall")
+def test_a_capture_that_another_thread_voids_is_made_by_a_later_call():
+    waits = [True]
+
+    def wait() -> None:
+        with contextlib.suppress(RuntimeError):  # CUDA forbids it meanwhile, to this thread too
+            torch.cuda.synchronize()
+
+    def disturbed(x: Tensor) -> Tensor:
+        twice = x * 2
+        if capturing(x) and waits and waits.pop():
+            thread = threading.Thread(target=wait)
+            thread.start()
+            thread.join()
+        return twice + 1
+
+    wrapper = torchcall.TorchModuleWrapper(disturbed, output_spec=like_input, cuda_graph="auto")
+    for x, y in zip(INPUTS, results(jax.jit(wrapper), *INPUTS), strict=True):
+        np.testing.assert_array_equal(y, 2 * x + 1)
+    stats = wrapper.stats()
+    assert stats["fallback"] is None
+    assert stats["graph_captures"] == (0 if REHEARSAL else 1)
     assert_healthy()
 
 

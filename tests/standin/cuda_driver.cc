@@ -96,6 +96,10 @@ thread_local std::vector<Handle> contexts;
 
 Handle ContextOf(int device) { return reinterpret_cast<Handle>(uintptr_t{0xC0DE0} + device); }
 
+int DeviceOf(Handle context) {
+  return static_cast<int>(reinterpret_cast<uintptr_t>(context) - uintptr_t{0xC0DE0});
+}
+
 template <typename... Arguments>
 std::string Joined(Arguments... arguments) {
   std::ostringstream text;
@@ -164,6 +168,15 @@ STANDIN_EXPORT Result cuStreamGetCtx(Handle stream, Handle* context) {
   return LockedCall("cuStreamGetCtx", Joined(stream), [&](Driver& driver) {
     const auto found = driver.stream_devices.find(stream);
     *context = ContextOf(found == driver.stream_devices.end() ? 0 : found->second);
+    return kSuccess;
+  });
+}
+
+STANDIN_EXPORT Result cuStreamCreate(Handle* stream, unsigned flags) {
+  return LockedCall("cuStreamCreate", Joined(Number(flags)), [&](Driver& driver) {
+    if (LacksContext(driver)) return kInvalidContext;
+    *stream = driver.NewHandle();
+    if (!contexts.empty()) driver.stream_devices[*stream] = DeviceOf(contexts.back());
     return kSuccess;
   });
 }

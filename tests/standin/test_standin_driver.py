@@ -118,6 +118,14 @@ def test_contexts_are_the_threads_own_and_work_needs_one(driver, cuda):
     assert driver.context_depth() == 1
 
 
+def test_a_stream_belongs_to_the_device_of_the_current_context(driver, cuda):
+    cuda.cuCtxPushCurrent_v2(ctypes.c_void_p(driver.context(1)))
+    stream = create(cuda.cuStreamCreate, 1)
+    cuda.cuCtxPopCurrent_v2(None)
+    context = create(lambda out: cuda.cuStreamGetCtx(stream, out))
+    assert context.value == driver.context(1)
+
+
 @pytest.mark.parametrize("waits_for", ["an event", "a stream", "a stream that waits for an event"])
 def test_a_wait_lasts_until_the_latch_opens(driver, cuda, waits_for):
     done = threading.Event()

@@ -57,6 +57,7 @@ void RunOnCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const OnDevice on_device(crossing.device());
   Note("op", name, crossing.device());
   FailIfPlanned(name);
+  ForbidInVoidCapture(crossing.device(), this_threads_streams[crossing.device()]);
   const bool waits = Waits(name, crossing);
   if (waits) ForbidInCapture(crossing.device(), this_threads_streams[crossing.device()]);
   {

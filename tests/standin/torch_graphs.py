@@ -8,9 +8,10 @@ one stream: work on streams that it forks into with events is done and not captu
 import contextlib
 import ctypes
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
@@ -21,13 +22,20 @@ _CUDA = 1  # c10::DeviceType
 
 
 class Stream:
-    """A stream whose handle is its id, as torch has it for streams that it did not make."""
+    """A stream whose handle is its id, as torch has it for streams that it did not make.
 
-    _handles = itertools.count(0x5000, 0x10)
+    Those that torch makes are 32 for each device, which everybody gets in turn.
+    """
+
+    _taken: ClassVar[defaultdict[int, itertools.count]] = defaultdict(itertools.count)
 
     def __init__(self, device: Any = None, handle: int | None = None, **_: Any) -> None:
         self.device = torch.device("cuda", _index(device))
-        self.cuda_stream = next(self._handles) if handle is None else handle
+        self.cuda_stream = self._pooled() if handle is None else handle
+
+    def _pooled(self) -> int:
+        index = self.device.index
+        return 0x5000 + 0x1000 * index + 0x10 * (next(self._taken[index]) % 32)
 
     def synchronize(self) -> None:
         torch.Stream(
@@ -41,6 +49,21 @@ class Stream:
         return isinstance(other, Stream) and vars(self) == vars(other)
 
     __hash__ = None
+
+
+class Generator:
+    """The generator of random numbers of a device, as far as captures touch it."""
+
+    def __init__(self) -> None:
+        self.capturing = False
+        self.states_set = 0
+
+    def clone_state(self) -> "Generator":
+        return Generator()
+
+    def graphsafe_set_state(self, state: "Generator") -> None:
+        self.capturing = state.capturing
+        self.states_set += 1
 
 
 class Graph:
@@ -62,6 +85,8 @@ class Graph:
         stream = self.device.current_stream(device)
         if stream == 0:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        self._generator: Any = torch.cuda.default_generators[device]
+        self._generator.capturing = True
         begin = self.device.library.standin_graph_begin
         begin.restype, begin.argtypes = ctypes.c_void_p, [ctypes.c_int, ctypes.c_int64]
         self._handle = begin(device, stream)
@@ -71,6 +96,7 @@ class Graph:
             raise RuntimeError(
                 "CUDA error: operation failed due to a previous error during capture"
             )
+        self._generator.capturing = False
         self._complete = True
         if self.driver is not None:
             launch = ctypes.cast(self.device.library.standin_graph_launch, ctypes.c_void_p)
@@ -159,7 +185,7 @@ def pretended_cuda(device: TorchDevice, driver: Driver | None = None) -> Iterato
         "is_current_stream_capturing": lambda: device.is_capturing(),
         "get_rng_state": lambda _=None: torch.get_rng_state(),
         "set_rng_state": lambda state, _=None: torch.set_rng_state(state),
-        "default_generators": (torch.default_generator,) * 2,
+        "default_generators": (Generator(), Generator()),
         "CUDAGraph": Graph,
         "graph_pool_handle": lambda: (0, 0),
     }

@@ -84,6 +84,13 @@ inline Capture* CaptureOn(c10::DeviceIndex device, c10::StreamId stream) {
   return found == C().by_stream.end() ? nullptr : found->second;
 }
 
+// Nothing is enqueued on a captured stream any more once the capture is void.
+inline void ForbidInVoidCapture(c10::DeviceIndex device, c10::StreamId stream) {
+  const Capture* capture = CaptureOn(device, stream);
+  TORCH_CHECK(capture == nullptr || !capture->is_void,
+              "CUDA error: operation failed due to a previous error during capture");
+}
+
 // No stream: any of the device's.
 inline void ForbidInCapture(c10::DeviceIndex device, std::optional<c10::StreamId> stream) {
   const std::lock_guard lock(C().mutex);

@@ -1,0 +1,285 @@
+"""Captures that others disturb, in a process with stand-ins: see test_on_stand_ins.py."""
+
+import signal
+import threading
+import warnings
+from collections.abc import Callable
+from unittest.mock import patch
+
+import jax
+import numpy as np
+import pytest
+import torch
+from devices.machine import OTHER_STREAM, STREAM
+from devices.potentials import Forces, eager_forces, force_input, script
+from torch import Tensor
+
+from torchcall import TorchModuleWrapper, _capture
+
+X = np.arange(12, dtype=np.float32).reshape(3, 4)
+SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
+ENGINES = pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
+MODES = pytest.mark.parametrize("mode", ["auto", "require"])
+
+
+def elsewhere(do: Callable[[], object]) -> list[str]:
+    """Does it on another thread; returns what went wrong there."""
+    errors = []
+
+    def run() -> None:
+        try:
+            do()
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    return errors
+
+
+def wait_elsewhere() -> None:
+    (error,) = elsewhere(torch.cuda.synchronize)
+    assert "operation not permitted when stream is capturing" in error
+
+
+def double_while(disturb: Callable[[], object], **options) -> TorchModuleWrapper:
+    """`2 x`, as the double of `x + 0`; `disturb` is called between the two in each capture."""
+
+    def model(x: Tensor) -> Tensor:
+        y = x + 0
+        if torch.cuda.is_current_stream_capturing():
+            disturb()
+        return y * 2
+
+    return TorchModuleWrapper(model, output_spec=SAME, **options)
+
+
+def disturbance(times: int) -> Callable[[], None]:
+    """Another thread waits for the device, in so many captures."""
+    left = [times]
+
+    def disturb() -> None:
+        left[0] -= 1
+        if left[0] >= 0:
+            wait_elsewhere()
+
+    return disturb
+
+
+def captures_after(f: TorchModuleWrapper, calls, n: int) -> list[int]:
+    counts = []
+    for i in range(n):
+        np.testing.assert_array_equal(calls(X + i), 2 * (X + i))
+        counts.append(f.stats()["graph_captures"])
+    return counts
+
+
+@MODES
+def test_a_capture_that_another_thread_voids_is_made_by_the_next_call(machine, mode):
+    f = double_while(disturbance(1), cuda_graph=mode)
+    assert captures_after(f, machine.prepared(f, X), 5) == [0, 0, 1, 1, 1]
+    stats = f.stats()
+    assert (stats["graph_replays"], stats["calls"], stats["fallback"]) == (2, 5, None)
+
+
+@MODES
+def test_the_last_of_three_attempts_leaves_the_other_thread_time(machine, mode):
+    f = double_while(disturbance(2), cuda_graph=mode)
+    assert captures_after(f, machine.prepared(f, X), 37) == [0] * 34 + [1] * 3
+    assert f.stats()["fallback"] is None
+
+
+def test_after_three_void_captures_calls_stay_plain_and_say_why(machine):
+    disturb = disturbance(1000)
+    f = double_while(disturb)
+    calls = machine.prepared(f, X)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert captures_after(f, calls, 34) == [0] * 34
+        assert f.stats()["fallback"] is None
+        assert captures_after(f, calls, 100) == [0] * 100
+    (said,) = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
+    fallback = f.stats()["fallback"]
+    assert fallback in said
+    assert "each of 3 captures was void" in fallback
+    assert "previous error during capture" in fallback
+    assert len(_capture._void) == 3
+    assert machine.driver.log("cuGraphLaunch") == []
+
+
+def test_where_a_graph_is_required_the_third_void_capture_is_an_error(machine):
+    f = double_while(disturbance(1000), cuda_graph="require")
+    calls = machine.prepared(f, X)
+    captures_after(f, calls, 34)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="each of 3 captures was void"):
+            calls(X)
+
+
+@ENGINES
+def test_a_capture_that_is_voided_at_its_very_end_is_made_by_the_next_call(machine, make):
+    end, disturb = torch.cuda.CUDAGraph.capture_end, disturbance(1)
+
+    def disturbed_end(graph) -> None:
+        disturb()
+        end(graph)
+
+    f = make(Forces())
+    calls = machine.prepared(f, *force_input())
+    with patch.object(torch.cuda.CUDAGraph, "capture_end", disturbed_end):
+        for seed in range(5):
+            x = force_input(seed)
+            for g, e in zip(calls(*x), f(*x), strict=True):
+                np.testing.assert_array_equal(g, e)
+    stats = f.stats()
+    assert (stats["graph_captures"], stats["graph_replays"]) == (1, 2)
+    assert stats["fallback"] is None
+
+
+def test_a_model_that_hides_what_it_was_told_is_tried_three_times(machine):
+    def waits() -> None:
+        with pytest.raises(RuntimeError, match="not permitted"):
+            torch.cuda.synchronize()
+
+    f = double_while(waits)
+    calls = machine.prepared(f, X)
+    with pytest.warns(RuntimeWarning, match="each of 3 captures was void"):
+        captures_after(f, calls, 40)
+
+
+def test_what_a_model_does_itself_is_a_reason_at_once_also_beside_others(machine):
+    def waits() -> None:
+        torch.cuda.synchronize()
+
+    f = double_while(waits)
+    calls = machine.prepared(f, X)
+    calls(X)
+    with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
+        calls(X)
+    assert len(_capture._void) == 1
+
+
+def test_another_threads_capture_of_the_process_is_no_reason_against_a_model(machine):
+    """Memory cannot be had meanwhile, with the same words."""
+    forbidden = [True]
+
+    def model(x: Tensor) -> Tensor:
+        ours = machine.device.current_stream() not in (0, STREAM)
+        if ours and forbidden and forbidden.pop():
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        return x * 2
+
+    f = TorchModuleWrapper(model, output_spec=SAME)
+    assert captures_after(f, machine.prepared(f, X), 4) == [0, 0, 1, 1]
+
+
+def test_a_voided_capture_after_a_refresh_has_three_attempts_again(machine):
+    f = double_while(disturbance(2))
+    calls = machine.prepared(f, X)
+    captures_after(f, calls, 35)
+    f.refresh()
+    assert captures_after(f, calls, 2) == [2, 2]
+
+
+def test_torchs_generator_is_mended_also_where_the_mending_is_disturbed(machine):
+    end = torch.cuda.CUDAGraph.capture_end
+
+    def disturbed_end(graph) -> None:
+        wait_elsewhere()
+        end(graph)
+
+    f = double_while(lambda: None)
+    calls = machine.prepared(f, X)
+    with patch.object(torch.cuda.CUDAGraph, "capture_end", disturbed_end):
+        captures_after(f, calls, 2)
+    generator = machine.generators[0]
+    assert (generator.capturing, generator.states_set) == (False, 1)
+    captures_after(f, calls, 2)
+    assert f.stats()["graph_replays"] == 1
+
+
+# Ctrl-C
+
+
+@MODES
+def test_an_interrupt_comes_through_after_the_capture(machine, mode):
+    f = double_while(lambda: signal.raise_signal(signal.SIGINT), cuda_graph=mode)
+    calls = machine.prepared(f, X)
+    calls(X)
+    with pytest.raises(KeyboardInterrupt):
+        calls(X)
+    np.testing.assert_array_equal(calls(X), 2 * X)
+    stats = f.stats()
+    assert (stats["graph_captures"], stats["graph_replays"], stats["fallback"]) == (1, 1, None)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_interrupt_goes_to_the_users_own_handler(machine):
+    came = []
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(f.stats()["graph_captures"]))
+    try:
+        f = double_while(lambda: signal.raise_signal(signal.SIGINT))
+        assert captures_after(f, machine.prepared(f, X), 3) == [0, 1, 1]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert came == [1]
+
+
+def test_a_model_that_raises_an_interrupt_while_it_is_captured_is_captured_later(machine):
+    raises = [True]
+
+    def interrupt() -> None:
+        if raises and raises.pop():
+            raise KeyboardInterrupt
+
+    f = double_while(interrupt)
+    calls = machine.prepared(f, X)
+    calls(X)
+    with pytest.raises(KeyboardInterrupt):
+        calls(X)
+    assert captures_after(f, calls, 2) == [1, 1]
+    assert f.stats()["fallback"] is None
+
+
+# Streams
+
+
+def test_what_others_enqueue_on_torchs_streams_during_a_capture_is_not_captured(machine):
+    others = []
+
+    def enqueue() -> None:
+        for _ in range(64):  # more than torch has
+            with torch.cuda.stream(torch.cuda.Stream()):
+                others.append(torch.ones(3, device="cuda:0").exp())
+
+    f = double_while(lambda: elsewhere(enqueue))
+    calls = machine.prepared(f, X)
+    captures_after(f, calls, 2)
+    assert len(others) == 64
+    machine.device.reset()
+    np.testing.assert_array_equal(calls(X), 2 * X)
+    replayed = machine.device.names("replay")
+    assert "aten::add.Tensor" in replayed
+    assert "aten::exp" not in replayed
+
+
+def test_captures_on_a_device_share_a_stream_that_is_made_once(machine):
+    machine.driver.place_stream(OTHER_STREAM, 1)
+    used = []
+
+    def note() -> None:
+        device = machine.device.current_device()
+        used.append((device, machine.device.current_stream(device)))
+
+    for _ in range(2):
+        calls = machine.prepared(double_while(note), X)
+        for device, stream in ((0, STREAM), (1, OTHER_STREAM)):
+            for _ in range(2):
+                np.testing.assert_array_equal(calls(X, ordinal=device, stream=stream), 2 * X)
+    assert [device for device, _ in used] == [0, 1, 0, 1]
+    assert len(set(used)) == len({stream for _, stream in used}) == 2
+    created = machine.driver.log("cuStreamCreate")
+    assert len(created) <= 2  # earlier tests made them, or this one
+    assert all(call.arguments == (1,) for call in created)  # they wait for no default stream
