@@ -15,6 +15,11 @@ constexpr unsigned int kNonBlocking = 1;  // CU_STREAM_NON_BLOCKING
 // while: the last attempt gives them time.
 constexpr std::array<int64_t, 2> kCallsUntilRetry = {1, 32};
 
+// A plan whose graph made room for another gets one again where it is called this often and
+// another's lies idle for so many launches. So capturing stays a small part of the work.
+constexpr int64_t kCallsUntilReturn = 256;
+constexpr uint64_t kIdleLaunches = 1024;
+
 DLDevice Cuda(int ordinal) { return {kDLCUDA, ordinal}; }
 
 std::vector<void*> Pointers(const std::vector<CudaAddress>& addresses) {
@@ -60,19 +65,24 @@ class GraphBudget {
     const std::lock_guard<std::mutex> lock(mutex_);
     entries_.push_back({&plan, device});
     while (entries_.size() > most_) {
-      const auto oldest =
-          std::min_element(entries_.begin(), entries_.end(),
-                           [](const Entry& a, const Entry& b) { return LastUse(a) < LastUse(b); });
+      const auto oldest = Oldest();
       evicted.push_back(oldest->device->replay.exchange(nullptr));
       if (oldest->plan->mode != GraphMode::kRequire) {
         oldest->plan->counters->NoteFallback(
-            "its CUDA graph was let go of, for there were more "
-            "than " +
-            std::to_string(most_) + " of them");
+            "its CUDA graph was let go of, for there were more than " + std::to_string(most_) +
+            " of them; calls run without until another lies idle");
+        oldest->device->plain_calls.store(kCallsUntilReturn);
         oldest->device->next.store(CudaCalls::Next::kPlain);
       }
       entries_.erase(oldest);
     }
+  }
+  // Whether one more would push out none that is in use.
+  bool HasRoom() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    if (entries_.size() < most_) return true;
+    const uint64_t last = entries_.empty() ? UINT64_MAX : LastUse(*Oldest());
+    return last != UINT64_MAX && Replay::Launches() - last > kIdleLaunches;
   }
   void Remove(const CudaCalls::Device* device) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -90,6 +100,11 @@ class GraphBudget {
     if (replay == nullptr) return 0;
     const uint64_t last = replay->last_used();
     return last == 0 ? UINT64_MAX : last;
+  }
+
+  std::vector<Entry>::iterator Oldest() {
+    return std::min_element(entries_.begin(), entries_.end(),
+                            [](const Entry& a, const Entry& b) { return LastUse(a) < LastUse(b); });
   }
 
   std::mutex mutex_;
@@ -188,11 +203,10 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
   // After a refresh a call moves weights once more.
   const int64_t generation = plan_.counters->generation.load();
   if (device.next.load() == Next::kPlain && device.generation.load() == generation) {
-    if (!device.IsDue()) {
+    if (!device.IsDue() || !PrepareRetry(device)) {
       plan_.run(inputs, outputs, place);
       return;
     }
-    device.next.store(Next::kCapture);
   }
 
   const std::lock_guard<std::recursive_mutex> lock(OneAtATime());
@@ -226,6 +240,15 @@ void CudaCalls::Refuse(Device& device, const std::string& reason) {
   if (plan_.mode != GraphMode::kRequire) return FallBack(device, reason);
   device.failure = "cuda_graph='require': the call can't be captured: " + reason;
   device.next.store(Next::kRefused);
+}
+
+bool CudaCalls::PrepareRetry(Device& device) {
+  if (device.void_captures == 0 && !GraphBudget::Get().HasRoom()) {
+    device.plain_calls.store(kCallsUntilReturn);
+    return false;
+  }
+  device.next.store(Next::kCapture);
+  return true;
 }
 
 void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream stream) {

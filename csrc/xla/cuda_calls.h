@@ -145,6 +145,8 @@ class CudaCalls {
   // Must not be called with a lock held that a thread with the GIL may wait for.
   void FallBack(Device& device, const std::string& reason);
   void Refuse(Device& device, const std::string& reason);
+  // Of a plain call that is due: whether it is to attempt a capture.
+  static bool PrepareRetry(Device& device);
   // Makes the call, and its graph for later ones, or a refusal, or a later attempt. Throws what the
   // call throws.
   void CaptureOnce(Device& device, Recording& recording, CudaStream stream);

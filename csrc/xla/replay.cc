@@ -52,6 +52,8 @@ void Replay::Release() noexcept {
   if (pushed) driver_.context_pop(&popped);
 }
 
+uint64_t Replay::Launches() { return launches.load(std::memory_order_relaxed); }
+
 void Replay::Launch(void* const* inputs, void* const* outputs, CudaStream stream) {
   last_used_.store(launches.fetch_add(1, std::memory_order_relaxed) + 1, std::memory_order_relaxed);
   const std::lock_guard<std::mutex> lock(mutex_);

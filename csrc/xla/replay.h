@@ -39,6 +39,8 @@ class Replay {
   // `outputs` are the callers' buffers. Throws CudaError.
   void Launch(void* const* inputs, void* const* outputs, CudaStream stream);
 
+  // How often any of them was launched.
+  static uint64_t Launches();
   // When it was launched last, in launches of this process.
   uint64_t last_used() const { return last_used_.load(std::memory_order_relaxed); }
 

@@ -152,3 +152,39 @@ def test_a_forked_child_leaves_graphs_and_weights_to_the_parent(machine, make):
     expected = f(*force_input(5))
     for g, e in zip(calls(*force_input(5)), expected, strict=True):
         np.testing.assert_array_equal(g, e)
+
+
+def doubles(machine, count: int):
+    def double(x: Tensor) -> Tensor:
+        return x * 2
+
+    fs = [TorchModuleWrapper(torch.jit.script(double), output_spec=SAME) for _ in range(count)]
+    calls = [machine.prepared(f, X) for f in fs]
+    for call in calls:
+        call(X)
+        call(X)
+    return fs, calls
+
+
+def test_a_plan_whose_graph_was_let_go_of_gets_one_again_where_another_lies_idle(machine):
+    _bridge.set_most_graphs(2)
+    fs, calls = doubles(machine, 3)
+    calls[1](X)
+    assert "lies idle" in fs[0].stats()["fallback"]
+    for i in range(1100):
+        calls[2](X)
+        if i >= 840:
+            calls[0](X)
+    assert [f.stats()["graph_captures"] for f in fs] == [2, 1, 1]
+    assert fs[0].stats()["graph_replays"] == 1100 - 840 - 256
+    assert "let go of" in fs[1].stats()["fallback"]
+    np.testing.assert_array_equal(calls[0](X), 2 * X)
+
+
+def test_graphs_in_use_do_not_push_each_other_out_over_and_over(machine):
+    _bridge.set_most_graphs(2)
+    fs, calls = doubles(machine, 3)
+    for i in range(600):
+        for call in calls:
+            np.testing.assert_array_equal(call(X + i), 2 * (X + i))
+    assert [f.stats()["graph_captures"] for f in fs] == [1, 1, 1]
