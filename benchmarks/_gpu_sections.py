@@ -46,7 +46,7 @@ class Section:
         env: Changes of the environment; None takes a variable away.
         refused: A line of the output that matches says that the machine refuses this.
         needed: Whether nothing else runs if it fails.
-        beside: Whether it runs beside the section before it.
+        beside: Whether it runs beside the section before it, where nothing waits for that one.
     """
 
     command: list[str] | str
@@ -185,7 +185,7 @@ def run_sections(
     names = list(wanted)
     while names:
         group = [names.pop(0)]
-        while names and wanted[names[0]].beside:
+        while names and wanted[names[0]].beside and not wanted[group[0]].needed:
             group.append(names.pop(0))
         threads = [
             threading.Thread(target=_run_into, args=(outcomes, name, wanted[name], end))

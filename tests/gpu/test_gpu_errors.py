@@ -101,7 +101,7 @@ def tried(what, call):
         jax.block_until_ready(call())
         print(what, "works")
     except Exception as error:
-        print(what, "raises", type(error).__name__, " ".join(str(error).split())[:600])
+        print(what, "raises", type(error).__name__, " ".join(str(error).split())[:3000])
     sys.stdout.flush()
 """
 
@@ -192,8 +192,9 @@ def test_a_fault_on_the_device_is_an_error_and_the_cpu_stays_usable(tmp_path, cu
     program = HEAD.format(gpu=not REHEARSAL) + FAULT.replace("MODE", cuda_graph)
     lines = run_python(tmp_path, program).stdout.splitlines()
     assert lines.count("before works") == 4
-    assert any(line.startswith("fault raises") for line in lines), lines
-    # The card's context is gone for this process, unless the fault was noticed on the host.
+    # A replay is through with the host before the device has begun, so the next call may be the
+    # first to say it. The card's context is gone, unless the fault was noticed on the host.
+    assert any(line.startswith(("fault raises", "next raises")) for line in lines), lines
     assert any(line.startswith("next ") for line in lines), lines
     assert "cpu works" in lines
     assert "torch on the cpu 3.0" in lines

@@ -134,7 +134,7 @@ def test_a_module_that_owns_cuda_graphs_is_right():
 
 
 @needs_gpu
-@pytest.mark.filterwarnings("ignore:.*torchcall")
+@pytest.mark.filterwarnings("ignore:.*torchcall", "ignore:The AccumulateGrad node's stream")
 def test_graphed_callables_of_torchs_own_are_right():
     sample = torch.zeros(4, 3, device=TORCH_DEVICE)
     module = torch.cuda.make_graphed_callables(Polynomial().to(TORCH_DEVICE), (sample,))

@@ -142,8 +142,10 @@ def test_one_plan_on_several_of_xlas_streams(cuda_graph):
         x, y = numbers(seed), numbers(seed + 100)
         try:
             total, difference = program(x, y)
-        except NotImplementedError as error:
-            pytest.skip(f"this JAX cannot: {error}")
+        except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            if isinstance(error, NotImplementedError) or "ExecutionStreamId" in str(error):
+                pytest.skip(f"this JAX cannot: {str(error)[:80]}")
+            raise
         value = lambda x: WEIGHT * x * x + x  # noqa: E731
         np.testing.assert_allclose(total, value(x) + value(y), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(difference, value(x - y), rtol=1e-4, atol=1e-5)
