@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from torchcall.demo._system import DemoError, Structure
-from torchcall.mliap import AtomGraph, AtomGraphInput, neighbor_list, pad_graph
+from torchcall.mliap import AtomGraph, AtomGraphInput, NeighborList, neighbor_list, pad_graph
 
 Model = Callable[[AtomGraphInput], dict[str, Array]]
 """A module that obeys `TorchMliapForward`, callable from JAX by whatever means."""
@@ -142,7 +142,7 @@ def make_room(begin: State, end: State) -> State:
         grown = end.neighbors.grow()
     except ValueError as error:
         raise DemoError(f"the run went astray ({reason}): try a smaller --dt") from error
-    return begin._replace(neighbors=grown.rebuild(begin.positions))
+    return begin._replace(neighbors=jax.jit(NeighborList.rebuild)(grown, begin.positions))
 
 
 def is_finite(energies: Energies) -> bool:
