@@ -1,60 +1,13 @@
 """The neighbour list against vesin, as sets, and its promises about order, padding and flags."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import vesin
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lists import assert_right, pairs
 
 from torchcall.mliap import neighbor_list
-
-
-def pairs(nbrs):
-    n = int(nbrs.n_edges)
-    rows = np.concatenate(
-        [np.asarray(nbrs.edge_index[:, :n]).T, np.asarray(nbrs.cell_offsets[:n])], 1
-    )
-    found = {tuple(row) for row in rows.astype(int).tolist()}
-    assert len(found) == n, "no pair twice"
-    return found
-
-
-def reference(positions, cell, pbc, batch, cutoff):
-    """vesin in float64, one system at a time, with the distances."""
-    found = {}
-    for s in range(len(cell)):
-        ids = np.flatnonzero(batch == s)
-        if not len(ids):
-            continue
-        lattice = np.where(pbc[s][:, None], cell[s], 0).astype(float)
-        search = vesin.NeighborList(cutoff=cutoff, full_list=True)
-        i, j, shifts, d = search.compute(
-            positions[ids].astype(float), lattice, pbc[s].tolist(), "ijSd"
-        )
-        for a, b, shift, length in zip(i, j, shifts, d, strict=True):
-            found[int(ids[a]), int(ids[b]), *map(int, shift)] = float(length)
-    return found
-
-
-def assert_right(nbrs, positions, cell, pbc, batch, cutoff):
-    """Equal sets, up to the documented rounding of distances near the cutoff and near zero."""
-    assert not bool(nbrs.did_overflow), nbrs.why()
-    got = pairs(nbrs)
-    eps = np.finfo(positions.dtype).eps
-    slack = 8 * eps * (np.abs(positions).max(initial=0) * 2 + cutoff + np.abs(cell).sum(initial=0))
-    wide = reference(positions, cell, pbc, batch, cutoff + slack)
-    assert got <= set(wide)
-    assert {p for p, d in wide.items() if slack < d < cutoff - slack} <= got
-    n, slots = int(nbrs.n_edges), nbrs.edge_index.shape[1]
-    senders = np.asarray(nbrs.edge_index[0])
-    assert (np.diff(senders[:n]) >= 0).all()
-    assert (np.asarray(nbrs.edge_index[:, n:]) == len(positions)).all()
-    assert (np.asarray(nbrs.cell_offsets[n:]) == [1, 0, 0]).all()
-    assert nbrs.edge_index.dtype == jnp.int32
-    assert nbrs.cell_offsets.dtype == positions.dtype
-    assert slots >= 2
 
 
 def random_batch(rng, n_systems, dtype=np.float32):
@@ -98,6 +51,7 @@ def test_random_batches_equal_vesin(seed, cutoff, skin):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("barely_optimised")
 @settings(max_examples=2, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), cutoff=st.floats(0.5, 8.0))
 def test_many_random_batches_equal_vesin(seed, cutoff):
@@ -105,6 +59,7 @@ def test_many_random_batches_equal_vesin(seed, cutoff):
     assert_right(neighbor_list(cutoff).allocate(*geometry), *geometry, cutoff)
 
 
+@pytest.mark.usefixtures("barely_optimised")
 def test_tiny_cell_without_atoms_is_no_reason_to_distrust_the_list():
     cell = np.stack([np.eye(3) * 12, np.eye(3) * 0.1]).astype(np.float32)
     positions = np.random.default_rng(0).uniform(0, 12, (30, 3)).astype(np.float32)
@@ -116,6 +71,7 @@ def cube(side, *, pbc=True, dtype=np.float32):
     return np.eye(3, dtype=dtype)[None] * dtype(side), np.full((1, 3), pbc)
 
 
+@pytest.mark.usefixtures("barely_optimised")
 def test_self_images_of_one_atom_in_a_tiny_cell():
     cell, pbc = cube(1.0)
     geometry = np.array([[0.3, 5.2, -9.9]], np.float32), cell, pbc, np.zeros(1, np.int32)
@@ -124,6 +80,7 @@ def test_self_images_of_one_atom_in_a_tiny_cell():
     assert int(nbrs.n_edges) > 100
 
 
+@pytest.mark.usefixtures("barely_optimised")
 def test_one_atom_without_periodicity_has_no_pair():
     nbrs = neighbor_list(5.0).allocate(
         np.zeros((1, 3), np.float32), np.zeros((1, 3, 3), np.float32), np.zeros((1, 3), bool), [0]
@@ -133,6 +90,7 @@ def test_one_atom_without_periodicity_has_no_pair():
     assert nbrs.edge_index.tolist() == [[1, 1], [1, 1]]
 
 
+@pytest.mark.usefixtures("barely_optimised")
 def test_no_atoms_at_all():
     cell, pbc = cube(4.0)
     empty = np.zeros((0, 3), np.float32), cell, pbc, np.zeros(0, np.int32)
@@ -142,6 +100,7 @@ def test_no_atoms_at_all():
     assert nbrs.edge_index.shape == (2, 2)
 
 
+@pytest.mark.usefixtures("barely_optimised")
 def test_atoms_that_coincide_with_images_of_others_are_listed_at_lattice_distances():
     cell, pbc = cube(4.0)
     positions = np.array([[0, 0, 0], [4, 0, 0], [1, 1, 1]], np.float32)
