@@ -2,12 +2,37 @@
 
 import gc
 import os
+import shutil
+import tempfile
 
 import jax
 import pytest
 import torch
 
 import torchcall
+
+CACHE = "jax_compilation_cache_dir"
+
+
+def pytest_configure(config):
+    """What takes XLA long is compiled once a run, by the process of the run that is first.
+
+    The others, children too, find the folder in their environment, where JAX looks for it.
+    """
+    if CACHE.upper() in os.environ:
+        return
+    folder = tempfile.mkdtemp(prefix="torchcall-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    settings = {
+        CACHE: folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        # Only a folder of limited size is locked while a program is written.
+        "jax_compilation_cache_max_size": 2**30,
+    }
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -18,8 +43,14 @@ def _strict_dtype_promotion():
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """What a module compiled is of no use to the next, and makes garbage collections slow."""
+    """What a module compiled is of no use to the next, and makes garbage collections slow.
+
+    So do the many objects of what is imported: collections within the module pass them over.
+    """
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     jax.clear_caches()
     gc.collect()
 

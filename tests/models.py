@@ -149,13 +149,16 @@ def error_of(call: Callable[[], Any]) -> str:
 def run_python(
     folder: Path, code: str, *, name: str = "program.py", status: int = 0, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `code` as a file (TorchScript reads sources) in a fresh process; checks its status."""
+    """Runs `code` as a file (TorchScript reads sources) in a fresh process; checks its status.
+
+    The process compiles what it runs: the programs of the test run's cache are not its own.
+    """
     file = folder / name
     file.write_text(textwrap.dedent(code))
     path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, str(file)],
-        env={**os.environ, "PYTHONPATH": path, **env},
+        env={**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": "", **env},
         cwd=folder,
         capture_output=True,
         text=True,
