@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TORCH_LOOPS = {"torch, C++ loop", "torch, Python loop"}
 JAX_METHODS = {"torchcall", "buffer_callback", "pure_callback"}
+UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def run(script, *options):
@@ -21,8 +22,7 @@ def run(script, *options):
         timeout=900,
         # Two busy threads on two busy cores wait for each other: a smoke test needs one, and no
         # optimised programs.
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": UNOPTIMISED},
         check=False,
     )
 

@@ -9,7 +9,7 @@ from reference import CUTOFF
 from torchcall.mliap import AtomGraph, TorchMliap
 
 # Compiled for a call or two each.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def script(module):

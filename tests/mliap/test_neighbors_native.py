@@ -14,7 +14,7 @@ from torchcall.mliap._neighbors_native import use_jax
 
 CUTOFF, SKIN = 3.0, 0.6
 # Compiled for one call each.
-QUICK = {"xla_backend_optimization_level": 0}
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def two_systems(seed=0, dtype=np.float32):
