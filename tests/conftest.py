@@ -43,16 +43,17 @@ def _strict_dtype_promotion():
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """What a module compiled is of no use to the next, and makes garbage collections slow.
-
-    So do the many objects of what is imported: collections within the module pass them over.
-    """
-    gc.collect()
-    gc.freeze()
+    """What a module compiled is of no use to the next, and makes garbage collections slow."""
     yield
-    gc.unfreeze()
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _pass_over_imports():
+    """Collections look at what tests make, and not at the many objects of what is imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
