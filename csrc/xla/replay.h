@@ -1,7 +1,7 @@
 // A CUDA graph of one call on one device: inputs are copied into its own buffers, the graph is
 // launched, outputs are copied out, all on the caller's stream. No Python, no torch, no waiting.
 //
-// Not yet run on a GPU: tested over a stand-in for the driver.
+// Not yet run on a GPU: tested over played devices.
 
 #ifndef TORCHCALL_XLA_REPLAY_H_
 #define TORCHCALL_XLA_REPLAY_H_

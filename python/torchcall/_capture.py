@@ -1,6 +1,6 @@
 """Captures a call into a CUDA graph, with torch's tools. The graph is replayed without Python.
 
-Not yet run on a GPU: written from torch's sources, tested over stand-ins.
+Not yet run on a GPU: tested with torch's CUDA build over played devices.
 """
 
 import gc

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 REHEARSAL = os.environ.get("TORCHCALL_GPU_REHEARSAL") == "1"
+# On devices that tests/standin/cuda plays, results are real and nothing is fast.
+PLAYED = "TORCHCALL_STANDIN_OPERATORS" in os.environ
 needs_gpu = pytest.mark.skipif(REHEARSAL, reason="says nothing without a GPU")
 TORCH_DEVICE = "cpu" if REHEARSAL else "cuda"
 MODULES = {"TorchScript": torch.jit.script, "eager": lambda module: module}
