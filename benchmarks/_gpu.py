@@ -79,7 +79,7 @@ def device_of(name: str) -> Device:
 
 
 def driver() -> dict[str, str]:
-    """The card's name, memory and driver, by nvidia-smi; empty where there is none."""
+    """The card's name, memory and driver, by nvidia-smi or torch; empty where there is none."""
     fields = ("name", "memory.total", "driver_version")
     try:
         found = subprocess.run(
@@ -88,7 +88,7 @@ def driver() -> dict[str, str]:
         )  # fmt: skip
         values = found.stdout.splitlines()[0].split(", ")
     except (OSError, subprocess.SubprocessError, IndexError):
-        return {}
+        return {"gpu": torch.cuda.get_device_name(0)} if torch.cuda.is_available() else {}
     return {"gpu": values[0], "gpu_memory": values[1], "driver": values[2]}
 
 
