@@ -60,8 +60,7 @@ void PackageModel::Replace(const Model& fresh) {
         "refresh: expected a package with the same arguments and results, got another one; make a "
         "new wrapper");
   }
-  loaders_.Clear([&] { path_ = package->path_; });
-  loaders_.Set(home_, package->loader(home_));
+  loaders_.Replace([&] { path_ = package->path_; }, home_, package->loader(home_));
 }
 
 std::string PackageModel::Serialize() const {

@@ -80,25 +80,26 @@ class PerDevice {
   void Set(c10::Device device, std::shared_ptr<T> value) {
     slots_[SlotOf(device)].store(std::move(value));
   }
-  // What `make` of a later Get reads may be changed by `change`. Waits for the devices.
+  // Takes `value` for a device, and makes all others anew when they are wanted; what `make` of a
+  // later Get reads may be changed by `change`. Waits for the devices if that is possible.
   template <typename Change>
-  void Clear(const Change& change) {
+  void Replace(const Change& change, c10::Device device, std::shared_ptr<T> value) {
+    std::vector<Old> dropped;  // without the lock
     const std::lock_guard<std::mutex> lock(mutex_);
     change();
     for (size_t i = 0; i < slots_.size(); ++i) {
-      std::shared_ptr<T> old = slots_[i].exchange(nullptr);
+      const bool is_home = i == SlotOf(device);
+      std::shared_ptr<T> old = slots_[i].exchange(is_home ? std::move(value) : nullptr);
       if (old != nullptr && i > 0) old_.push_back({CudaAt(i), std::move(old)});
     }
-    DropUnused();
+    DropUnused(dropped);
   }
   // Drops what was replaced while calls or graphs had it, if the devices can be waited for. Nothing
   // may be captured there meanwhile.
   void LetGo() const {
+    std::vector<Old> dropped;
     const std::lock_guard<std::mutex> lock(mutex_);
-    try {
-      DropUnused();
-    } catch (const std::exception&) {  // another time, then
-    }
+    DropUnused(dropped);
   }
 
  private:
@@ -114,12 +115,17 @@ class PerDevice {
 
   // Calls enqueue work that reads what they use, on streams that its memory does not wait for. So
   // it is dropped here, once the device is through with it, and never by a call: what one still
-  // has stays until later.
-  void DropUnused() const {
-    std::erase_if(old_, [](const Old& old) {
+  // has stays until later, and so does what a device cannot be waited for.
+  void DropUnused(std::vector<Old>& dropped) const {
+    std::erase_if(old_, [&](Old& old) {
       if (old.value.use_count() > 1) return false;
       std::atomic_thread_fence(std::memory_order_acquire);  // after what the last user enqueued
-      Synchronize(old.device);
+      try {
+        Synchronize(old.device);
+      } catch (const std::exception&) {
+        return false;
+      }
+      dropped.push_back(std::move(old));
       return true;
     });
   }

@@ -272,8 +272,8 @@ void ScriptModel::Replace(const Model& fresh) {
     throw std::invalid_argument(
         "refresh: expected the same code with other weights, got other code; make a new wrapper");
   }
-  instances_.Clear([&] { origin_ = script->origin_; });
-  instances_.Set(origin_.home, script->instance(script->origin_.home));
+  const c10::Device home = script->origin_.home;
+  instances_.Replace([&] { origin_ = script->origin_; }, home, script->instance(home));
 }
 
 TcModelInfo ScriptModel::info() const {

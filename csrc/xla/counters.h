@@ -26,14 +26,19 @@ class CallCounters {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (fallback_.empty()) fallback_ = reason;
   }
+  // One plan more, or one less, whose graph was let go of.
+  void NoteEvicted(int plans) { evicted_.fetch_add(plans); }
   std::string fallback() const {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return fallback_;
+    if (!fallback_.empty() || evicted_.load() == 0) return fallback_;
+    return "a CUDA graph was let go of, for there were too many of them; its calls run without "
+           "until another lies idle";
   }
 
  private:
   mutable std::mutex mutex_;
   std::string fallback_;
+  std::atomic<int> evicted_{0};
 };
 
 }  // namespace torchcall

@@ -15,10 +15,9 @@ constexpr unsigned int kNonBlocking = 1;  // CU_STREAM_NON_BLOCKING
 // while: the last attempt gives them time.
 constexpr std::array<int64_t, 2> kCallsUntilRetry = {1, 32};
 
-// A plan whose graph made room for another gets one again where it is called this often and
-// another's lies idle for so many launches. So capturing stays a small part of the work.
+// A plan whose graph made room for another looks after so many calls whether a graph has not been
+// launched meanwhile, and takes its place. So capturing stays a small part of the work.
 constexpr int64_t kCallsUntilReturn = 256;
-constexpr uint64_t kIdleLaunches = 1024;
 
 DLDevice Cuda(int ordinal) { return {kDLCUDA, ordinal}; }
 
@@ -63,26 +62,29 @@ class GraphBudget {
   void Add(const PlanCalls& plan, CudaCalls::Device* device) {
     std::vector<std::shared_ptr<Replay>> evicted;  // destroyed, which waits, without the lock
     const std::lock_guard<std::mutex> lock(mutex_);
+    // A graph of other weights is never launched again, and keeps them.
+    std::erase_if(entries_, [&](const Entry& entry) {
+      if (entry.device->generation.load() == entry.plan->counters->generation.load()) return false;
+      evicted.push_back(entry.device->replay.exchange(nullptr));
+      return true;
+    });
     entries_.push_back({&plan, device});
     while (entries_.size() > most_) {
       const auto oldest = Oldest();
       evicted.push_back(oldest->device->replay.exchange(nullptr));
       if (oldest->plan->mode != GraphMode::kRequire) {
-        oldest->plan->counters->NoteFallback(
-            "its CUDA graph was let go of, for there were more than " + std::to_string(most_) +
-            " of them; calls run without until another lies idle");
-        oldest->device->plain_calls.store(kCallsUntilReturn);
+        if (!oldest->device->is_evicted.exchange(true)) oldest->plan->counters->NoteEvicted(1);
+        oldest->device->looked.store(Replay::Launches());
         oldest->device->next.store(CudaCalls::Next::kPlain);
+        oldest->device->plain_calls.store(kCallsUntilReturn);
       }
       entries_.erase(oldest);
     }
   }
-  // Whether one more would push out none that is in use.
-  bool HasRoom() {
+  // Whether one more would push out none that was in use since then, in launches.
+  bool HasRoom(uint64_t since) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (entries_.size() < most_) return true;
-    const uint64_t last = entries_.empty() ? UINT64_MAX : LastUse(*Oldest());
-    return last != UINT64_MAX && Replay::Launches() - last > kIdleLaunches;
+    return entries_.size() < most_ || (!entries_.empty() && LastUse(*Oldest()) <= since);
   }
   void Remove(const CudaCalls::Device* device) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -94,12 +96,9 @@ class GraphBudget {
     const PlanCalls* plan;
     CudaCalls::Device* device;
   };
-  // The newest has not been launched yet.
   static uint64_t LastUse(const Entry& entry) {
     const std::shared_ptr<Replay> replay = entry.device->replay.load();
-    if (replay == nullptr) return 0;
-    const uint64_t last = replay->last_used();
-    return last == 0 ? UINT64_MAX : last;
+    return replay == nullptr ? 0 : replay->last_used();
   }
 
   std::vector<Entry>::iterator Oldest() {
@@ -164,6 +163,7 @@ CudaCalls::~CudaCalls() {
   for (std::atomic<Device*>& slot : devices_) {
     if (const Device* device = slot.load()) {
       GraphBudget::Get().Remove(device);
+      if (device->is_evicted.load()) plan_.counters->NoteEvicted(-1);
       delete device;
     }
   }
@@ -171,10 +171,10 @@ CudaCalls::~CudaCalls() {
 
 bool CudaCalls::TryReplay(Device& device, void* const* inputs, void* const* outputs,
                           CudaStream stream) {
+  // In this order: whoever captures anew takes the old graph away before it sets the generation.
+  if (device.generation.load() != plan_.counters->generation.load()) return false;
   const std::shared_ptr<Replay> replay = device.replay.load();
-  if (replay == nullptr || device.generation.load() != plan_.counters->generation.load()) {
-    return false;
-  }
+  if (replay == nullptr) return false;
   replay->Launch(inputs, outputs, stream);
   plan_.counters->graph_replays.fetch_add(1, std::memory_order_relaxed);
   return true;
@@ -243,7 +243,8 @@ void CudaCalls::Refuse(Device& device, const std::string& reason) {
 }
 
 bool CudaCalls::PrepareRetry(Device& device) {
-  if (device.void_captures == 0 && !GraphBudget::Get().HasRoom()) {
+  if (device.void_captures == 0 && !GraphBudget::Get().HasRoom(device.looked.load())) {
+    device.looked.store(Replay::Launches());
     device.plain_calls.store(kCallsUntilReturn);
     return false;
   }
@@ -259,6 +260,7 @@ void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream str
   try {
     device.replay.store(Capture(recording, stream));
     device.void_captures = 0;
+    if (device.is_evicted.exchange(false)) plan_.counters->NoteEvicted(-1);
     plan_.counters->graph_captures.fetch_add(1);
     GraphBudget::Get().Add(plan_, &device);
     return;
@@ -266,6 +268,10 @@ void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream str
     failure = none;
   } catch (const std::exception& e) {
     failure.reason = e.what();
+    // The driver's names of what it forbids while another thread captures.
+    if (failure.reason.find("_STREAM_CAPTURE_") != std::string::npos) {
+      failure.kind = NoCapture::Kind::kVoid;
+    }
   }
   // A call that fails is no reason against the next one.
   if (recording.failure()) std::rethrow_exception(recording.failure());
@@ -282,8 +288,8 @@ void CudaCalls::Fail(Device& device, const NoCapture& failure) {
                               "device meanwhile: " +
                               failure.reason);
   }
-  device.plain_calls.store(kCallsUntilRetry[attempts - 1]);
   device.next.store(Next::kPlain);
+  device.plain_calls.store(kCallsUntilRetry[attempts - 1]);
 }
 
 std::shared_ptr<Replay> CudaCalls::Capture(Recording& recording, CudaStream stream) const {

@@ -131,7 +131,9 @@ class CudaCalls {
     std::atomic<std::shared_ptr<Replay>> replay;
     std::atomic<int64_t> generation{0};   // of the weights that the replay, or a plain call, has
     std::atomic<int64_t> plain_calls{0};  // until an attempt at a capture; 0: none is to be made
-    int void_captures = 0;                // in a row
+    std::atomic<int> void_captures{0};    // in a row
+    std::atomic<bool> is_evicted{false};  // its graph made room for another
+    std::atomic<uint64_t> looked{0};      // for a graph that lies idle: when, in launches of all
     std::string failure;                  // set before `next` becomes kRefused
 
     // Counts a plain call. Whether it is time for an attempt instead.

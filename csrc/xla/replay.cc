@@ -24,7 +24,8 @@ Replay::Replay(const CudaDriver& driver, CudaStream stream, CudaGraph graph,
     : driver_(driver),
       inputs_(std::move(inputs)),
       outputs_(std::move(outputs)),
-      owner_(std::move(owner)) {
+      owner_(std::move(owner)),
+      last_used_(launches.load(std::memory_order_relaxed)) {
   try {
     context_ = ContextOf(driver_, stream);
     const CudaContextScope scope(driver_, context_);

@@ -41,7 +41,7 @@ class Replay {
 
   // How often any of them was launched.
   static uint64_t Launches();
-  // When it was launched last, in launches of this process.
+  // When it was launched last, or made, in launches of this process.
   uint64_t last_used() const { return last_used_.load(std::memory_order_relaxed); }
 
  private:
@@ -59,7 +59,7 @@ class Replay {
   std::mutex mutex_;
   bool recorded_ = false;  // the event, at the end of the last replay
   CudaStream last_stream_ = nullptr;
-  std::atomic<uint64_t> last_used_{0};
+  std::atomic<uint64_t> last_used_;
 };
 
 }  // namespace torchcall

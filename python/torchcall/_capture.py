@@ -94,23 +94,18 @@ def _capture(recording: _bridge.Recording) -> Captured:
     # No stream of torch's: those are shared, and what others enqueue there would be captured.
     stream = torch.cuda.ExternalStream(recording.stream, device)
     with _interrupts_wait(recording), torch.cuda.device(device), torch.cuda.stream(stream):
-        inputs = [_buffer(size, device) for size in recording.input_bytes]
-        outputs = [_buffer(size, device) for size in recording.output_bytes]
-        sources, targets = _addresses(inputs), _addresses(outputs)
-        # What used this memory last may not be through with it, and the inputs are copied on the
-        # caller's stream.
-        stream.synchronize()
-        recording.copy_inputs(sources)
-        before = torch.cuda.get_rng_state(device)
-        with _noting_graphs() as noted:
+        with _noting_graphs() as noted, _others_capture(noted):
+            inputs = [_buffer(size, device) for size in recording.input_bytes]
+            outputs = [_buffer(size, device) for size in recording.output_bytes]
+            sources, targets = _addresses(inputs), _addresses(outputs)
+            # What used this memory last may not be through with it, and the inputs are copied on
+            # the caller's stream.
+            stream.synchronize()
+            recording.copy_inputs(sources)
+            before = torch.cuda.get_rng_state(device)
             try:
                 for _ in range(_WARM_UPS):
                     _run(recording, sources, targets, stream.cuda_stream)
-            except RuntimeError as error:
-                # Nothing is captured here yet: what forbids anything is somebody else's capture.
-                if not noted and _forbids(error):
-                    raise VoidCaptureError(_first_line(error)) from error
-                raise
             finally:
                 stream.synchronize()  # what follows on the caller's stream may use what is made
         if noted:
@@ -121,6 +116,17 @@ def _capture(recording: _bridge.Recording) -> Captured:
         with _capturing(graph, device):
             _run(recording, sources, targets, stream.cuda_stream)
         return Captured(graph.raw_cuda_graph(), sources, targets, (graph, inputs, outputs))
+
+
+@contextmanager
+def _others_capture(noted: list[str]) -> Iterator[None]:
+    """Where nothing is captured here, what forbids anything is somebody else's capture."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not noted and _forbids(error):
+            raise VoidCaptureError(_first_line(error)) from error
+        raise
 
 
 def _run(recording: _bridge.Recording, sources: list[int], targets: list[int], stream: int) -> None:
@@ -141,6 +147,11 @@ def _interrupts_wait(recording: _bridge.Recording) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGINT)
     if threading.get_ident() != threading.main_thread().ident or not callable(handler):
         yield  # Python raises nothing here
+        return
+    wakeup = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(wakeup)
+    if wakeup != -1:
+        yield  # an event loop's: it is told at once, and nothing is raised here
         return
     signal.signal(signal.SIGINT, lambda *_: recording.interrupt())
     try:
@@ -178,6 +189,7 @@ def _capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[No
         if raised is not None:
             raise raised
     finally:
+        raised = None  # it holds this frame
         _clear_workspaces()
         if collects:
             gc.enable()

@@ -56,7 +56,8 @@ class Replicas:
         with self._lock:
             self._old += self._on.items()
             self._on.clear()
-            self._let_go()
+            with suppress(RuntimeError):  # another time, then
+                self._let_go()
 
     def tensors(self, device: str) -> list[torch.Tensor]:
         """The tensors behind the callable there: in attributes, closures, globals, containers.

@@ -171,12 +171,12 @@ def test_a_plan_whose_graph_was_let_go_of_gets_one_again_where_another_lies_idle
     fs, calls = doubles(machine, 3)
     calls[1](X)
     assert "lies idle" in fs[0].stats()["fallback"]
-    for i in range(1100):
+    for _ in range(520):
         calls[2](X)
-        if i >= 840:
-            calls[0](X)
+        calls[0](X)
     assert [f.stats()["graph_captures"] for f in fs] == [2, 1, 1]
-    assert fs[0].stats()["graph_replays"] == 1100 - 840 - 256
+    assert fs[0].stats()["graph_replays"] == 520 - 2 * 256  # the first look finds all in use
+    assert fs[0].stats()["fallback"] is None
     assert "let go of" in fs[1].stats()["fallback"]
     np.testing.assert_array_equal(calls[0](X), 2 * X)
 
@@ -188,3 +188,33 @@ def test_graphs_in_use_do_not_push_each_other_out_over_and_over(machine):
         for call in calls:
             np.testing.assert_array_equal(call(X + i), 2 * (X + i))
     assert [f.stats()["graph_captures"] for f in fs] == [1, 1, 1]
+
+
+def test_a_graph_that_was_only_warmed_up_makes_room_for_one_in_use(machine):
+    _bridge.set_most_graphs(2)
+    fs, calls = doubles(machine, 3)
+    assert fs[0].stats()["fallback"] is not None
+    for _ in range(300):
+        calls[0](X)
+    assert fs[0].stats()["fallback"] is None
+    assert fs[0].stats()["graph_replays"] > 0
+
+
+def test_graphs_of_replaced_weights_go_with_the_next_capture(machine):
+    linear = nn.Linear(4, 4)
+    f = TorchModuleWrapper(torch.jit.script(linear))
+    low, tall = machine.prepared(f, X), machine.prepared(f, np.ones((5, 4), np.float32))
+    for _ in range(3):
+        low(X)
+        tall(np.ones((5, 4), np.float32))
+    assert machine.driver.live_execs() == 2
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    f.refresh()
+    expected = linear(torch.from_numpy(X)).detach().numpy()
+    np.testing.assert_allclose(low(X), expected, rtol=1e-5)
+    assert machine.driver.live_execs() == 1
+    np.testing.assert_allclose(
+        tall(np.ones((5, 4), np.float32))[0], linear(torch.ones(4)).detach(), rtol=1e-5
+    )
+    assert machine.driver.live_execs() == 2

@@ -1,8 +1,7 @@
 // Plays libcuda.so.1 over the host's memory, for tests on machines without a GPU.
 //
-// Work "on a stream" is done before the call returns. What a test can ask for is written at the
-// end: a record of the calls, errors on demand, callbacks for launches of a graph, and a latch that
-// keeps everything enqueued since it was closed from finishing.
+// Work "on a stream" is done before the call returns. What tests ask for is at the end: a record of
+// the calls, errors on demand, callbacks for launches, a latch that keeps work from finishing.
 
 #include <chrono>
 #include <condition_variable>
