@@ -2,13 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard csrc/*.h csrc/xla/* csrc/torch/* tests/standin/*.h tests/standin/*.cc)
-PLAYED := $(wildcard tests/standin/cuda/*.h tests/standin/cuda/*.cc)
+NATIVE := $(wildcard $(foreach d,csrc csrc/xla csrc/xla/cuda csrc/torch csrc/torch/script tests/standin,$d/*.h $d/*.cc))
 # An editable install knows the modules that it was made with: a folder is newer when one comes or goes.
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-fast test-kups lint format types stubs bench bench-mace gpu-check gpu-rehearsal docs sanitize clean
+.PHONY: help setup demo test test-fast test-kups lint format types stubs bench bench-mace gpu-check docs sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
@@ -20,7 +19,7 @@ help:
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
 	@echo "make bench-mace MACE as eager modules, TorchScript and a package; installs mace-torch first"
 	@echo "make gpu-check  what needs a GPU: build, tests and benchmarks, with what python3 has; no network"
-	@echo "make gpu-rehearsal  the GPU tests with torch and JAX for CUDA over devices that are played"
+	@echo "make  the GPU tests with torch and JAX for CUDA over devices that are played"
 	@echo "make sanitize   the tests of the bridge against a build with AddressSanitizer"
 
 $(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
@@ -64,10 +63,10 @@ test-kups:
 	@$(KUPS_VENV)/bin/python -m pytest -p no:cacheprovider tests/kups
 
 lint: $(VENV)/.installed
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(filter %.h %.cc,$(NATIVE)) $(PLAYED)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
 
 format: $(VENV)/.installed
-	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(filter %.h %.cc,$(NATIVE)) $(PLAYED)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE)
 
 types: setup
 	@$(BIN)/pyright
@@ -95,13 +94,6 @@ SECTIONS ?=
 GPU_CHECK ?=
 gpu-check:
 	@$(PYTHON) benchmarks/gpu_check.py $(SECTIONS) $(GPU_CHECK)
-
-# Without a GPU: CUDA is played below the torch and JAX that $(PYTHON) has. See the file that runs.
-REHEARSE ?= tests/gpu
-gpu-rehearsal:
-	@$(PYTHON) benchmarks/gpu_check.py build --device cpu --out build/gpu-rehearsal
-	@TORCHCALL_BUILT=build/gpu TORCHCALL_REQUIRE_GPU=1 $(PYTHON) tests/standin/cuda/rehearse.py \
-	  $(PYTHON) benchmarks/_built.py -m pytest -m gpu -p no:cacheprovider -Wdefault $(REHEARSE)
 
 # A build of its own in build/sanitize, imported in place of the ordinary one. Leaks are left out:
 # Python and its extensions keep memory until the process ends.

@@ -10,10 +10,10 @@
 #include <string_view>
 
 #include "../engine.h"
-#include "callable_model.h"
-#include "package_model.h"
+#include "eager.h"
+#include "package.h"
 #include "plan.h"
-#include "script_model.h"
+#include "script/model.h"
 
 struct TcModel {
   std::shared_ptr<torchcall::Model> model;

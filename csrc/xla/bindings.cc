@@ -16,10 +16,10 @@
 #include <vector>
 
 #include "call_plan.h"
-#include "callable.h"
-#include "capture.h"
 #include "conduit.h"
-#include "cuda_driver.h"
+#include "cuda/capture.h"
+#include "cuda/driver.h"
+#include "eager.h"
 #include "handler.h"
 #include "neighbors.h"
 #include "torch_half.h"

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "counters.h"
-#include "cuda_calls.h"
+#include "cuda/calls.h"
 #include "dtype.h"
 #include "torch_half.h"
 #include "xla/ffi/api/ffi.h"

@@ -94,7 +94,7 @@ def prepare_cuda() -> str | None:
     if not torch.cuda.is_available():
         return f"torch {torch.__version__} finds no device that it can use"
     torch.cuda.init()
-    from torchcall._capture import capture, warn
+    from torchcall._cuda.capture import capture, warn
 
     with _register_lock:
         if "capture" not in _registered:

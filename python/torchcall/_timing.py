@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from torchcall._specs import is_static
+from torchcall._call.specs import is_static
 from torchcall._wrapper import TorchModuleWrapper
 
 

@@ -12,13 +12,13 @@ import torch
 from jax.core import Tracer
 
 from torchcall import _bridge
-from torchcall._archive import PickledModelError
-from torchcall._narrowing import CallOptions
-from torchcall._plan import CallPlan
-from torchcall._planning import CallRequest, Prepared, leaf_specs, plan_key, prepare
-from torchcall._primitive import bind
-from torchcall._source import source_of, unpickle
-from torchcall._specs import is_static
+from torchcall._call.narrowing import CallOptions
+from torchcall._call.plan import CallPlan
+from torchcall._call.planning import CallRequest, Prepared, leaf_specs, plan_key, prepare
+from torchcall._call.primitive import bind
+from torchcall._call.specs import is_static
+from torchcall._engines import source_of, unpickle
+from torchcall._engines.archive import PickledModelError
 
 # Plans that a wrapper remembers; programs hold the ones that they use themselves.
 _MOST_PLANS = 256

@@ -12,7 +12,7 @@ from engines import Energy
 
 import torchcall
 from torchcall._compile._cases import dynamic_cases
-from torchcall._package import read_package
+from torchcall._engines.package_file import read_package
 
 pytestmark = pytest.mark.slow
 CUTOFF = reference.CUTOFF

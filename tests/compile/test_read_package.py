@@ -7,7 +7,7 @@ import zipfile
 import pytest
 import torch
 
-from torchcall._package import PackageMetadata, read_package
+from torchcall._engines.package_file import PackageMetadata, read_package
 
 FOLDER = "m/data/aotinductor/model/"
 OWN = {

@@ -14,7 +14,8 @@ from devices.machine import OTHER_STREAM, STREAM
 from devices.potentials import Forces, eager_forces, force_input, script
 from torch import Tensor
 
-from torchcall import TorchModuleWrapper, _capture
+from torchcall import TorchModuleWrapper
+from torchcall._cuda import capture as _capture
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)

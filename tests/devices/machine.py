@@ -1,7 +1,7 @@
 """Two stand-in CUDA devices, and calls on them made as XLA's handler makes them.
 
 What is real here: the call plans, both native halves, torch's interpreter and autograd, replaying
-and `torchcall._capture`. What is played: the driver, torch's device, and torch's tools for capture.
+and `_cuda.capture`. What is played: the driver, torch's device, and torch's tools for capture.
 """
 
 from typing import Any
@@ -14,8 +14,9 @@ from standin.torch_device import TorchDevice
 from standin.torch_graphs import pretended_cuda
 
 import torchcall
-from torchcall import TorchModuleWrapper, _bridge, _capture
-from torchcall._narrowing import CallOptions
+from torchcall import TorchModuleWrapper, _bridge
+from torchcall._call.narrowing import CallOptions
+from torchcall._cuda import capture as _capture
 
 STREAM, OTHER_STREAM = 0x7F00, 0x7F10
 
@@ -66,7 +67,7 @@ class PreparedCall:
         operands = [
             np.ascontiguousarray(leaf)
             for leaf in (*jax.tree.leaves(args), *lengths)
-            if not torchcall._specs.is_static(leaf)
+            if not torchcall._call.specs.is_static(leaf)
         ]
         before = [operand.copy() for operand in operands]
         outputs = [np.full(spec.shape, 77, spec.dtype) for spec in self.plan.outputs]

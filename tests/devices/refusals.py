@@ -10,7 +10,8 @@ import torch
 from devices.potentials import eager_forces, script
 from torch import Tensor, nn
 
-from torchcall import TorchModuleWrapper, _capture
+from torchcall import TorchModuleWrapper
+from torchcall._cuda import capture as _capture
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from torchcall.mliap import _neighbors_compact as stages
 from torchcall.mliap import neighbor_list
-from torchcall.mliap._neighbors_native import use_jax
+from torchcall.mliap._neighbors import compact as stages
+from torchcall.mliap._neighbors.native import use_jax
 
 CUTOFF, SKIN = 3.0, 0.6
 # Compiled for one call each.

@@ -16,11 +16,10 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental import _config
 
-from torchcall._package import METADATA_KEY
-
-from ._errors import CompileError, ToolchainError, cannot_export, message_of
-from ._form import INPUTS, MINIMUM, Graph
-from ._trace import SpecialisedError, Traced
+from torchcall._compile._errors import CompileError, ToolchainError, cannot_export, message_of
+from torchcall._compile._form import INPUTS, MINIMUM, Graph
+from torchcall._compile._trace import SpecialisedError, Traced
+from torchcall._engines.package_file import METADATA_KEY
 
 
 class _OfDicts(torch.nn.Module):

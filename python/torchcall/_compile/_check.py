@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from ._cases import Case
-from ._form import Graph
-from ._gradients import Evaluate, Potential
+from torchcall._compile._cases import Case
+from torchcall._compile._form import Graph
+from torchcall._compile._gradients import Evaluate, Potential
 
 # Relative to the largest number of a kind: sums in another order, and fused multiplications.
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}

@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcall._source import unpickle
-
-from ._form import dtype_name
-from ._progress import Progress
+from torchcall._compile._form import dtype_name
+from torchcall._compile._progress import Progress
+from torchcall._engines import unpickle
 
 _EPILOG = """MODULE is FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, a function without arguments that
 returns a torch.nn.Module whose forward takes an AtomGraphInput and returns energies; or, with
@@ -58,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> Path:
-    from ._run import run
+    from torchcall._compile._run import run
 
     progress = Progress(True)
     with progress.stage("loading the module"):
@@ -167,9 +166,8 @@ def read_example(path: Path, cutoff: float, dtype: str) -> Any:
     import jax
     import jax.numpy as jnp
 
+    from torchcall._compile._example import checked_cutoff
     from torchcall.mliap import AtomGraph, geometry_from_ase, neighbor_list
-
-    from ._example import checked_cutoff
 
     cutoff = checked_cutoff(cutoff)
     try:

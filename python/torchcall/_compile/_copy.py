@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ._errors import CompileError, message_of
+from torchcall._compile._errors import CompileError, message_of
 
 
 def copy_of(

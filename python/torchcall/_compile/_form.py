@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from torchcall._package import FORMAT
+from torchcall._engines.package_file import FORMAT
 
 N, E, B = "N", "E", "B"
 
@@ -72,7 +72,7 @@ def metadata_of(
     capacity: Sizes | None,
     content: str,
 ) -> dict[str, Any]:
-    """What a package says about itself, to be read by `torchcall._package.read_package`."""
+    """What a package says about itself, to be read by `_engines.package_file`."""
     outputs = list(OUTPUTS) if cell_gradients else list(OUTPUTS)[:2]
     return {
         "format": FORMAT,

@@ -5,11 +5,10 @@ from typing import Any
 
 import torch
 
+from torchcall._compile._copy import copy_of
+from torchcall._compile._errors import CompileError, message_of
+from torchcall._compile._form import INPUTS, OUTPUTS, Graph, dtype_name, shape_of, sizes_of
 from torchcall.mliap import lattice_gradient_from_virial
-
-from ._copy import copy_of
-from ._errors import CompileError, message_of
-from ._form import INPUTS, OUTPUTS, Graph, dtype_name, shape_of, sizes_of
 
 Evaluate = Callable[[Graph], dict[str, torch.Tensor]]
 

@@ -57,8 +57,8 @@ def compile(
             way, and what still works.
     """
     # torch's compiler takes seconds to import: only who compiles waits for it.
-    from ._progress import Progress
-    from ._run import run
+    from torchcall._compile._progress import Progress
+    from torchcall._compile._run import run
 
     return run(
         module,

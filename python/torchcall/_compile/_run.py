@@ -12,16 +12,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch._inductor import aoti_load_package
 
-from . import _cache
-from ._build import build, content_of, export_graph, options
-from ._cases import Case, dynamic_cases, resized, static_cases
-from ._check import DifferentError, References, graph_function
-from ._errors import CompileError, ToolchainError
-from ._example import checked_cutoff, checked_dtype, example_tensors
-from ._form import INPUTS, B, E, Graph, N, Sizes, metadata_of, shape_of, sizes_of
-from ._gradients import Potential, failed_on_example
-from ._progress import Progress
-from ._trace import SpecialisedError, Traced, trace
+from torchcall._compile import _cache
+from torchcall._compile._build import build, content_of, export_graph, options
+from torchcall._compile._cases import Case, dynamic_cases, resized, static_cases
+from torchcall._compile._check import DifferentError, References, graph_function
+from torchcall._compile._errors import CompileError, ToolchainError
+from torchcall._compile._example import checked_cutoff, checked_dtype, example_tensors
+from torchcall._compile._form import INPUTS, B, E, Graph, N, Sizes, metadata_of, shape_of, sizes_of
+from torchcall._compile._gradients import Potential, failed_on_example
+from torchcall._compile._progress import Progress
+from torchcall._compile._trace import SpecialisedError, Traced, trace
 
 # torch's exporter and compiler keep their state in module globals.
 _LOCK = threading.RLock()

@@ -17,10 +17,10 @@ from torch.fx.experimental.symbolic_shapes import (
     StatelessSymbolicContext,
 )
 
-from ._copy import scripted_parts
-from ._errors import Watch, cannot_export
-from ._form import INPUTS, B, E, Graph, N, Sizes
-from ._gradients import Potential
+from torchcall._compile._copy import scripted_parts
+from torchcall._compile._errors import Watch, cannot_export
+from torchcall._compile._form import INPUTS, B, E, Graph, N, Sizes
+from torchcall._compile._gradients import Potential
 
 _LARGEST = 100_000  # of an axis, the largest excluded size that is worth trying
 

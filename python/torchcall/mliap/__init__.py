@@ -1,26 +1,36 @@
 """Machine-learned interatomic potentials in JAX programs."""
 
-from ._adapters import EdgeArrays, Geometry, edges_from_jax_md, edges_from_pairs, geometry_from_ase
-from ._check import CheckReport, check_model
-from ._chunks import RunError, run_chunks
-from ._energy import EnergyAndGradients, energy, energy_and_gradients
-from ._graph import AtomGraph, PaddingMasks, pad_graph
-from ._input import AtomGraphInput
-from ._lattice_jax import (
+from torchcall.mliap._adapters import (
+    EdgeArrays,
+    Geometry,
+    edges_from_jax_md,
+    edges_from_pairs,
+    geometry_from_ase,
+)
+from torchcall.mliap._check_model import CheckReport, check_model
+from torchcall.mliap._chunks import RunError, run_chunks
+from torchcall.mliap._energy import EnergyAndGradients, energy, energy_and_gradients
+from torchcall.mliap._graph import AtomGraph, PaddingMasks, pad_graph
+from torchcall.mliap._input import AtomGraphInput
+from torchcall.mliap._lattice_jax import (
     lattice_gradient_from_virial_jax,
     pressure_from_stress_jax,
     stress_from_virial_jax,
     virial_from_lattice_gradient_jax,
 )
-from ._lattice_torch import (
+from torchcall.mliap._lattice_torch import (
     lattice_gradient_from_virial,
     pressure_from_stress,
     stress_from_virial,
     virial_from_lattice_gradient,
 )
-from ._model import TorchMliap, TorchMliapForward
-from ._neighbors import NeighborList, NeighborListFn, neighbor_list
-from ._state import (
+from torchcall.mliap._model import TorchMliap, TorchMliapForward
+from torchcall.mliap._neighbors.neighbor_list import (
+    NeighborList,
+    NeighborListFn,
+    neighbor_list,
+)
+from torchcall.mliap._state import (
     EMPTY,
     CachedOut,
     ComposedPatch,
@@ -51,7 +61,7 @@ from ._state import (
     sum_potentials,
     torch_mliap_model_fn,
 )
-from ._table import Index, ParticleId, SystemId, Table
+from torchcall.mliap._table import Index, ParticleId, SystemId, Table
 
 __all__ = [
     "EMPTY",

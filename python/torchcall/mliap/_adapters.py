@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._neighbors_frame import make_frame
+from torchcall.mliap._neighbors.frame import make_frame
 
 
 class EdgeArrays(NamedTuple):

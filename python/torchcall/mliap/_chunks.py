@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from ._neighbors import NeighborList, roomier
-from ._neighbors_check import Problem
+from torchcall.mliap._neighbors.check import Problem
+from torchcall.mliap._neighbors.neighbor_list import NeighborList, roomier
 
 State = TypeVar("State")
 Step = Callable[[State, NeighborList], tuple[State, NeighborList]]

@@ -11,9 +11,9 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from ._graph import AtomGraph, check_graph, pad_graph
-from ._merge import merge_graphs
-from ._model import TorchMliap
+from torchcall.mliap._graph import AtomGraph, check_graph, pad_graph
+from torchcall.mliap._merge import merge_graphs
+from torchcall.mliap._model import TorchMliap
 
 
 class EnergyAndGradients(NamedTuple):

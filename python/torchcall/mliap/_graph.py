@@ -12,9 +12,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from ._input import AtomGraphInput
-from ._neighbors import NeighborList
-from ._table import Table
+from torchcall.mliap._input import AtomGraphInput
+from torchcall.mliap._neighbors.neighbor_list import NeighborList
+from torchcall.mliap._table import Table
 
 
 @partial(

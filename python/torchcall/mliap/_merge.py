@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
-from ._graph import AtomGraph
+from torchcall.mliap._graph import AtomGraph
 
 
 def merge_graphs(graph: AtomGraph, mapped: AtomGraph, count: int) -> AtomGraph:

@@ -15,14 +15,13 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from torchcall._narrowing import Axis, CallOptions, Narrowing
-from torchcall._package_source import PackageSource
-from torchcall._specs import torch_dtype
+from torchcall._call.narrowing import Axis, CallOptions, Narrowing
+from torchcall._call.specs import torch_dtype
+from torchcall._engines.package import PackageSource
 from torchcall._wrapper import TorchModuleWrapper
-
-from ._graph import AtomGraph
-from ._input import AtomGraphInput, input_dtypes, output_specs
-from ._table import SystemId, Table
+from torchcall.mliap._graph import AtomGraph
+from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
+from torchcall.mliap._table import SystemId, Table
 
 
 class TorchMliapForward(Protocol):

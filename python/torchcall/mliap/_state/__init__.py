@@ -1,12 +1,16 @@
 """States, views, lenses and patches, and torch potentials over them."""
 
-from ._cache import CachedOut
-from ._graph import Edges, HyperGraph, TorchMliapInput
-from ._lens import Lens, View, lens
-from ._make import empty_cache, make_torch_mliap_from_state, make_torch_mliap_potential
-from ._model_fn import torch_mliap_model_fn
-from ._patch import ComposedPatch, IdPatch, Patch, WithPatch
-from ._potential import (
+from torchcall.mliap._state._cache import CachedOut
+from torchcall.mliap._state._graph import Edges, HyperGraph, TorchMliapInput
+from torchcall.mliap._state._lens import Lens, View, lens
+from torchcall.mliap._state._make import (
+    empty_cache,
+    make_torch_mliap_from_state,
+    make_torch_mliap_potential,
+)
+from torchcall.mliap._state._model_fn import torch_mliap_model_fn
+from torchcall.mliap._state._patch import ComposedPatch, IdPatch, Patch, WithPatch
+from torchcall.mliap._state._potential import (
     EMPTY,
     EmptyType,
     PositionAndCell,
@@ -16,7 +20,7 @@ from ._potential import (
     SummedPotential,
     sum_potentials,
 )
-from ._protocols import (
+from torchcall.mliap._state._protocols import (
     HasAtomicNumbers,
     HasCell,
     IsNeighborList,

@@ -13,13 +13,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from torchcall._wrapper import TorchModuleWrapper
-
-from .._graph import AtomGraph
-from .._model import TorchMliap
-from .._table import Table
-from ._patch import Accept, accepted
-from ._potential import EMPTY, EmptyType, Gradients, Hessians, PotentialOut
-from ._written import Written, written_rows
+from torchcall.mliap._graph import AtomGraph
+from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._state._patch import Accept, accepted
+from torchcall.mliap._state._potential import EMPTY, EmptyType, Gradients, Hessians, PotentialOut
+from torchcall.mliap._state._written import Written, written_rows
+from torchcall.mliap._table import Table
 
 
 class Inputs(NamedTuple):

@@ -15,15 +15,15 @@ from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool
 
-from .._energy import (
+from torchcall.mliap._energy import (
     EnergyAndGradients,
     energy_tangent,
     evaluation,
     moving,
     refuse_second_derivatives,
 )
-from .._graph import AtomGraph
-from .._model import TorchMliap
+from torchcall.mliap._graph import AtomGraph
+from torchcall.mliap._model import TorchMliap
 
 
 class Stored(NamedTuple):

@@ -12,9 +12,9 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from .._graph import AtomGraph, check_graph
-from .._model import TorchMliap
-from .._table import Index, ParticleId, SystemId, Table, rows_of
+from torchcall.mliap._graph import AtomGraph, check_graph
+from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._table import Index, ParticleId, SystemId, Table, rows_of
 
 P = TypeVar("P")
 S = TypeVar("S")

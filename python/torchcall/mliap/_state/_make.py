@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .._graph import AtomGraph
-from .._model import TorchMliap
-from .._table import ParticleId, SystemId, Table
-from ._cache import (
+from torchcall.mliap._graph import AtomGraph
+from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._state._cache import (
     CachedOut,
     StorePatch,
     check_cache,
@@ -21,15 +20,27 @@ from ._cache import (
     known_systems,
     mark_of,
 )
-from ._evaluation import Stored, evaluate
-from ._graph import HyperGraph, atom_graph, system_rows
-from ._lens import Lens, View
-from ._model_fn import checked_model, packaged, unpacked, unsure
-from ._neighbors import call_neighborlist
-from ._patch import IdPatch, Patch, WithPatch, all_systems, commit
-from ._potential import EmptyType, Gradients, PositionAndCell, Potential, PotentialOut
-from ._protocols import HasCell, IsNeighborList, IsTorchMliapParticles, IsTorchMliapState
-from ._written import Written, limited, natural
+from torchcall.mliap._state._evaluation import Stored, evaluate
+from torchcall.mliap._state._graph import HyperGraph, atom_graph, system_rows
+from torchcall.mliap._state._lens import Lens, View
+from torchcall.mliap._state._model_fn import checked_model, packaged, unpacked, unsure
+from torchcall.mliap._state._neighbors import call_neighborlist
+from torchcall.mliap._state._patch import IdPatch, Patch, WithPatch, all_systems, commit
+from torchcall.mliap._state._potential import (
+    EmptyType,
+    Gradients,
+    PositionAndCell,
+    Potential,
+    PotentialOut,
+)
+from torchcall.mliap._state._protocols import (
+    HasCell,
+    IsNeighborList,
+    IsTorchMliapParticles,
+    IsTorchMliapState,
+)
+from torchcall.mliap._state._written import Written, limited, natural
+from torchcall.mliap._table import ParticleId, SystemId, Table
 
 State = TypeVar("State")
 P = TypeVar("P", bound=IsTorchMliapParticles)

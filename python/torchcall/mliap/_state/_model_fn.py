@@ -7,14 +7,22 @@ from typing import Any, Literal, overload
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .._energy import EnergyAndGradients
-from .._model import TorchMliap
-from .._table import Table
-from ._evaluation import evaluate
-from ._graph import HyperGraph, P, S, TorchMliapInput, atom_graph, refuse_known, system_rows
-from ._neighbors import cutoffs_of
-from ._patch import IdPatch, WithPatch
-from ._potential import EMPTY, EmptyType, PositionAndCell, PotentialOut
+from torchcall.mliap._energy import EnergyAndGradients
+from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._state._evaluation import evaluate
+from torchcall.mliap._state._graph import (
+    HyperGraph,
+    P,
+    S,
+    TorchMliapInput,
+    atom_graph,
+    refuse_known,
+    system_rows,
+)
+from torchcall.mliap._state._neighbors import cutoffs_of
+from torchcall.mliap._state._patch import IdPatch, WithPatch
+from torchcall.mliap._state._potential import EMPTY, EmptyType, PositionAndCell, PotentialOut
+from torchcall.mliap._table import Table
 
 
 @overload

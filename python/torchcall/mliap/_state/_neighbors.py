@@ -13,9 +13,8 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
-from .._neighbors import NeighborList
-from .._table import Index, rows_of
-from ._graph import (
+from torchcall.mliap._neighbors.neighbor_list import NeighborList
+from torchcall.mliap._state._graph import (
     Edges,
     Rows,
     cells_of,
@@ -25,6 +24,7 @@ from ._graph import (
     required,
     system_rows,
 )
+from torchcall.mliap._table import Index, rows_of
 
 
 def list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: Any) -> Edges:

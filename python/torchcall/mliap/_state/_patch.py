@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
-from .._table import SystemId, Table, rows_of
+from torchcall.mliap._table import SystemId, Table, rows_of
 
 State = TypeVar("State")
 Data = TypeVar("Data", covariant=True)

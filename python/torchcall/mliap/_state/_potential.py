@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._table import SystemId, Table
-from ._patch import Patch, WithPatch, commit
+from torchcall.mliap._state._patch import Patch, WithPatch, commit
+from torchcall.mliap._table import SystemId, Table
 
 State = TypeVar("State")
 Gradients = TypeVar("Gradients", covariant=True)

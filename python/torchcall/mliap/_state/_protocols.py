@@ -6,9 +6,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
-from .._model import TorchMliap
-from .._table import Index, ParticleId, SystemId, Table
-from ._graph import Edges
+from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._state._graph import Edges
+from torchcall.mliap._table import Index, ParticleId, SystemId, Table
 
 
 @runtime_checkable

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from .._table import Table, rows_of
-from ._patch import Accept, accepted
-from ._potential import EMPTY, EmptyType, PositionAndCell, PotentialOut
+from torchcall.mliap._state._patch import Accept, accepted
+from torchcall.mliap._state._potential import EMPTY, EmptyType, PositionAndCell, PotentialOut
+from torchcall.mliap._table import Table, rows_of
 
 
 class Written(NamedTuple):

@@ -1,0 +1,211 @@
+#include "package.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+
+#include "fingerprint.h"
+#include "place.h"
+
+namespace torchcall {
+PackageLoader::PackageLoader(const std::string& path, c10::Device device, int32_t num_runners)
+    : device_(device),
+      one_at_a_time_(!device.is_cpu()),
+      loader_(path, "model", /*run_single_threaded=*/one_at_a_time_,
+              one_at_a_time_ ? 1 : num_runners,
+              device.is_cpu() ? c10::DeviceIndex{-1} : device.index()) {}
+
+std::vector<at::Tensor> PackageLoader::Run(const std::vector<at::Tensor>& arguments) {
+  std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
+  if (!one_at_a_time_) return loader_.run(arguments);
+  lock.lock();
+  std::vector<at::Tensor> results = loader_.run(arguments);
+  if (!ran_) Synchronize(device_);  // a first run folds constants, which other streams must see
+  ran_ = true;
+  return results;
+}
+
+PackageModel::PackageModel(const std::string& path, c10::Device home, int32_t num_runners)
+    : path_(path), home_(home), num_runners_(num_runners) {
+  for (const std::string& spec : loader(home)->call_spec()) schema_ += spec + "\n";
+}
+
+std::shared_ptr<PackageLoader> PackageModel::loader(c10::Device device) const {
+  if (device.type() != home_.type()) {
+    throw std::invalid_argument(
+        "expected a program for the device that the package was compiled "
+        "for, " +
+        c10::DeviceTypeName(home_.type(), true) + ", got one for " + device.str());
+  }
+  return loaders_.Get(device,
+                      [&] { return std::make_shared<PackageLoader>(path_, device, num_runners_); });
+}
+
+std::shared_ptr<PackageLoader> PackageModel::Hold(c10::Device device) const {
+  loaders_.LetGo();
+  return loader(device);
+}
+
+TcModelInfo PackageModel::info() const {
+  TcModelInfo info{};
+  info.name = "package";
+  info.schema = schema_.c_str();
+  info.fingerprint = Fingerprint(schema_);
+  return info;
+}
+
+void PackageModel::Replace(const Model& fresh) {
+  const auto* package = dynamic_cast<const PackageModel*>(&fresh);
+  if (package == nullptr || package->schema_ != schema_) {
+    throw std::invalid_argument(
+        "refresh: expected a package with the same arguments and results, got another one; make a "
+        "new wrapper");
+  }
+  loaders_.Replace([&] { path_ = package->path_; }, home_, package->loader(home_));
+}
+
+std::string PackageModel::Serialize() const {
+  throw std::invalid_argument("expected a TorchScript module, got a package");
+}
+
+// The order of a package's arguments is settled where its call spec is read.
+void PackageModel::CheckArguments(const TcNode*, int64_t, int64_t) const {}
+
+std::unique_ptr<Plan> PackageModel::NewPlan(const TcPlanSpec& spec) {
+  return std::make_unique<PackagePlan>(std::static_pointer_cast<PackageModel>(shared_from_this()),
+                                       spec);
+}
+
+namespace {
+
+std::string Listed(const TcIndexCheck& check) {
+  std::string text;
+  for (uint64_t entry = 0; entry < 128; ++entry) {
+    if ((check.allowed[entry / 64] >> (entry % 64) & 1) == 0) continue;
+    text += (text.empty() ? "" : ", ") + std::to_string(entry);
+  }
+  return text;
+}
+
+}  // namespace
+
+class PackagePlan::Context : public CallContext {
+ public:
+  Context(const PackagePlan& plan, TcPlace place)
+      : CallContext(place, CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/true),
+                    plan.form().lengths.size(), plan.form().outputs.size()),
+        plan_(plan) {
+    for (const int64_t operand : plan.order_) arguments_.push_back(inputs[operand]);
+    inputs.CountUses();
+  }
+
+  void Invoke() override {
+    if (place.device.device_type == kDLCPU) plan_.CheckIndices(inputs);
+    loader_ = plan_.model_->loader(DeviceOf(place.device));
+    try {
+      results_ = loader_->Run(arguments_);
+    } catch (const std::exception& e) {
+      throw std::runtime_error(plan_.WithNames(e.what()));
+    }
+    if (results_.size() != plan_.wanted_.size()) {
+      throw std::invalid_argument("expected " + std::to_string(plan_.wanted_.size()) +
+                                  " results, got " + std::to_string(results_.size()));
+    }
+    for (size_t i = 0; i < results_.size(); ++i) {
+      if (plan_.wanted_[i] < 0) continue;
+      const int64_t output = plan_.wanted_[i];
+      if (!results_[i].defined()) {
+        throw std::invalid_argument(plan_.form().outputs[output].name +
+                                    ": expected a tensor, got none");
+      }
+      outputs[output] = &results_[i];
+    }
+  }
+
+  int64_t Release() override {
+    results_.clear();
+    const int64_t kept = inputs.Finish(/*all_kept=*/false);
+    loader_.reset();
+    return kept;
+  }
+
+ private:
+  const PackagePlan& plan_;
+  std::shared_ptr<PackageLoader> loader_;
+  std::vector<at::Tensor> arguments_;
+  std::vector<at::Tensor> results_;
+};
+
+PackagePlan::PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec)
+    : Plan(model, CallForm(spec), Autograd::kInference, /*pools=*/true),
+      model_(std::move(model)),
+      checks_(spec.index_checks, spec.index_checks + spec.num_index_checks) {
+  CollectTensors(ParseTree(spec.arguments, spec.num_arguments), order_);
+  for (const Tree& result : ParseTree(spec.results, spec.num_results).children) {
+    wanted_.push_back(result.kind == TC_TENSOR ? result.integer : -1);
+  }
+  for (const TcIndexCheck& check : checks_) {
+    const CallForm::Operand& operand = form().operands.at(check.operand);
+    if (operand.cast.value_or(operand.dtype) != c10::ScalarType::Long) {
+      throw std::invalid_argument(operand.name + ": expected int64 indices");
+    }
+  }
+}
+
+std::unique_ptr<CallContext> PackagePlan::NewContext(TcPlace place) const {
+  return std::make_unique<Context>(*this, place);
+}
+
+std::string PackagePlan::WithNames(std::string text) const {
+  static const std::string kMark = "input_handles[";
+  const size_t at = text.find(kMark);
+  if (at == std::string::npos) return text;
+  const size_t end = text.find(']', at);
+  const size_t argument = std::stoul(text.substr(at + kMark.size()));
+  if (end == std::string::npos || argument >= order_.size()) return text;
+  return text.replace(at, end + 1 - at, form().operands[order_[argument]].name);
+}
+
+void PackagePlan::CheckIndices(const CallInputs& inputs) const {
+  for (const TcIndexCheck& check : checks_) {
+    const at::Tensor& indices = inputs[check.operand];
+    const auto* index = static_cast<const uint64_t*>(indices.const_data_ptr());
+    const int64_t count = indices.numel();
+    const auto refuse = [&](const std::string& expected, int64_t i) {
+      throw std::invalid_argument(form().operands[check.operand].name + ": expected " + expected +
+                                  ", got " + std::to_string(static_cast<int64_t>(index[i])) +
+                                  " at entry " + std::to_string(i));
+    };
+    if (check.rows_of >= 0) {
+      const auto rows = static_cast<uint64_t>(inputs[check.rows_of].size(0));
+      uint64_t outside = 0;  // a negative index is a large one
+      for (int64_t i = 0; i < count; ++i) outside |= static_cast<uint64_t>(index[i] >= rows);
+      if (outside == 0) continue;
+      int64_t i = 0;
+      while (index[i] < rows) ++i;
+      refuse("indices from 0 to " + std::to_string(rows - 1), i);
+    }
+    // Where there are no atoms at all, the phantoms are hydrogen.
+    if (std::all_of(index, index + count, [](uint64_t entry) { return entry == 1; })) continue;
+    for (int64_t i = 0; i < count; ++i) {
+      const uint64_t entry = index[i];
+      const bool fits = entry < 128 && (check.allowed[entry / 64] >> (entry % 64) & 1) != 0;
+      if (!fits) refuse("one of " + Listed(check), i);
+    }
+  }
+}
+
+double PackagePlan::TimeForward(const DLTensor* inputs, int64_t iterations) const {
+  ApplyThreadBudget();
+  const std::vector<at::Tensor> copies = form().CopiesOf(inputs);
+  std::vector<at::Tensor> arguments;
+  for (const int64_t operand : order_) arguments.push_back(copies[operand]);
+  const TorchStateGuard guard(Autograd::kInference);
+  const std::shared_ptr<PackageLoader> loader = model_->loader(c10::kCPU);
+  for (int i = 0; i < 20; ++i) loader->Run(arguments);
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < iterations; ++i) loader->Run(arguments);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace torchcall

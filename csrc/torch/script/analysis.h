@@ -1,0 +1,31 @@
+// What a TorchScript graph does besides computing: which inputs it may write to, whether it
+// differentiates, keeps state or draws random numbers. Settled once, when a model is loaded.
+
+#ifndef TORCHCALL_TORCH_SCRIPT_ANALYSIS_H_
+#define TORCHCALL_TORCH_SCRIPT_ANALYSIS_H_
+
+#include <torch/csrc/jit/ir/ir.h>
+
+#include <memory>
+#include <vector>
+
+namespace torchcall {
+
+struct InputUse {
+  bool tensors_written = false;     // some tensor in this argument may be written in place
+  bool containers_written = false;  // a list or dict in this argument may be changed
+};
+
+struct GraphUse {
+  std::vector<InputUse> inputs;  // per graph input, `self` included
+  bool differentiates = false;
+  bool keeps_state = false;  // writes to something reachable from `self`
+  bool draws_random_numbers = false;
+};
+
+// Conservative: whatever the schemas leave open counts as written.
+GraphUse AnalyseGraph(const std::shared_ptr<torch::jit::Graph>& graph);
+
+}  // namespace torchcall
+
+#endif  // TORCHCALL_TORCH_SCRIPT_ANALYSIS_H_

@@ -1,0 +1,304 @@
+#include "model.h"
+
+#include <torch/csrc/jit/passes/autocast.h>
+#include <torch/csrc/jit/passes/common_subexpression_elimination.h>
+#include <torch/csrc/jit/passes/constant_pooling.h>
+#include <torch/csrc/jit/passes/constant_propagation.h>
+#include <torch/csrc/jit/passes/dead_code_elimination.h>
+#include <torch/csrc/jit/passes/erase_number_types.h>
+#include <torch/csrc/jit/passes/inliner.h>
+#include <torch/csrc/jit/passes/shape_analysis.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <unordered_map>
+
+#include "../fingerprint.h"
+#include "plan.h"
+
+namespace torchcall {
+namespace {
+
+using torch::jit::Graph;
+using torch::jit::Module;
+
+// A copy of the object graph below `object` that shares every tensor's memory, in which no leaf
+// tensor requires grad. With gradients recorded, a weight that requires grad makes each call build
+// a graph over the weights that nobody asked for; the caller's module must stay as it is.
+class DetachingCopier {
+ public:
+  c10::intrusive_ptr<c10::ivalue::Object> Copy(
+      const c10::intrusive_ptr<c10::ivalue::Object>& object) {
+    const auto known = copies_.find(object.get());
+    if (known != copies_.end()) return known->second;
+    auto copy = object->copy();
+    copies_.emplace(object.get(), copy);
+    for (size_t i = 0; i < copy->slots().size(); ++i) {
+      const c10::IValue& slot = copy->getSlot(i);
+      if (slot.isModule()) {
+        copy->setSlot(i, Copy(slot.toObject()));
+      } else if (slot.isTensor() && slot.toTensor().defined() && slot.toTensor().requires_grad()) {
+        copy->setSlot(i, slot.toTensor().detach());
+      }
+    }
+    return copy;
+  }
+
+ private:
+  std::unordered_map<const c10::ivalue::Object*, c10::intrusive_ptr<c10::ivalue::Object>> copies_;
+};
+
+bool HasTrainableWeights(const Module& module) {
+  for (const at::Tensor& weight : module.parameters()) {
+    if (weight.requires_grad()) return true;
+  }
+  return false;
+}
+
+void RefuseMetaTensors(const Module& module) {
+  const auto check = [](const torch::jit::NameTensor& entry) {
+    if (entry.value.is_meta()) {
+      throw std::invalid_argument("weight '" + entry.name +
+                                  "': expected data, got a tensor on the meta device");
+    }
+  };
+  for (const auto& entry : module.named_parameters()) check(entry);
+  for (const auto& entry : module.named_buffers()) check(entry);
+}
+
+// The one device that all weights are on, the CPU where they are on several or there are none.
+c10::Device HomeOf(const Module& module) {
+  std::optional<c10::Device> home;
+  const auto look = [&](const at::Tensor& weight) {
+    if (home && *home != weight.device()) {
+      home = c10::kCPU;
+    } else if (!home) {
+      home = weight.device();
+    }
+  };
+  for (const at::Tensor& weight : module.parameters()) look(weight);
+  for (const at::Tensor& buffer : module.buffers()) look(buffer);
+  const bool known = home && (home->is_cpu() || home->is_cuda());
+  return known ? *home : c10::Device(c10::kCPU);
+}
+
+// A module moves with its weights, and tensors that it has as plain attributes go along. Where
+// there are no weights, those alone say where it lives; scalars may stay on the CPU.
+bool LivesOn(const Module& module, c10::Device device) {
+  bool has_weights = false;
+  bool there = true;
+  const auto look = [&](const at::Tensor& weight) {
+    has_weights = true;
+    there = there && weight.device() == device;
+  };
+  for (const at::Tensor& weight : module.parameters()) look(weight);
+  for (const at::Tensor& buffer : module.buffers()) look(buffer);
+  if (has_weights) return there;
+  for (const c10::IValue& value : module.attributes()) {
+    if (value.isTensor() && value.toTensor().defined() && value.toTensor().dim() > 0) {
+      look(value.toTensor());
+    }
+  }
+  return there;
+}
+
+// Tracing bakes the example's device into the code: as a constant of its own, and as that of
+// constant tensors. Scalar ones stay on the CPU, where code may read them without waiting.
+void MoveConstants(torch::jit::Block* block, c10::Device device) {
+  for (torch::jit::Node* node : block->nodes()) {
+    for (torch::jit::Block* inner : node->blocks()) MoveConstants(inner, device);
+    if (node->kind() != torch::jit::prim::Constant) continue;
+    if (node->output()->type()->kind() == c10::TypeKind::DeviceObjType) {
+      const c10::Device baked(node->s(torch::jit::attr::value));
+      if (baked.is_cpu() || baked.is_cuda()) node->s_(torch::jit::attr::value, device.str());
+    } else if (node->hasAttribute(torch::jit::attr::value) &&
+               node->kindOf(torch::jit::attr::value) == torch::jit::AttributeKind::t) {
+      const at::Tensor constant = node->t(torch::jit::attr::value);
+      if (constant.dim() > 0) node->t_(torch::jit::attr::value, constant.to(device));
+    }
+  }
+}
+
+std::shared_ptr<Graph> PlainGraph(torch::jit::Function& function) {
+  torch::jit::GraphFunction* graph_function = torch::jit::tryToGraphFunction(function);
+  if (graph_function == nullptr) {
+    throw std::invalid_argument("'" + function.name() + "' is not TorchScript code");
+  }
+  std::shared_ptr<Graph> graph = graph_function->graph()->copy();
+  torch::jit::Inline(*graph);
+  // A traced graph carries the example's shapes, which need not be the call's.
+  torch::jit::EraseShapeInformation(graph);
+  return graph;
+}
+
+// Only passes that change no result by a bit. torch's profiling executor is left out on purpose: it
+// recompiles during the first calls, and on a CPU its fusions pay nothing for these models.
+std::shared_ptr<Graph> Simplified(const std::shared_ptr<Graph>& plain) {
+  std::shared_ptr<Graph> graph = plain->copy();
+  torch::jit::Autocast(graph);  // what `with torch.autocast(...)` inside the model stands for
+  // Of immutable types only: a tensor that the model makes must be a new one at each call.
+  torch::jit::ConstantPropagationImmutableTypes(graph);
+  torch::jit::EliminateCommonSubexpression(graph);
+  torch::jit::ConstantPooling(graph);
+  torch::jit::EliminateDeadCode(graph);
+  return graph;
+}
+
+ModelInstance MakeInstance(torch::jit::Function& function, c10::Device device) {
+  ModelInstance instance;
+  instance.function = &function;
+  const std::shared_ptr<Graph> plain = PlainGraph(function);
+  MoveConstants(plain->block(), device);
+  instance.graph = Simplified(plain);
+  instance.code = torch::jit::Code(instance.graph, function.name());
+  return instance;
+}
+
+// Without the numbers that tell apart types of one name; they depend on what was scripted before.
+std::string WithoutMangling(std::string text) {
+  static const std::string kMark = "___torch_mangle_";
+  for (size_t at = text.find(kMark); at != std::string::npos; at = text.find(kMark, at)) {
+    const size_t end = text.find('.', at);
+    text.erase(at, end == std::string::npos ? end : end + 1 - at);
+  }
+  return text;
+}
+
+// Of the code alone, so from before the weights are frozen into it.
+uint64_t FingerprintOf(torch::jit::Function& function) {
+  return Fingerprint(WithoutMangling(PlainGraph(function)->toString(false)));
+}
+
+void RefuseHooks(const Module& module) {
+  const auto type = module.type();
+  if (type->getForwardHooks().empty() && type->getForwardPreHooks().empty()) return;
+  throw std::invalid_argument(
+      "expected a module without forward hooks of its own, got one with hooks, which only Python "
+      "runs; make it the submodule of a module whose forward calls it");
+}
+
+std::string LastPart(const std::string& qualified_name) {
+  return qualified_name.substr(qualified_name.rfind('.') + 1);
+}
+
+bool IsTraining(const Module& module) {
+  return module.hasattr("training") && module.attr("training").isBool() && module.is_training();
+}
+
+// A module as calls on `device` use it.
+Module Prepared(Module module, c10::Device device, TcModelOptions options) {
+  if (!LivesOn(module, device)) module = module.deepcopy(device);
+  if (options.freeze) return torch::jit::freeze(module);
+  if (options.requires_grad && HasTrainableWeights(module)) {
+    // A module that assigns attributes must assign its own ones, not a copy's.
+    const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
+    if (!use.keeps_state) module = Module(DetachingCopier().Copy(module._ivalue()));
+  }
+  return module;
+}
+
+std::shared_ptr<const ModelInstance> NewInstance(const ModelOrigin& origin, c10::Device device,
+                                                 TcModelOptions options) {
+  const TorchStateGuard guard(Autograd::kOff);
+  if (!origin.module) {
+    ModelInstance instance = MakeInstance(*origin.function->function_, device);
+    instance.unit = origin.function->cu_;
+    return std::make_shared<const ModelInstance>(std::move(instance));
+  }
+  Module module = Prepared(*origin.module, device, options);
+  ModelInstance instance = MakeInstance(module.get_method("forward").function(), device);
+  instance.module = std::move(module);
+  return std::make_shared<const ModelInstance>(std::move(instance));
+}
+
+}  // namespace
+
+std::shared_ptr<Model> ScriptModel::FromModule(Module module, TcModelOptions options) {
+  const std::string name = LastPart(module.type()->name()->qualifiedName());
+  if (!module.find_method("forward")) {
+    throw std::invalid_argument("the module has no method 'forward'");
+  }
+  RefuseHooks(module);
+  RefuseMetaTensors(module);
+  if (options.freeze && IsTraining(module)) {
+    throw std::invalid_argument(
+        "freeze=True: expected a module in eval mode, got one in training mode; call "
+        "module.eval() first");
+  }
+  const uint64_t fingerprint = FingerprintOf(module.get_method("forward").function());
+  const c10::Device home = HomeOf(module);
+  return std::shared_ptr<Model>(
+      new ScriptModel({std::move(module), std::nullopt, home}, name, fingerprint, options));
+}
+
+std::shared_ptr<Model> ScriptModel::FromFunction(const torch::jit::StrongFunctionPtr& function,
+                                                 TcModelOptions options) {
+  if (options.freeze) throw std::invalid_argument("freeze=True: expected a module, got a function");
+  return std::shared_ptr<Model>(new ScriptModel({std::nullopt, function, c10::kCPU},
+                                                function.function_->name(),
+                                                FingerprintOf(*function.function_), options));
+}
+
+ScriptModel::ScriptModel(ModelOrigin origin, std::string name, uint64_t fingerprint,
+                         TcModelOptions options)
+    : origin_(std::move(origin)),
+      options_(options),
+      name_(std::move(name)),
+      fingerprint_(fingerprint),
+      is_method_(origin_.module.has_value()),
+      training_(is_method_ && IsTraining(*origin_.module)) {
+  const std::shared_ptr<const ModelInstance> at_home = instance(origin_.home);
+  schema_ = at_home->function->getSchema();
+  schema_text_ = c10::toString(*schema_);
+  use_ = AnalyseGraph(at_home->graph);
+  autograd_ = options.requires_grad ? Autograd::kRecord
+              // Tensors made in inference mode must not end up in a module that others use.
+              : use_.keeps_state ? Autograd::kOff
+                                 : Autograd::kInference;
+}
+
+std::shared_ptr<const ModelInstance> ScriptModel::instance(c10::Device device) const {
+  return instances_.Get(device, [&] { return NewInstance(origin_, device, options_); });
+}
+
+std::shared_ptr<const ModelInstance> ScriptModel::Hold(c10::Device device) const {
+  instances_.LetGo();
+  return instance(device);
+}
+
+void ScriptModel::Replace(const Model& fresh) {
+  const auto* script = dynamic_cast<const ScriptModel*>(&fresh);
+  if (script == nullptr || script->fingerprint_ != fingerprint_) {
+    throw std::invalid_argument(
+        "refresh: expected the same code with other weights, got other code; make a new wrapper");
+  }
+  const c10::Device home = script->origin_.home;
+  instances_.Replace([&] { origin_ = script->origin_; }, home, script->instance(home));
+}
+
+TcModelInfo ScriptModel::info() const {
+  return {name_.c_str(),    schema_text_.c_str(),      fingerprint_, use_.differentiates,
+          use_.keeps_state, use_.draws_random_numbers, training_};
+}
+
+std::string ScriptModel::Serialize() const {
+  const TorchStateGuard guard(Autograd::kOff);
+  const std::shared_ptr<const ModelInstance> held = instance(c10::kCPU);
+  if (!held->module) throw std::invalid_argument("expected a module, got a script function");
+  std::ostringstream stream;
+  held->module->save(stream);
+  return stream.str();
+}
+
+void ScriptModel::CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const {
+  const Tree call = ParseTree(nodes, count);
+  const ArgumentBuilder builder(call, *schema_, is_method_);
+  std::vector<c10::IValue> containers;
+  builder.Build(std::vector<at::Tensor>(num_inputs), containers);
+}
+
+std::unique_ptr<Plan> ScriptModel::NewPlan(const TcPlanSpec& spec) {
+  return ScriptPlan::Make(std::static_pointer_cast<ScriptModel>(shared_from_this()), spec);
+}
+
+}  // namespace torchcall

@@ -1,0 +1,79 @@
+// A TorchScript model as the plans use it: its code, its weights, and what its graph does.
+
+#ifndef TORCHCALL_TORCH_SCRIPT_MODEL_H_
+#define TORCHCALL_TORCH_SCRIPT_MODEL_H_
+
+#include <torch/csrc/jit/api/compilation_unit.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/runtime/interpreter.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "../../engine.h"
+#include "../guards.h"
+#include "../model.h"
+#include "../place.h"
+#include "analysis.h"
+
+namespace torchcall {
+
+// What a model is made from: a module, or a function and the unit that keeps it alive.
+struct ModelOrigin {
+  std::optional<torch::jit::Module> module;
+  std::optional<torch::jit::StrongFunctionPtr> function;
+  c10::Device home =
+      c10::kCPU;  // where the weights live, the CPU where they live in several places
+};
+
+// Code and weights on one device, immutable once built.
+struct ModelInstance {
+  std::optional<torch::jit::Module> module;           // of a ScriptModule
+  std::shared_ptr<torch::jit::CompilationUnit> unit;  // keeps a script function alive
+  torch::jit::Function* function = nullptr;           // `forward`, or the script function
+  torch::jit::Code code;                              // the plain graph, inlined
+  std::shared_ptr<torch::jit::Graph> graph;           // what `code` was made from
+};
+
+class ScriptModel : public Model {
+ public:
+  static std::shared_ptr<Model> FromModule(torch::jit::Module module, TcModelOptions options);
+  static std::shared_ptr<Model> FromFunction(const torch::jit::StrongFunctionPtr& function,
+                                             TcModelOptions options);
+
+  TcModelInfo info() const override;
+  void Replace(const Model& fresh) override;
+  std::string Serialize() const override;
+  void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const override;
+  std::unique_ptr<Plan> NewPlan(const TcPlanSpec& spec) override;
+
+  // Where the weights live they are shared with what the model was made from; elsewhere they are
+  // copies, made at the first call.
+  std::shared_ptr<const ModelInstance> instance(c10::Device device) const;
+  // The one of a graph that is about to be captured; a good time to let go of old ones.
+  std::shared_ptr<const ModelInstance> Hold(c10::Device device) const;
+  const c10::FunctionSchema& schema() const { return *schema_; }
+  bool is_method() const { return is_method_; }
+  const GraphUse& use() const { return use_; }
+  Autograd autograd() const { return autograd_; }
+
+ private:
+  ScriptModel(ModelOrigin origin, std::string name, uint64_t fingerprint, TcModelOptions options);
+
+  ModelOrigin origin_;
+  TcModelOptions options_;
+  PerDevice<const ModelInstance> instances_;
+  std::string name_;
+  std::optional<c10::FunctionSchema> schema_;
+  uint64_t fingerprint_;
+  std::string schema_text_;
+  bool is_method_;
+  bool training_;
+  GraphUse use_;
+  Autograd autograd_;
+};
+
+}  // namespace torchcall
+
+#endif  // TORCHCALL_TORCH_SCRIPT_MODEL_H_

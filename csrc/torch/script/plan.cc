@@ -1,0 +1,111 @@
+#include "plan.h"
+
+#include <chrono>
+#include <stdexcept>
+
+#include "../place.h"
+
+namespace torchcall {
+
+// Containers and stack beside the tensors.
+class ScriptPlan::Context : public CallContext {
+ public:
+  Context(const ScriptPlan& plan, TcPlace place)
+      : CallContext(place, CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/false),
+                    plan.form().lengths.size(), plan.form().outputs.size()),
+        plan_(plan) {
+    arguments_ = plan.arguments_->builder.Build(inputs.Tensors(), containers_);
+    inputs.CountUses();
+    for (const c10::IValue& container : containers_) {
+      container_uses_.push_back(container.use_count());
+    }
+  }
+
+  void Invoke() override {
+    instance_ = plan_.model_->instance(DeviceOf(place.device));
+    if (instance_->module) stack_.emplace_back(instance_->module->_ivalue());
+    stack_.insert(stack_.end(), arguments_.begin(), arguments_.end());
+    torch::jit::InterpreterState(instance_->code).run(stack_);
+    if (stack_.size() != 1) {
+      throw std::runtime_error("expected one result, got " + std::to_string(stack_.size()));
+    }
+    FlattenResult(stack_.back(), plan_.result_, plan_.form().selects_outputs, outputs);
+  }
+
+  int64_t Release() override {
+    stack_.clear();
+    bool container_kept = false;
+    for (size_t i = 0; i < containers_.size(); ++i) {
+      container_kept = container_kept || containers_[i].use_count() > container_uses_[i];
+    }
+    const int64_t kept = inputs.Finish(container_kept);
+    instance_.reset();
+    return kept;
+  }
+
+ private:
+  const ScriptPlan& plan_;
+  std::shared_ptr<const ModelInstance> instance_;
+  std::vector<c10::IValue> containers_;
+  std::vector<size_t> container_uses_;
+  std::vector<c10::IValue> arguments_;
+  std::vector<c10::IValue> stack_;
+};
+
+ScriptPlan::Arguments::Arguments(const ScriptModel& model, const TcPlanSpec& spec)
+    : call(ParseTree(spec.arguments, spec.num_arguments)),
+      builder(call, model.schema(), model.is_method()) {}
+
+std::unique_ptr<ScriptPlan::Arguments> ScriptPlan::Analyse(const ScriptModel& model,
+                                                           const TcPlanSpec& spec, CallForm& form) {
+  auto arguments = std::make_unique<Arguments>(model, spec);
+  for (size_t i = 0; i < form.operands.size(); ++i) {
+    if (form.operands[i].is_length) continue;
+    const size_t argument = arguments->builder.argument_of_operand().at(i);
+    const InputUse& use = model.use().inputs.at(argument);
+    form.operands[i].copied = form.operands[i].copied || use.tensors_written;
+    arguments->rebuild = arguments->rebuild || use.tensors_written || use.containers_written;
+  }
+  return arguments;
+}
+
+std::unique_ptr<ScriptPlan> ScriptPlan::Make(std::shared_ptr<ScriptModel> model,
+                                             const TcPlanSpec& spec) {
+  CallForm form(spec);
+  std::unique_ptr<Arguments> arguments = Analyse(*model, spec, form);
+  std::unique_ptr<ScriptPlan> plan(
+      new ScriptPlan(std::move(model), spec, std::move(form), std::move(arguments)));
+  // Builds the arguments once, so that a structure that the signature refuses is an error now.
+  plan->GiveBack(plan->NewContext(kCpuPlace));
+  return plan;
+}
+
+ScriptPlan::ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spec, CallForm form,
+                       std::unique_ptr<Arguments> arguments)
+    : Plan(model, std::move(form), model->autograd(), /*pools=*/!arguments->rebuild),
+      model_(std::move(model)),
+      arguments_(std::move(arguments)),
+      result_(ParseTree(spec.results, spec.num_results)) {}
+
+std::unique_ptr<CallContext> ScriptPlan::NewContext(TcPlace place) const {
+  return std::make_unique<Context>(*this, place);
+}
+
+double ScriptPlan::TimeForward(const DLTensor* inputs, int64_t iterations) const {
+  ApplyThreadBudget();
+  const std::shared_ptr<const ModelInstance> instance = model_->instance(c10::kCPU);
+  std::vector<c10::IValue> containers;
+  const std::vector<c10::IValue> arguments =
+      arguments_->builder.Build(form().CopiesOf(inputs), containers);
+  const TorchStateGuard guard(model_->autograd());
+  torch::jit::Module module = instance->module.value_or(torch::jit::Module());
+  const auto call = [&] {
+    return instance->module ? module.forward(arguments) : (*instance->function)(arguments);
+  };
+  for (int i = 0; i < 20; ++i) call();  // the profiling executor settles in its first calls
+  const auto start = std::chrono::steady_clock::now();
+  for (int64_t i = 0; i < iterations; ++i) call();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+}  // namespace torchcall

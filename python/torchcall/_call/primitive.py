@@ -1,0 +1,136 @@
+"""The JAX primitive behind every call. Its one parameter is the plan, compared by identity."""
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import numpy as np
+from jax.core import ShapedArray
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+
+from torchcall import _native
+from torchcall._call.plan import CallPlan
+
+call_p = core.Primitive("torchcall")
+call_p.multiple_results = True
+
+
+def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:
+    """Stages one call of `plan` out, or runs it."""
+    # With x64 off, a 64-bit array that was made before counts as the narrower one.
+    operands = [
+        operand if operand.dtype == dtype else jax.lax.convert_element_type(operand, dtype)
+        for operand, dtype in zip(operands, plan.operand_dtypes, strict=True)
+    ]
+    return call_p.bind(*operands, plan=plan)
+
+
+def compiled(plan: CallPlan) -> Callable[..., list[jax.Array]]:
+    """The function that runs `plan` outside any program."""
+
+    def torchcall(*operands: Any) -> list[jax.Array]:
+        return bind(plan, list(operands))
+
+    # As JAX marks its own primitives: a NaN in the result is reported, not looked for op by op.
+    torchcall._apply_primitive = True  # pyright: ignore[reportFunctionMemberAccess]
+    return jax.jit(torchcall)
+
+
+@call_p.def_impl
+def _impl(*operands: Any, plan: CallPlan) -> list[jax.Array]:
+    with jax.disable_jit(False):
+        return plan(*operands)
+
+
+@call_p.def_abstract_eval
+def _abstract_eval(*operands: Any, plan: CallPlan) -> list[ShapedArray]:
+    if any(getattr(aval, "vma", None) for aval in operands) or _inside_shard_map():
+        _refuse(plan, "shard_map", "call it outside shard_map, on one device")
+    return [ShapedArray(spec.shape, spec.dtype) for spec in plan.outputs]
+
+
+def _inside_shard_map() -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return bool(getattr(mesh, "manual_axes", ()))
+
+
+def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    if plan.requires_graph:
+        _refuse(
+            plan,
+            "cuda_graph='require' in a program for the CPU",
+            'pass cuda_graph="auto", which asks for a CUDA graph where there can be one',
+        )
+    return _lower(ctx, *operands, plan=plan, kind="cpu", platform="cpu")
+
+
+def _lowering_cuda(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    hindrance = _native.prepare_cuda()
+    if hindrance is not None:
+        _refuse(
+            plan,
+            f"a program for CUDA ({hindrance})",
+            "install a torch with CUDA, or run the program on the CPU",
+        )
+    return _lower(ctx, *operands, plan=plan, kind="cuda", platform="CUDA")
+
+
+def _lower(
+    ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan, kind: str, platform: str
+) -> Any:
+    if plan.device not in (None, kind):
+        _refuse(
+            plan,
+            f"a package compiled for {plan.device} in a program for {kind}",
+            f'compile the model anew with torchcall.compile(..., device="{kind}")',
+        )
+    if getattr(ctx.module_context.axis_context, "num_devices", 1) != 1:
+        _refuse(plan, "a program over several devices", "keep its operands on one device")
+    _native.register_target(platform)
+    # XLA's executable takes a share of the plan when it is instantiated; until then, and for as
+    # long as JAX may compile this module anew, the module holds it.
+    ctx.module_context.add_keepalive(plan)
+    rule = jax.ffi.ffi_lowering(_native.TARGET)
+    return rule(ctx, *operands, plan=np.int64(plan.id))
+
+
+def _lowering_elsewhere(ctx: mlir.LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:
+    platforms = ", ".join(ctx.module_context.platforms)
+    _refuse(plan, f"platform {platforms}", "run the program on the CPU or a CUDA device")
+
+
+mlir.register_lowering(call_p, _lowering_cpu, platform="cpu")
+mlir.register_lowering(call_p, _lowering_cuda, platform="cuda")
+mlir.register_lowering(call_p, _lowering_elsewhere)
+
+
+def _batch(args: Any, dims: Any, *, plan: CallPlan) -> NoReturn:
+    del args, dims
+    _refuse(plan, "vmap", "use jax.lax.map, or give the model a batch axis of its own")
+
+
+def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> NoReturn:
+    del primals, tangents
+    _refuse(
+        plan,
+        "differentiation (grad, vjp, jvp)",
+        "return the gradients from the model (requires_grad=True if it calls torch.autograd.grad), "
+        "or wrap the call in jax.custom_vjp",
+    )
+
+
+def _transpose(cotangents: Any, *operands: Any, plan: CallPlan) -> NoReturn:
+    del cotangents, operands
+    _refuse(plan, "differentiation (transpose)", "a model is not linear in general")
+
+
+batching.primitive_batchers[call_p] = _batch
+ad.primitive_jvps[call_p] = _jvp
+ad.primitive_transposes[call_p] = _transpose
+
+
+def _refuse(plan: CallPlan, what: str, instead: str) -> NoReturn:
+    raise NotImplementedError(
+        f"torchcall: {plan.model_name}: {what} is not supported by this version; {instead}"
+    )

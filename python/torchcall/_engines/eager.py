@@ -1,0 +1,284 @@
+"""Models that only Python can run: eager modules, compiled ones, any callable on tensors."""
+
+import functools
+import math
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import jax
+import torch
+
+from torchcall import _bridge
+from torchcall._call.call import Call, IndexCheck
+from torchcall._call.specs import is_static, torch_dtype
+from torchcall._call.tree import Node, items_of
+from torchcall._cuda import observation as _observation
+from torchcall._engines.fakes import InferenceError, infer_outputs
+from torchcall._engines.isolation import restored, stand_in
+from torchcall._engines.replicas import Replicas
+
+
+class _ResultError(Exception):
+    """The callable returned something of another structure."""
+
+
+class EagerRunner:
+    """One call, over tensors that are made once and pointed at each call's buffers.
+
+    Args:
+        replicas: the callable, per device.
+        call: what goes in.
+        outputs: pytree of `jax.ShapeDtypeStruct` (and None) that it must return.
+        n_lengths: operands after the call's own that the callable does not see.
+    """
+
+    def __init__(self, replicas: Replicas, call: Call, outputs: Any, n_lengths: int) -> None:
+        self._replicas = replicas
+        self._treedef = call.treedef
+        self._outputs = outputs
+        self._selects = call.selects_outputs
+        self._n_lengths = n_lengths
+        self._forms = [
+            (call.specs[i].shape, torch_dtype(call.casts[i] or str(call.specs[i].dtype)))
+            for i in call.arrays
+        ]
+        # The arguments with gaps where the tensors belong.
+        self._template = [spec if is_static(spec) else None for spec in call.specs]
+        self._slots = call.arrays
+        args, kwargs = call.as_given()
+        self._plain = not kwargs and all(isinstance(x, jax.ShapeDtypeStruct) for x in args)
+        self._one_result = isinstance(outputs, jax.ShapeDtypeStruct)
+
+    def open(self, device: str) -> tuple[list[torch.Tensor | None], Callable[[list[Any]], Any]]:
+        """The tensors that the callable gets there, and the function that calls it on them.
+
+        Each call puts its own memory in the place of theirs.
+        """
+        tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self._forms]
+        run = functools.partial(self.run, functools.partial(self._replicas.on, device))
+        if device != "cpu":
+            run = functools.partial(self._enqueue, device)
+        return [*tensors, *[None] * self._n_lengths], run
+
+    def held(self, device: str) -> object:
+        """What a CUDA graph of a call on the device goes on reading."""
+        return self._replicas.tensors(device)
+
+    def _enqueue(self, device: str, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
+        """`run` where calls return before the device is through with them."""
+        taken: list[Callable[..., Any]] = []
+
+        def take() -> Callable[..., Any]:
+            taken.append(self._replicas.on(device))
+            return taken[0]
+
+        try:
+            return self.run(take, tensors)
+        finally:
+            for module in taken:
+                self._replicas.used(device, module)
+
+    def run(
+        self, take: Callable[[], Callable[..., Any]], tensors: list[Any]
+    ) -> tuple[torch.Tensor, ...] | str:
+        """Calls the model that `take` returns; returns its results, flat, or what went wrong.
+
+        The containers are new ones for each call: a model may change them.
+        """
+        try:
+            module = take()
+            observation = _observation.current  # read once: another thread may end it
+            if observation is not None:
+                observation.see(module)
+            if self._plain:
+                result = module(*tensors[: len(self._slots)])
+            else:
+                leaves = self._template.copy()
+                for slot, tensor in zip(self._slots, tensors, strict=False):
+                    leaves[slot] = tensor
+                args, kwargs = self._treedef.unflatten(leaves)
+                result = module(*args, **kwargs)
+            if self._one_result and isinstance(result, torch.Tensor):
+                return (result,)
+            flat: list[torch.Tensor] = []
+            self._flatten(result, self._outputs, "", flat)
+            return tuple(flat)
+        except _ResultError as error:
+            return str(error)
+        except BaseException as error:
+            return _words(error)
+
+    def _flatten(self, value: Any, expected: Any, path: str, flat: list[torch.Tensor]) -> None:
+        if isinstance(expected, jax.ShapeDtypeStruct):
+            if not isinstance(value, torch.Tensor):
+                raise _refusal(path, "a tensor", _kind(value))
+            flat.append(value)
+        elif expected is None:
+            if value is not None:
+                raise _refusal(path, "None", _kind(value))
+        elif isinstance(expected, dict):
+            self._flatten_dict(value, expected, path, flat)
+        else:
+            kind = list if isinstance(expected, list) else tuple
+            if not isinstance(value, kind) or len(value) != len(expected):
+                what = f"a {kind.__name__} of {len(expected)}"
+                raise _refusal(path, what, _kind(value))
+            for i, (item, spec) in enumerate(zip(value, expected, strict=True)):
+                self._flatten(item, spec, f"{path}[{i}]", flat)
+
+    def _flatten_dict(
+        self, value: Any, expected: dict[Any, Any], path: str, flat: list[torch.Tensor]
+    ) -> None:
+        if not isinstance(value, dict):
+            raise _refusal(path, "a dict", _kind(value))
+        for key, spec in items_of(expected):
+            if key not in value:
+                raise _refusal(f"{path}[{key!r}]", "this key", _kind(value))
+            self._flatten(value[key], spec, f"{path}[{key!r}]", flat)
+        if not self._selects and len(value) != len(expected):
+            raise _refusal(path, f"{len(expected)} keys", _kind(value))
+
+
+def _refusal(path: str, expected: str, got: str) -> _ResultError:
+    return _ResultError(f"output{' ' if path else ''}{path}: expected {expected}, got {got}")
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"a dict with keys [{', '.join(map(repr, value))}]"
+    if isinstance(value, list | tuple):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "None" if value is None else type(value).__name__
+
+
+def _words(error: BaseException) -> str:
+    """What was raised, and where in the callable."""
+    where = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[1:]))
+    said = "".join(traceback.format_exception_only(error)).strip()
+    return f"raised {said}\n\nTraceback (most recent call last):\n{where}".rstrip()
+
+
+class EagerSource:
+    """A module or callable of this process. Each call takes the GIL and runs it as it is."""
+
+    path = None
+    engine = "eager"
+
+    def __init__(self, module: Callable[..., Any]) -> None:
+        self._module = module
+        self._replicas = Replicas(module)
+        self.name = self.label = _name_of(module)
+
+    @property
+    def weights(self) -> str:
+        """Whether all calls so far used the caller's own weights."""
+        return "copied" if self._replicas.copied else "shared"
+
+    def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
+        """Makes the native model; weights are copied where a call runs on another device.
+
+        Raises:
+            ValueError: the options ask for what only TorchScript has, or weights have no data.
+        """
+        if freeze:
+            raise ValueError("freeze=True: expected a TorchScript module, got an eager one")
+        self._replicas.forget()
+        if isinstance(self._module, torch.nn.Module):
+            weights = (*self._module.parameters(), *self._module.buffers())
+            if any(weight.is_meta for weight in weights):
+                raise ValueError("expected weights that have data, got some on the device 'meta'")
+        return _bridge.Model.of_callables(self.name, requires_grad)
+
+    def look_at(self, model: _bridge.Model, call: Call) -> "EagerCall":
+        """Settles a call; see `EngineCall`."""
+        del model
+        return EagerCall(self._replicas, call)
+
+
+# Inputs of fewer bytes are always copied: it costs next to nothing, and whatever the model does to
+# them cannot reach the caller.
+_SMALL = 1 << 20
+
+
+class EagerCall:
+    """A call of a Python callable.
+
+    Where the outputs are not known, it is followed once with fake tensors. That tells which inputs
+    are written to in place, too. Those, small ones, and all where it cannot be told, are copied for
+    each call.
+    """
+
+    def __init__(self, replicas: Replicas, call: Call) -> None:
+        self._replicas = replicas
+        self._call = call
+        self._error: InferenceError | None = None
+        self._outputs: Any = None
+        self.arguments: list[Node] = []
+        self.index_checks: list[IndexCheck] = []
+        self.device: str | None = None
+        written = set(range(len(call.arrays)))
+        if not call.outputs_known:
+            written = self._follow()
+        self.copies = [
+            k in written or _bytes(call.specs[i]) < _SMALL for k, i in enumerate(call.arrays)
+        ]
+
+    def _follow(self) -> set[int]:
+        written: set[int] = set()
+        args, kwargs = self._call.as_the_model_sees_it()
+        module = self._replicas.to_follow()
+        try:
+            with _without_compilation(), restored(module):
+                self._outputs = infer_outputs(
+                    lambda: stand_in(module),
+                    args,
+                    kwargs,
+                    requires_grad=self._call.requires_grad,
+                    written=written,
+                )
+        except InferenceError as error:
+            self._error = error
+            return set(range(len(self._call.arrays)))
+        return written
+
+    def infer_outputs(self) -> Any:
+        """What following it found.
+
+        Raises:
+            InferenceError: it cannot be followed.
+        """
+        if self._error is not None:
+            raise self._error
+        return self._outputs
+
+    def results(self, outputs: Any) -> list[Node]:
+        """Nothing: the runner itself walks what the callable returns."""
+        del outputs
+        return []
+
+    def callable(self, outputs: Any, n_lengths: int) -> EagerRunner:
+        """What runs the module."""
+        return EagerRunner(self._replicas, self._call, outputs, n_lengths)
+
+
+def _name_of(module: Callable[..., Any]) -> str:
+    original = getattr(module, "_orig_mod", None)  # of torch.compile
+    if isinstance(original, torch.nn.Module):
+        return type(original).__name__
+    if isinstance(module, torch.nn.Module):
+        return type(module).__name__
+    return str(getattr(module, "__name__", type(module).__name__))
+
+
+def _bytes(spec: Any) -> int:
+    return math.prod(spec.shape) * spec.dtype.itemsize
+
+
+def _without_compilation() -> AbstractContextManager[Any]:
+    """Runs uncompiled what torch.compile compiled; importing its room takes seconds."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,302 @@
+"""Output shapes and dtypes from fake tensors: the model's operations are followed, none is run."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from torchcall._call.specs import torch_dtype, torch_dtype_name
+
+# What reads a list and leaves it as it is.
+_READS = {
+    "aten::tensor",
+    "aten::as_tensor",
+    "aten::len",
+    "aten::__getitem__",
+    "prim::ListConstruct",
+}
+_DTYPES = {"float": None, "int": torch.int64, "bool": torch.bool, "complex": torch.complex64}
+
+
+class NotFollowableError(ValueError):
+    """The model does something that fake tensors cannot follow."""
+
+
+def followable(module: Any) -> Callable[..., Any]:
+    """Returns a function with the outputs' shapes and dtypes of `module`, to call with fakes.
+
+    Inside TorchScript, `torch.tensor([...])` writes the list straight into the tensor's memory,
+    which a fake has none of: the process would end. Such a node is replaced by one that makes a
+    tensor of the same shape and dtype.
+
+    Args:
+        module: a script module or function. Returned itself where there is nothing to replace.
+
+    Raises:
+        NotFollowableError: a tensor is made of a list whose length the code does not tell, or a
+            list of a tensor's values, or a part of the model runs on another thread.
+    """
+    graph = module.inlined_graph
+    for kind, what in (("prim::tolist", "tolist()"), ("prim::fork", "torch.jit.fork")):
+        if graph.findNode(kind) is not None:
+            raise NotFollowableError(f"fake tensors cannot follow {what}")
+    from_lists = [
+        node
+        for kind in ("aten::tensor", "aten::as_tensor")
+        for node in graph.findAllNodes(kind)
+        if node.inputsAt(0).type().kind() == "ListType"
+    ]
+    if not from_lists:
+        return module
+    for node in from_lists:
+        _replace(graph, node)
+    function = torch._C._create_function_from_graph("forward", graph)
+    is_method = isinstance(module, torch.jit.ScriptModule)
+    schema = (module.forward if is_method else module).schema  # pyright: ignore
+    parameters = [a for a in schema.arguments if not (is_method and a.name == "self")]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # A function made of a graph has no default values.
+        values = dict(zip((p.name for p in parameters), args, strict=False)) | kwargs
+        for parameter in parameters:
+            if parameter.name not in values and parameter.has_default_value():
+                values[parameter.name] = parameter.default_value
+        ordered = [values[p.name] for p in parameters]
+        return function(module, *ordered) if is_method else function(*ordered)
+
+    return call
+
+
+def _replace(graph: Any, node: Any) -> None:
+    shape, element = _shape_of(node.inputsAt(0))
+    graph.setInsertPoint(node)
+    dtype = node.inputsAt(1)
+    if dtype.type().kind() == "NoneType":
+        if element not in _DTYPES:
+            raise NotFollowableError(f"fake tensors cannot follow a tensor made of a {element}")
+        dtype = graph.insertConstant(_DTYPES[element] or torch.get_default_dtype())
+    none = graph.insertConstant(None)
+    zeros = graph.create("aten::zeros", [graph.insertConstant(shape), dtype, none, none, none], 1)
+    graph.insertNode(zeros)
+    node.output().replaceAllUsesWith(zeros.output())
+    node.destroy()
+
+
+def _shape_of(value: Any) -> tuple[list[int], str]:
+    """Lengths of nested lists, and the type of what is in the innermost."""
+    shape = []
+    while value.type().kind() == "ListType":
+        if value.node().kind() == "prim::Constant":
+            items = value.toIValue()
+            while isinstance(items, list):
+                shape.append(len(items))
+                items = items[0] if items else None
+            return shape, str(value.type()).replace("List[", "").rstrip("]")
+        if value.node().kind() != "prim::ListConstruct" or not _stays_as_made(value):
+            raise NotFollowableError("fake tensors cannot follow a tensor made of a variable list")
+        items = list(value.node().inputs())
+        shape.append(len(items))
+        if not items:
+            return shape, str(value.type().getElementType())
+        value = items[0]
+    return shape, str(value.type())
+
+
+def _stays_as_made(value: Any) -> bool:
+    return all(use.user.kind() in _READS for use in value.uses())
+
+
+class InferenceError(ValueError):
+    """The outputs cannot be told without running the model."""
+
+
+_NAMED_TUPLES: dict[tuple[str, tuple[str, ...]], type[Any]] = {}
+_NEEDS_GRAD = "does not require grad and does not have a grad_fn"
+
+
+def infer_outputs(
+    load: Callable[[], Callable[..., Any]],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    requires_grad: bool,
+    written: set[int] | None = None,
+) -> Any:
+    """Returns the pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
+
+    Args:
+        load: returns the model as something that takes fakes; its weights stay where they are.
+        args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that
+            the module gets, everything else as it is.
+        kwargs: keyword arguments, likewise.
+        requires_grad: whether gradients are recorded meanwhile.
+        written: receives the positions, among the arrays in JAX's order, of those that the model
+            writes to in place.
+
+    Raises:
+        InferenceError: with torch's own message.
+    """
+    operations = _Operations()
+    try:
+        # Whatever mode the calling thread is in, the outcome must be the same.
+        with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
+            follow = load()
+        with (
+            _quiet_logger("torch._subclasses.fake_tensor"),
+            torch.device("cpu"),
+            _disable_current_modes(),
+            torch.autocast("cpu", enabled=False),
+            FakeTensorMode(allow_non_fake_inputs=True),
+            operations,
+            torch.inference_mode(False),
+            torch.set_grad_enabled(requires_grad),
+            # The plain graph: profiling fake tensors would specialise the caller's module on them.
+            optimized_execution(False),
+        ):
+            fake_args, fake_kwargs = jax.tree.map(_fake, (args, kwargs), is_leaf=_is_leaf)
+            arrays = [x for x in jax.tree.leaves((fake_args, fake_kwargs)) if _is_tensor(x)]
+            operations.watch(arrays)
+            outputs = follow(*fake_args, **fake_kwargs)
+            if written is not None:
+                written.update(operations.written)
+            return _specs_of(outputs, "")
+    except InferenceError:
+        raise
+    except NotFollowableError as error:
+        raise InferenceError(
+            f"{error}, so the outputs' shapes are not known; pass output_spec=..."
+        ) from error
+    except Exception as error:
+        # torch raises many types here, RuntimeError and its fake-tensor exceptions among them.
+        raise InferenceError(_explain(_text(error), operations.first_error)) from error
+
+
+class _Operations(TorchDispatchMode):
+    """Sees every operation: what the first one that failed said, and which arrays are written to.
+
+    TorchScript's interpreter may lose the former.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first_error = ""
+        self.written: set[int] = set()
+        self._positions: dict[int, int] = {}
+
+    def watch(self, arrays: list[torch.Tensor]) -> None:
+        """Takes note of the memory whose being written to matters."""
+        self._positions = {array.untyped_storage()._cdata: i for i, array in enumerate(arrays)}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func._schema.is_mutable:
+            self._note_writes(func._schema, args, kwargs or {})
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception as error:
+            self.first_error = self.first_error or _text(error).strip()
+            raise
+
+    def _note_writes(self, schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for i, argument in enumerate(schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            for tensor in value if isinstance(value, list | tuple) else [value]:
+                if isinstance(tensor, torch.Tensor):
+                    position = self._positions.get(tensor.untyped_storage()._cdata)
+                    self.written |= set() if position is None else {position}
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+@contextmanager
+def _quiet_logger(name: str) -> Iterator[None]:
+    """torch logs the traceback of an operation that refuses its operands; the error has it all."""
+    logger = logging.getLogger(name)
+    was_disabled, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = was_disabled
+
+
+def _is_leaf(value: object) -> bool:
+    return value is None or isinstance(value, jax.ShapeDtypeStruct)
+
+
+def _fake(value: Any) -> Any:
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        return value
+    return torch.empty(value.shape, dtype=torch_dtype(str(value.dtype)), device="cpu")
+
+
+def _text(error: Exception) -> str:
+    try:
+        return str(error) or type(error).__name__
+    except Exception:  # whatever its own __str__ raises
+        return type(error).__name__
+
+
+def _explain(text: str, first_error: str) -> str:
+    reason = _reason(text, first_error)
+    if _NEEDS_GRAD in text:
+        return (
+            "the model differentiates inside its forward: expected requires_grad=True, got "
+            f"requires_grad=False ({reason})"
+        )
+    return (
+        "following the model with fake tensors, to learn its outputs' shapes, ended in an error; "
+        f"if the model is right, pass output_spec=...\n{reason}"
+    )
+
+
+def _reason(text: str, first_error: str) -> str:
+    """What went wrong first, then the TorchScript traceback that the interpreter puts before it."""
+    before, found, after = text.partition("Traceback of TorchScript")
+    if not found:
+        return text.strip()
+    lines = after.splitlines()
+    is_reason = (i for i, line in enumerate(lines[1:], 1) if line and not line.startswith(" "))
+    start = next(is_reason, len(lines))
+    reason = "\n".join(lines[start:]).strip()
+    if reason.endswith(":"):
+        reason += f" {first_error}"
+    return f"{reason}\n\n{before}{found}" + "\n".join(lines[:start])
+
+
+def _named_tuple(value: Any) -> type[Any]:
+    """One class per name and fields: torch makes a new one for each module that it loads."""
+    return _NAMED_TUPLES.setdefault((type(value).__name__, value._fields), type(value))
+
+
+def _specs_of(value: Any, path: str) -> Any:
+    match value:
+        case torch.Tensor():
+            dtype = jnp.dtype(torch_dtype_name(value.dtype))
+            return jax.ShapeDtypeStruct(tuple(value.shape), dtype)
+        case None:
+            return None
+        case dict():
+            specs = {key: _specs_of(item, f"{path}[{key!r}]") for key, item in value.items()}
+            return OrderedDict(specs) if isinstance(value, OrderedDict) else specs
+        case list():
+            return [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        case tuple():
+            items = [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
+            return _named_tuple(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    raise InferenceError(
+        f"output {path}: expected a tensor, got {type(value).__name__}; return a tensor, e.g. "
+        "torch.tensor(value)"
+    )

@@ -1,0 +1,320 @@
+"""AOTInductor packages (`.pt2`): machine code for one torch, one device and one kind of machine."""
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+import torch.utils._pytree as torch_pytree
+
+from torchcall import _bridge
+from torchcall._call.call import Call, IndexCheck
+from torchcall._call.specs import describe
+from torchcall._call.tree import NONE, TENSOR, TUPLE, Node
+from torchcall._engines.package_file import PackageMetadata, read_package, read_sources
+
+# Which operands of a potential's package are indices, and into the rows of which they point.
+_INDICES = (("edge_index", "pos"), ("batch", "cell"))
+
+
+class PackageCall:
+    """A call whose every shape and dtype is compared with what the package was compiled for.
+
+    A package that `torchcall.compile` made says what that is; of any other, the checks compiled
+    into it are all there is, and its inputs are copied, for it may write to them.
+
+    Args:
+        call_spec: two lines, torch's pytrees of the arguments and of the results.
+        metadata: what `torchcall.compile` wrote, None for a package of another origin.
+        device: what it was compiled for.
+        call: what goes in.
+
+    Raises:
+        ValueError: an argument is not what the package takes.
+    """
+
+    def __init__(
+        self, call_spec: str, metadata: dict[str, Any] | None, device: str, call: Call
+    ) -> None:
+        self._metadata = metadata
+        self.device: str | None = device
+        self._call = call
+        arguments, self._results = (_skeleton(line) for line in call_spec.splitlines())
+        position = {leaf: k for k, leaf in enumerate(call.arrays)}
+        leaves = jax.tree.unflatten(call.treedef, range(len(call.specs)))
+        pairs: list[tuple[int, int]] = []
+        for name, skeleton, given in zip(("args", "kwargs"), arguments, leaves, strict=True):
+            _match(skeleton, given, f"operand {name}", pairs)
+        for _, leaf in pairs:
+            got = call.specs[leaf]
+            if leaf in position or (metadata is None and got is None):
+                continue
+            foreign = ", or None for a scalar, which is compiled into the package"
+            expected = "an array" + (foreign if metadata is None else "")
+            raise ValueError(f"{call.names[leaf]}: expected {expected}, got {got!r}")
+        order = [position[leaf] for _, leaf in sorted(pairs) if leaf in position]
+        self.arguments: list[Node] = [(TUPLE, len(order)), *((TENSOR, k) for k in order)]
+        self.copies = [metadata is None] * len(order)
+        self.index_checks: list[IndexCheck] = []
+        self._axes: dict[str, int] = {}
+        if metadata is not None:
+            # By the key of the package's one argument, an AtomGraphInput.
+            operands = dict(zip((row[0] for row in metadata["inputs"]), order, strict=True))
+            for (_, dtype, shape), k in zip(metadata["inputs"], order, strict=True):
+                self._check(call.arrays[k], dtype, shape)
+            self.index_checks = [IndexCheck(operands[key], operands[of]) for key, of in _INDICES]
+            if metadata["species"]:
+                bits = sum(1 << number for number in metadata["species"])
+                allowed = (bits & (2**64 - 1), bits >> 64)
+                self.index_checks.append(IndexCheck(operands["atomic_numbers"], -1, allowed))
+
+    def infer_outputs(self) -> Any:
+        """What the package says that it returns.
+
+        Raises:
+            ValueError: it says nothing.
+        """
+        if self._metadata is None:
+            raise ValueError(
+                "output_spec: expected a pytree of jax.ShapeDtypeStruct, got None: a package that "
+                "torchcall.compile did not make does not tell its outputs' shapes"
+            )
+        return {
+            name: jax.ShapeDtypeStruct(tuple(self._axes.get(n, n) for n in shape), dtype)
+            for name, dtype, shape in self._metadata["outputs"]
+        }
+
+    def results(self, outputs: Any) -> list[Node]:
+        """The package's results in its order, None for those that nobody asks for."""
+        leaves, treedef = jax.tree.flatten(outputs)
+        pairs: list[tuple[int, int]] = []
+        slots = jax.tree.unflatten(treedef, range(len(leaves)))
+        _match(self._results, slots, "output ", pairs, selects=self._call.selects_outputs)
+        wanted = dict(pairs)
+        n_results = len(torch_pytree.tree_leaves(self._results))
+        nodes: list[Node] = [
+            (TENSOR, wanted[i]) if i in wanted else (NONE, None) for i in range(n_results)
+        ]
+        return [(TUPLE, n_results), *nodes]
+
+    def callable(self, outputs: Any, n_lengths: int) -> None:
+        """None: no Python runs."""
+        del outputs, n_lengths
+
+    def _check(self, leaf: int, dtype: str, shape: list[Any]) -> None:
+        """Compares an operand with what the package was compiled for, and notes its axes' sizes."""
+        assert self._metadata is not None
+        name, spec = self._call.names[leaf], self._call.specs[leaf]
+        got_dtype = jax.numpy.dtype(self._call.casts[leaf] or spec.dtype)
+        got = jax.ShapeDtypeStruct(spec.shape, got_dtype)
+        expected = f"{dtype} ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+        if str(got.dtype) != dtype:
+            raise ValueError(
+                f"{name}: expected {expected}, got {describe(got)}; input_spec casts inside torch"
+            )
+        if len(got.shape) != len(shape):
+            raise ValueError(f"{name}: expected {expected}, got {describe(got)}")
+        capacity = self._metadata["capacity"] or {}
+        for axis, size in zip(shape, got.shape, strict=True):
+            wanted: Any = self._axes.get(axis, capacity.get(axis, axis))
+            if isinstance(axis, str):
+                least = self._metadata["minimum"][axis]
+                if size < least:
+                    raise ValueError(
+                        f"{name}: expected {expected} with {axis} >= {least}, got {describe(got)}"
+                    )
+                if wanted == axis:
+                    wanted = size
+                self._axes[axis] = wanted
+            if size != wanted:
+                where = f" with {axis} = {wanted}" if isinstance(axis, str) else ""
+                why = ", the capacity that the package was compiled for" * (axis in capacity)
+                raise ValueError(f"{name}: expected {expected}{where}{why}, got {describe(got)}")
+
+
+def _skeleton(line: str) -> Any:
+    """A call spec's pytree with its leaves' positions at its leaves."""
+    spec = torch_pytree.treespec_loads(line)
+    return torch_pytree.tree_unflatten(range(spec.num_leaves), spec)
+
+
+def _match(
+    skeleton: Any, given: Any, path: str, pairs: list[tuple[int, int]], *, selects: bool = False
+) -> None:
+    """Pairs the package's leaves with the caller's.
+
+    Raises:
+        ValueError: their structures differ.
+    """
+    if isinstance(skeleton, dict):
+        if not isinstance(given, dict):
+            raise ValueError(f"{path}: expected a dict, got {_kind(given)}")
+        missing = [key for key in (given if selects else skeleton) if key not in skeleton]
+        missing += [key for key in skeleton if key not in given and not selects]
+        if missing or (not selects and len(given) != len(skeleton)):
+            raise ValueError(
+                f"{path}: expected the keys {sorted(skeleton, key=str)} (from the package), "
+                f"got {sorted(given, key=str)}"
+            )
+        for key in given:
+            _match(skeleton[key], given[key], f"{path}[{key!r}]", pairs, selects=selects)
+    elif isinstance(skeleton, list | tuple):
+        if not isinstance(given, list | tuple) or len(given) != len(skeleton):
+            raise ValueError(
+                f"{path}: expected {len(skeleton)} entries (from the package), got {_kind(given)}"
+            )
+        for i, (part, value) in enumerate(zip(skeleton, given, strict=True)):
+            _match(part, value, f"{path}[{i}]", pairs, selects=selects)
+    elif isinstance(given, int):
+        pairs.append((skeleton, given))
+    else:
+        raise ValueError(f"{path}: expected an array (from the package), got {_kind(given)}")
+
+
+def _kind(given: Any) -> str:
+    if isinstance(given, int):
+        return "an array or a scalar"
+    if isinstance(given, list | tuple):
+        return f"{len(given)} entries"
+    return type(given).__name__
+
+
+# Calls that can be under way at once; each further runner costs little, its weights are shared.
+_MOST_RUNNERS = 16
+
+# The vector instructions that torch's compiler names, and torch's own look at this machine.
+_ISA_CHECKS = {
+    "AVX2": "_is_avx2_supported",
+    "AVX512": "_is_avx512_supported",
+    "AVX512_VNNI": "_is_vnni_supported",
+    "AMX_TILE": "_is_amx_tile_supported",
+}
+
+# What torch copies into the source of every package, and a name by which it is found there.
+_INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
+_ENTRY_POINT = "AOTInductorModelContainerCreate("
+
+
+class PackageSource:
+    """A package file. What it says of itself is read before its code is loaded."""
+
+    engine = "AOTInductor"
+    weights = "own"
+
+    def __init__(self, path: Path) -> None:
+        self._metadata = _checked(path)
+        self._read = True  # since it was loaded last
+        self._path = path.resolve()
+        own = self._metadata.torchcall
+        self.label = path.stem if own is None else str(own["name"])
+        self.name = path.name if own is None else f"{self.label} ({path.name})"
+
+    @property
+    def path(self) -> Path | None:
+        """The file."""
+        return self._path
+
+    @property
+    def metadata(self) -> PackageMetadata:
+        """What the package says of itself."""
+        return self._metadata
+
+    def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
+        """Loads the package's code and weights.
+
+        Raises:
+            ValueError: it is not for this torch, device or machine, or does not load.
+        """
+        del requires_grad  # gradients are among its results
+        if freeze:
+            raise ValueError("freeze=True: expected a TorchScript module, got a package")
+        metadata = self._metadata if self._read else _checked(self._path)
+        self._read = False
+        if _form(metadata) != _form(self._metadata):
+            raise ValueError(
+                "refresh: expected a package with the same arguments and results, got another "
+                "one; make a new wrapper"
+            )
+        self._metadata = metadata
+        # The package's own checks of its inputs. It looks once, when it runs for the first time.
+        os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+        runners = min(os.cpu_count() or 1, _MOST_RUNNERS)
+        try:
+            return _bridge.Model.from_package(str(self._path), _home(metadata), runners)
+        except ValueError as error:
+            raise ValueError(
+                f"the package does not load with torch {torch.__version__}; if another torch "
+                f"compiled it, compile the model here: {error}"
+            ) from error
+
+    def look_at(self, model: _bridge.Model, call: Call) -> PackageCall:
+        """Settles a call; see `EngineCall`."""
+        return PackageCall(model.schema, self._metadata.torchcall, self._metadata.device, call)
+
+
+def _form(metadata: PackageMetadata) -> object:
+    own = metadata.torchcall
+    if own is None:
+        return None
+    keys = ("inputs", "outputs", "capacity", "minimum", "cutoff", "compute_cell_gradients")
+    return [own[key] for key in keys]
+
+
+def _checked(path: Path) -> PackageMetadata:
+    """Reads a package's metadata and makes sure that its code can run here."""
+    metadata = read_package(path)
+
+    def refuse(expected: str, got: str) -> ValueError:
+        return ValueError(
+            f"torchcall: {path}: expected a package compiled for {expected}, got one for {got}; "
+            "compile the model here"
+        )
+
+    if metadata.device not in ("cpu", "cuda"):
+        raise refuse("cpu or cuda", metadata.device)
+    if metadata.device == "cuda" and not torch.cuda.is_available():
+        raise refuse("a device that torch can use here", "cuda")
+    own = metadata.torchcall
+    if own is not None and _minor(own["torch"]) != _minor(torch.__version__):
+        raise refuse(f"torch {torch.__version__}", f"torch {own['torch']}")
+    if own is None and not _is_of_this_torch(path):
+        raise refuse(f"torch {torch.__version__}", "another torch, whose code it contains")
+    if metadata.machine not in (None, platform.machine()):
+        raise refuse(f"a machine {platform.machine()}", f"a machine {metadata.machine}")
+    lacking = [name for name in (metadata.isa or "").split() if not _has_instructions(name)]
+    if lacking:
+        raise refuse("this processor", f"one with {', '.join(lacking)}, which this processor lacks")
+    return metadata
+
+
+def _home(metadata: PackageMetadata) -> int | None:
+    """The CUDA device on which a package is loaded at once, None for the CPU."""
+    return torch.cuda.current_device() if metadata.device == "cuda" else None
+
+
+def _is_of_this_torch(path: Path) -> bool:
+    """Whether a package contains the code that this torch puts into each, or none to compare.
+
+    Packages do not tell the version of torch. Their source has one file of torch's, word for word.
+    """
+    try:
+        ours = _words(_INTERFACE.read_text())
+    except OSError:
+        return True
+    theirs = [_words(text) for text in read_sources(path) if _ENTRY_POINT in text]
+    return not theirs or any(ours in text for text in theirs)
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
+
+
+def _has_instructions(name: str) -> bool:
+    check = getattr(torch.cpu, _ISA_CHECKS.get(name, ""), None)
+    return True if check is None else bool(check())

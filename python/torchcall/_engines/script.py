@@ -1,0 +1,161 @@
+"""TorchScript models: live ones and archives."""
+
+import copy
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchcall import _bridge
+from torchcall._call.call import Call, IndexCheck
+from torchcall._call.specs import is_static
+from torchcall._call.tree import TENSOR, TUPLE, Node, UnsupportedNodeError, encode, scalar_node
+from torchcall._engines.archive import check_archive
+from torchcall._engines.fakes import followable, infer_outputs
+
+
+class ScriptSource:
+    """What live modules and archives have in common."""
+
+    engine = "TorchScript"
+    weights = "own"
+
+    def python_module(self, model: _bridge.Model) -> Any:
+        """The model as a Python object, to follow with fake tensors."""
+        raise NotImplementedError
+
+    def look_at(self, model: _bridge.Model, call: Call) -> "ScriptCall":
+        """Settles a call; see `EngineCall`."""
+        return ScriptCall(self, model, call)
+
+
+class LiveSource(ScriptSource):
+    """A `ScriptModule` or script function of this process, reached without serialising it."""
+
+    path = None
+
+    def __init__(self, module: torch.jit.ScriptModule | torch.jit.ScriptFunction) -> None:
+        self._module = module
+        self.weights = "shared"
+        if isinstance(module, torch.jit.ScriptModule):
+            self.name = str(getattr(module, "original_name", type(module).__name__))
+        else:
+            self.name = str(module.name)
+        self.label = self.name
+
+    def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
+        """Makes the native model."""
+        cpp = self._module._c if isinstance(self._module, torch.jit.ScriptModule) else self._module
+        native = _bridge.Model.from_live(cpp, freeze, requires_grad)
+        if native is not None:
+            return native
+        self.weights = "copied"
+        buffer = io.BytesIO()
+        torch.jit.save(self._module, buffer)
+        return _bridge.Model.from_bytes(buffer.getvalue(), freeze, requires_grad)
+
+    def python_module(self, model: _bridge.Model) -> Any:
+        """The module itself."""
+        del model
+        return self._module
+
+
+class FileSource(ScriptSource):
+    """A TorchScript archive, loaded in C++."""
+
+    def __init__(self, path: Path) -> None:
+        check_archive(path)
+        self._path = path.resolve()
+        self.name = self.label = path.name
+
+    @property
+    def path(self) -> Path | None:
+        """The file."""
+        return self._path
+
+    def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
+        """Makes the native model."""
+        check_archive(self._path)
+        try:
+            model = _bridge.Model.from_file(str(self._path), freeze, requires_grad)
+        except ValueError as error:
+            raise ValueError(f"the TorchScript archive does not load: {error}") from error
+        self.label = model.name
+        self.name = f"{self.label} ({self._path.name})"
+        return model
+
+    def python_module(self, model: _bridge.Model) -> Any:
+        """What the native model writes out: the file may have changed or gone since."""
+        return torch.jit.load(io.BytesIO(model.serialize()), map_location="cpu")
+
+
+class ScriptCall:
+    """A call of a TorchScript model. What it may write to, the native side finds in its graph."""
+
+    def __init__(self, source: ScriptSource, model: _bridge.Model, call: Call) -> None:
+        self._source = source
+        self._model = model
+        self._call = call
+        self.arguments = _arguments(call)
+        self.copies = [False] * len(call.arrays)
+        self.index_checks: list[IndexCheck] = []
+        self.device: str | None = None
+        model.check_arguments(self.arguments, len(call.arrays))
+
+    def infer_outputs(self) -> Any:
+        """Follows the model with fake tensors."""
+
+        def follow() -> Any:
+            module = self._source.python_module(self._model)
+            # The fakes, which are on the CPU, must not end up in the caller's module.
+            if _elsewhere(module):
+                module = copy.deepcopy(module).cpu()
+            elif self._model.keeps_state:
+                module = copy.deepcopy(module)
+            return followable(module)
+
+        args, kwargs = self._call.as_the_model_sees_it()
+        return infer_outputs(follow, args, kwargs, requires_grad=self._call.requires_grad)
+
+    def results(self, outputs: Any) -> list[Node]:
+        """The outputs' structure itself."""
+        slot = itertools.count()
+
+        def node(leaf: Any) -> Node:
+            return scalar_node(None) if leaf is None else (TENSOR, next(slot))
+
+        return list(encode(outputs, node, "output "))
+
+    def callable(self, outputs: Any, n_lengths: int) -> None:
+        """None: no Python runs."""
+        del outputs, n_lengths
+
+
+def _elsewhere(module: Any) -> bool:
+    """Whether weights are on another device than the CPU."""
+    if not isinstance(module, torch.nn.Module):
+        return False
+    return any(t.device.type != "cpu" for t in (*module.parameters(), *module.buffers()))
+
+
+def _arguments(call: Call) -> list[Node]:
+    for name, spec in zip(call.names, call.specs, strict=True):
+        try:
+            _ = is_static(spec) and scalar_node(spec)
+        except UnsupportedNodeError as error:
+            raise UnsupportedNodeError(f"{name}: {error}") from None
+    position = iter(range(len(call.specs)))
+    remaining = iter(call.specs)
+
+    def node(_: Any) -> Node:
+        spec = next(remaining)
+        return scalar_node(spec) if is_static(spec) else (TENSOR, next(position))
+
+    args, kwargs = call.as_given()
+    return [
+        (TUPLE, 2),
+        *encode(list(args), node, "operand args"),
+        *encode(kwargs, node, "operand kwargs"),
+    ]

@@ -1,0 +1,230 @@
+"""The two halves of an update: a search for candidates, and the filter that makes them a list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from torchcall.mliap._neighbors import native
+from torchcall.mliap._neighbors.bins import (
+    BinLayout,
+    Bins,
+    Rows,
+    bin_atoms,
+    find_rows,
+    gather_pairs,
+    row_words,
+    unpack_image,
+)
+from torchcall.mliap._neighbors.check import Problem
+from torchcall.mliap._neighbors.compact import (
+    BITS,
+    compact,
+    mask_to_words,
+    materialize,
+)
+from torchcall.mliap._neighbors.frame import Frame, make_frame
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Static part of a list: numbers that decide array sizes or the program.
+
+    Attributes:
+        cutoff: in Å.
+        skin: in Å.
+        capacity_multiplier: slack factor of every capacity.
+        edges: slots of the list.
+        candidates: slots for pairs within cutoff + skin.
+        bins: numbers of the search; None for systems without atoms.
+    """
+
+    cutoff: float
+    skin: float
+    capacity_multiplier: float
+    edges: int
+    candidates: int
+    bins: BinLayout | None
+
+
+class Candidates(NamedTuple):
+    """Pairs within cutoff + skin of the reference geometry, the Verlet list.
+
+    Attributes:
+        sender: (V,), nondecreasing up to ``n_pairs``.
+        receiver: (V,).
+        image: (V,), packed images between wrapped positions.
+        n_pairs: (), number of pairs.
+        wraps: (3, N), lattice vectors taken off the reference positions, in the lattice vectors'
+            order.
+        positions: (N, 3), reference positions, in Å.
+        cell: (B, 3, 3), reference cells, in Å.
+    """
+
+    sender: Int[Array, " V"]
+    receiver: Int[Array, " V"]
+    image: Int[Array, " V"]
+    n_pairs: Int[Array, ""]
+    wraps: Int[Array, "3 N"]
+    positions: Float[Array, "N 3"]
+    cell: Float[Array, "B 3 3"]
+
+
+def drift(
+    frame: Frame, old: Candidates, positions: Array, cell: Array, pbc: Array, batch: Array
+) -> tuple[Array, Array, Array]:
+    """How far the geometry has left its reference: ``x = x₀ F + u + n h`` with ``F = h₀⁻¹ h``.
+
+    Returns:
+        ``(strain, moved, since)``: an upper bound of the largest singular value of F⁻¹; the largest
+            ``|u|``, in Å;
+        ``n``, (3, N) int32.
+    """
+    reference = make_frame(old.positions, old.cell, pbc, 0.0)
+    eye = jnp.eye(3, dtype=cell.dtype)
+    same = jnp.all(frame.cell == reference.cell, axis=(1, 2), keepdims=True)
+    forward = jnp.where(
+        same, eye, jnp.einsum("bij,bjk->bik", reference.inverse, frame.cell, precision="highest")
+    )
+    backward = jnp.where(
+        same, eye, jnp.einsum("bij,bjk->bik", frame.inverse, reference.cell, precision="highest")
+    )
+    strain = 1 + jnp.max(jnp.sqrt(jnp.sum((backward - eye) ** 2, axis=(1, 2))))
+
+    def atoms(values: Array) -> Array:
+        return values[0] if values.shape[0] == 1 else values.at[batch].get(mode="promise_in_bounds")
+
+    u = [
+        positions[:, k] - sum(old.positions[:, a] * atoms(forward[:, a, k]) for a in range(3))
+        for k in range(3)
+    ]
+    since = []
+    for a in range(3):
+        n = jnp.round(sum(u[k] * atoms(frame.inverse[:, k, a]) for k in range(3)))
+        since.append(jnp.where(atoms(pbc[:, a]), n, jnp.zeros((), n.dtype)))
+    u = [u[k] - sum(since[a] * atoms(frame.cell[:, a, k]) for a in range(3)) for k in range(3)]
+    moved = jnp.sqrt(jnp.max(u[0] * u[0] + u[1] * u[1] + u[2] * u[2]))
+    # Mask and offsets have to see the same whole numbers: compute them once.
+    return strain, moved, materialize(jnp.stack(since).astype(jnp.int32))
+
+
+def bins_and_rows(
+    layout: Layout, frame: Frame, positions: Array, pbc: Array, batch: Array, limits: Array
+) -> tuple[Bins, Rows, Array]:
+    assert layout.bins is not None
+    radius = (layout.cutoff + layout.skin + frame.slack).astype(positions.dtype)
+    # Bins are wider than the radius by the rounding of an atom's place in them.
+    bins = bin_atoms(layout.bins, frame, positions, pbc, batch, limits, radius + frame.slack)
+    return bins, find_rows(layout.bins, frame, bins, pbc, batch, limits), radius
+
+
+def find_candidates(
+    layout: Layout,
+    frame: Frame,
+    positions: Array,
+    cell: Array,
+    pbc: Array,
+    batch: Array,
+    limits: Array,
+) -> tuple[Candidates, Array]:
+    assert layout.bins is not None
+    bins, rows, radius = bins_and_rows(layout, frame, positions, pbc, batch, limits)
+    words = row_words(layout.bins, frame, bins, rows, batch, radius)
+    sender, receiver, image, count = gather_pairs(layout.bins, bins, rows, words, layout.candidates)
+    problems = jnp.where(bins.covered, 0, Problem.CELL.value)
+    problems |= jnp.where(jnp.max(rows.length) > layout.bins.row_capacity, Problem.BINS.value, 0)
+    problems |= jnp.where(count > layout.candidates, Problem.CANDIDATES.value, 0)
+    wraps = jnp.stack([bins.wraps[layout.bins.axes.index(a)] for a in range(3)])
+    sender, receiver, image = materialize([sender, receiver, image])
+    return Candidates(sender, receiver, image, count, wraps, positions, cell), problems.astype(
+        jnp.int32
+    )
+
+
+def _squared_threshold(cutoff: float, dtype: np.dtype) -> np.floating:
+    """The smallest t with rounded ``√t ≥ cutoff``, so that ``d² < t`` is ``|r| < cutoff``."""
+    c = dtype.type(cutoff)
+    t = dtype.type(c * c)
+    while np.sqrt(t) >= c:
+        t = np.nextafter(t, dtype.type(0))
+    while np.sqrt(t) < c:
+        t = np.nextafter(t, dtype.type(np.inf))
+    return t
+
+
+def keep_close(
+    layout: Layout,
+    candidates: Candidates,
+    wraps: Array,
+    positions: Array,
+    cell: Array,
+    batch: Array,
+) -> tuple[Array, Array, Array]:
+    """Keep ``0 < |x_j − x_i + S h| < cutoff``, evaluated in the positions' dtype."""
+    limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
+    pairs = (candidates.sender, candidates.receiver, candidates.image, candidates.n_pairs)
+    return native.on_cpu_or(
+        partial(native.keep_close, n_edges=layout.edges, limit=float(limit)),
+        partial(_keep_close, n_edges=layout.edges, limit=limit),
+        *pairs,
+        wraps,
+        positions,
+        cell,
+        batch,
+    )
+
+
+def _keep_close(
+    i: Array,
+    j: Array,
+    code: Array,
+    n_pairs: Array,
+    wraps: Array,
+    positions: Array,
+    cell: Array,
+    batch: Array,
+    *,
+    n_edges: int,
+    limit: np.floating,
+) -> tuple[Array, Array, Array]:
+    x = materialize([positions[:, k] for k in range(3)])
+
+    def take(values: Array, index: Array) -> Array:
+        return values.at[index].get(mode="promise_in_bounds")
+
+    def offsets(i: Array, j: Array, code: Array) -> list[Array]:
+        images = unpack_image(code)
+        return [
+            (images[a] + take(wraps[a], i) - take(wraps[a], j)).astype(positions.dtype)
+            for a in range(3)
+        ]
+
+    s = offsets(i, j, code)
+    system = None if cell.shape[0] == 1 else take(batch, i)
+    square = jnp.zeros((), positions.dtype)
+    for k in range(3):
+        shift = sum(
+            s[a] * (cell[0, a, k] if system is None else take(cell[:, a, k], system))
+            for a in range(3)
+        )
+        difference = take(x[k], j) - take(x[k], i) + shift
+        square += difference * difference
+    valid = (square > 0) & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < n_pairs)
+    word, bit, count = compact(mask_to_words(valid), n_edges)
+    source = materialize(jnp.minimum(word * BITS + bit, i.shape[0] - 1))
+    slot_used = jnp.arange(n_edges, dtype=jnp.int32) < count
+    i, j, code = (take(i, source), take(j, source), take(code, source))
+    n_atoms = positions.shape[0]
+    edge_index = jnp.stack([jnp.where(slot_used, i, n_atoms), jnp.where(slot_used, j, n_atoms)])
+    s = offsets(i, j, code)
+    unused = (1, 0, 0)
+    columns = materialize(
+        [jnp.where(slot_used, s[a], jnp.asarray(unused[a], s[a].dtype)) for a in range(3)]
+    )
+    cell_offsets = jnp.stack(columns, axis=-1)
+    return edge_index.astype(jnp.int32), cell_offsets, count
