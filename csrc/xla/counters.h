@@ -1,4 +1,4 @@
-// What the calls of one model did, over all its plans.
+// Counts the calls of one model, over all its plans.
 
 #ifndef TORCHCALL_XLA_COUNTERS_H_
 #define TORCHCALL_XLA_COUNTERS_H_
@@ -16,23 +16,23 @@ class CallCounters {
   std::atomic<int64_t> bytes_copied{0};
   std::atomic<int64_t> graph_captures{0};
   std::atomic<int64_t> graph_replays{0};
-  std::atomic<bool> on_cpu{false};        // whether there was a call on the CPU
-  std::atomic<uint64_t> cuda_devices{0};  // bit i: there was one on CUDA device i
-  // Raised when code or weights are replaced: what was captured before is stale.
+  std::atomic<bool> on_cpu{false};        // whether any call ran on the CPU
+  std::atomic<uint64_t> cuda_devices{0};  // bit i: a call ran on CUDA device i
+  // Incremented when code or weights are replaced: earlier graphs are stale.
   std::atomic<int64_t> generation{0};
 
-  // Why calls are not replays of a CUDA graph; the first reason stays.
+  // Records why calls run without a CUDA graph. The first reason is retained.
   void NoteFallback(const std::string& reason) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (fallback_.empty()) fallback_ = reason;
   }
-  // One plan more, or one less, whose graph was let go of.
+  // Adds to the number of plans whose graph is evicted (+1 or -1).
   void NoteEvicted(int plans) { evicted_.fetch_add(plans); }
   std::string fallback() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!fallback_.empty() || evicted_.load() == 0) return fallback_;
-    return "a CUDA graph was let go of, for there were too many of them; its calls run without "
-           "until another lies idle";
+    return "a CUDA graph was evicted because there were too many; its calls run without one until "
+           "another graph is idle";
   }
 
  private:

@@ -1,5 +1,5 @@
-// XLA runs custom calls with denormals flushed to zero. torch must compute as it does on its own,
-// and OpenMP workers that are born inside a call inherit the state for good.
+// XLA runs custom calls with denormals flushed to zero. torch must compute as it does outside XLA,
+// and OpenMP workers started inside a call inherit the state permanently.
 
 #ifndef TORCHCALL_XLA_FLOAT_STATE_H_
 #define TORCHCALL_XLA_FLOAT_STATE_H_
@@ -12,7 +12,7 @@
 
 namespace torchcall {
 
-// Turns flush-to-zero and denormals-are-zero off, and restores what was there.
+// Clears flush-to-zero and denormals-are-zero; the destructor restores them.
 class FloatStateGuard {
 #if defined(__SSE__)
  public:

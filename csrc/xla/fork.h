@@ -1,6 +1,5 @@
-// Whether this process is a fork of the one that loaded the library. Neither torch's thread pools
-// nor a CUDA context survive that: calls are refused, and what a device holds is left to the
-// parent.
+// Whether this process is a fork of the one that loaded the library. torch's thread pools and CUDA
+// contexts do not survive a fork: calls are refused, and device memory is left to the parent.
 
 #ifndef TORCHCALL_XLA_FORK_H_
 #define TORCHCALL_XLA_FORK_H_

@@ -1,4 +1,4 @@
-// Python's lock, as threads take it that know nothing of Python.
+// The GIL for threads that Python did not create.
 
 #ifndef TORCHCALL_XLA_GIL_H_
 #define TORCHCALL_XLA_GIL_H_
@@ -15,8 +15,8 @@ inline bool InterpreterEnds() {
 #endif
 }
 
-// XLA's threads know nothing of Python. Each keeps one thread state for good: to make one and throw
-// it away costs more than a call.
+// Gives each XLA thread a Python thread state that is never freed: creating one per call costs more
+// than the call.
 inline PyGILState_STATE TakeGil() {
   if (PyGILState_GetThisThreadState() == nullptr) {
     PyGILState_Ensure();

@@ -1,4 +1,4 @@
-"""Captures that others disturb, in a process with stand-ins: see test_on_stand_ins.py."""
+"""Captures invalidated by other threads or by Ctrl-C. Run by test_simulated_devices.py."""
 
 import signal
 import threading
@@ -23,13 +23,13 @@ ENGINES = pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScr
 MODES = pytest.mark.parametrize("mode", ["auto", "require"])
 
 
-def elsewhere(do: Callable[[], object]) -> list[str]:
-    """Does it on another thread; returns what went wrong there."""
+def on_another_thread(function: Callable[[], object]) -> list[str]:
+    """Runs the function on another thread. Returns the errors raised there."""
     errors = []
 
     def run() -> None:
         try:
-            do()
+            function()
         except RuntimeError as error:
             errors.append(str(error))
 
@@ -40,13 +40,13 @@ def elsewhere(do: Callable[[], object]) -> list[str]:
     return errors
 
 
-def wait_elsewhere() -> None:
-    (error,) = elsewhere(torch.cuda.synchronize)
+def synchronise_on_another_thread() -> None:
+    (error,) = on_another_thread(torch.cuda.synchronize)
     assert "operation not permitted when stream is capturing" in error
 
 
 def double_while(disturb: Callable[[], object], **options) -> TorchModuleWrapper:
-    """`2 x`, as the double of `x + 0`; `disturb` is called between the two in each capture."""
+    """`(x + 0) * 2`. In each capture, `disturb` is called between the two operators."""
 
     def model(x: Tensor) -> Tensor:
         y = x + 0
@@ -58,13 +58,13 @@ def double_while(disturb: Callable[[], object], **options) -> TorchModuleWrapper
 
 
 def disturbance(times: int) -> Callable[[], None]:
-    """Another thread waits for the device, in so many captures."""
+    """In the first `times` captures, another thread synchronises with the device."""
     left = [times]
 
     def disturb() -> None:
         left[0] -= 1
         if left[0] >= 0:
-            wait_elsewhere()
+            synchronise_on_another_thread()
 
     return disturb
 
@@ -78,7 +78,7 @@ def captures_after(f: TorchModuleWrapper, calls, n: int) -> list[int]:
 
 
 @MODES
-def test_a_capture_that_another_thread_voids_is_made_by_the_next_call(machine, mode):
+def test_the_next_call_retries_a_capture_that_another_thread_invalidated(machine, mode):
     f = double_while(disturbance(1), cuda_graph=mode)
     assert captures_after(f, machine.prepared(f, X), 5) == [0, 0, 1, 1, 1]
     stats = f.stats()
@@ -86,13 +86,13 @@ def test_a_capture_that_another_thread_voids_is_made_by_the_next_call(machine, m
 
 
 @MODES
-def test_the_last_of_three_attempts_leaves_the_other_thread_time(machine, mode):
+def test_the_third_attempt_is_made_after_32_more_calls(machine, mode):
     f = double_while(disturbance(2), cuda_graph=mode)
     assert captures_after(f, machine.prepared(f, X), 37) == [0] * 34 + [1] * 3
     assert f.stats()["fallback"] is None
 
 
-def test_after_three_void_captures_calls_stay_plain_and_say_why(machine):
+def test_after_three_invalidated_captures_calls_run_without_a_graph(machine):
     disturb = disturbance(1000)
     f = double_while(disturb)
     calls = machine.prepared(f, X)
@@ -101,26 +101,26 @@ def test_after_three_void_captures_calls_stay_plain_and_say_why(machine):
         assert captures_after(f, calls, 34) == [0] * 34
         assert f.stats()["fallback"] is None
         assert captures_after(f, calls, 100) == [0] * 100
-    (said,) = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
+    (warned,) = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
     fallback = f.stats()["fallback"]
-    assert fallback in said
-    assert "each of 3 captures was void" in fallback
+    assert fallback in warned
+    assert "all 3 captures were invalidated" in fallback
     assert "previous error during capture" in fallback
-    assert len(_capture._void) == 3
+    assert len(_capture._invalidated) == 3
     assert machine.driver.log("cuGraphLaunch") == []
 
 
-def test_where_a_graph_is_required_the_third_void_capture_is_an_error(machine):
+def test_with_require_the_third_invalidated_capture_is_an_error(machine):
     f = double_while(disturbance(1000), cuda_graph="require")
     calls = machine.prepared(f, X)
     captures_after(f, calls, 34)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="each of 3 captures was void"):
+        with pytest.raises(RuntimeError, match="all 3 captures were invalidated"):
             calls(X)
 
 
 @ENGINES
-def test_a_capture_that_is_voided_at_its_very_end_is_made_by_the_next_call(machine, make):
+def test_a_capture_that_is_invalidated_at_its_end_is_retried(machine, make):
     end, disturb = torch.cuda.CUDAGraph.capture_end, disturbance(1)
 
     def disturbed_end(graph) -> None:
@@ -139,31 +139,28 @@ def test_a_capture_that_is_voided_at_its_very_end_is_made_by_the_next_call(machi
     assert stats["fallback"] is None
 
 
-def test_a_model_that_hides_what_it_was_told_is_tried_three_times(machine):
-    def waits() -> None:
+def test_a_model_that_swallows_cudas_error_is_tried_three_times(machine):
+    def synchronise() -> None:
         with pytest.raises(RuntimeError, match="not permitted"):
             torch.cuda.synchronize()
 
-    f = double_while(waits)
+    f = double_while(synchronise)
     calls = machine.prepared(f, X)
-    with pytest.warns(RuntimeWarning, match="each of 3 captures was void"):
+    with pytest.warns(RuntimeWarning, match="all 3 captures were invalidated"):
         captures_after(f, calls, 40)
 
 
-def test_what_a_model_does_itself_is_a_reason_at_once_also_beside_others(machine):
-    def waits() -> None:
-        torch.cuda.synchronize()
-
-    f = double_while(waits)
+def test_a_model_that_synchronises_itself_is_refused_at_once(machine):
+    f = double_while(torch.cuda.synchronize)
     calls = machine.prepared(f, X)
     calls(X)
     with pytest.warns(RuntimeWarning, match="not permitted when stream is capturing"):
         calls(X)
-    assert len(_capture._void) == 1
+    assert len(_capture._invalidated) == 1
 
 
-def test_another_threads_capture_of_the_process_is_no_reason_against_a_model(machine):
-    """Memory cannot be had meanwhile, with the same words."""
+def test_a_global_capture_by_another_thread_is_not_attributed_to_the_model(machine):
+    """Meanwhile allocations fail with the same text."""
     forbidden = [True]
 
     def model(x: Tensor) -> Tensor:
@@ -176,7 +173,7 @@ def test_another_threads_capture_of_the_process_is_no_reason_against_a_model(mac
     assert captures_after(f, machine.prepared(f, X), 4) == [0, 0, 1, 1]
 
 
-def test_a_voided_capture_after_a_refresh_has_three_attempts_again(machine):
+def test_a_refresh_resets_the_number_of_attempts(machine):
     f = double_while(disturbance(2))
     calls = machine.prepared(f, X)
     captures_after(f, calls, 35)
@@ -184,11 +181,11 @@ def test_a_voided_capture_after_a_refresh_has_three_attempts_again(machine):
     assert captures_after(f, calls, 2) == [2, 2]
 
 
-def test_torchs_generator_is_mended_also_where_the_mending_is_disturbed(machine):
+def test_torchs_generator_is_repaired_even_if_the_repair_is_invalidated(machine):
     end = torch.cuda.CUDAGraph.capture_end
 
     def disturbed_end(graph) -> None:
-        wait_elsewhere()
+        synchronise_on_another_thread()
         end(graph)
 
     f = double_while(lambda: None)
@@ -205,7 +202,7 @@ def test_torchs_generator_is_mended_also_where_the_mending_is_disturbed(machine)
 
 
 @MODES
-def test_an_interrupt_comes_through_after_the_capture(machine, mode):
+def test_an_interrupt_is_raised_after_the_capture(machine, mode):
     f = double_while(lambda: signal.raise_signal(signal.SIGINT), cuda_graph=mode)
     calls = machine.prepared(f, X)
     calls(X)
@@ -217,18 +214,18 @@ def test_an_interrupt_comes_through_after_the_capture(machine, mode):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_interrupt_goes_to_the_users_own_handler(machine):
-    came = []
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(f.stats()["graph_captures"]))
+def test_an_interrupt_reaches_the_users_own_handler(machine):
+    captures = []
+    before = signal.signal(signal.SIGINT, lambda *_: captures.append(f.stats()["graph_captures"]))
     try:
         f = double_while(lambda: signal.raise_signal(signal.SIGINT))
         assert captures_after(f, machine.prepared(f, X), 3) == [0, 1, 1]
     finally:
         signal.signal(signal.SIGINT, before)
-    assert came == [1]
+    assert captures == [1]
 
 
-def test_a_model_that_raises_an_interrupt_while_it_is_captured_is_captured_later(machine):
+def test_a_model_that_raises_an_interrupt_during_its_capture_is_captured_later(machine):
     raises = [True]
 
     def interrupt() -> None:
@@ -247,15 +244,15 @@ def test_a_model_that_raises_an_interrupt_while_it_is_captured_is_captured_later
 # Streams
 
 
-def test_what_others_enqueue_on_torchs_streams_during_a_capture_is_not_captured(machine):
+def test_work_on_torchs_streams_during_a_capture_is_not_captured(machine):
     others = []
 
     def enqueue() -> None:
-        for _ in range(64):  # more than torch has
+        for _ in range(64):  # more than torch's pool
             with torch.cuda.stream(torch.cuda.Stream()):
                 others.append(torch.ones(3, device="cuda:0").exp())
 
-    f = double_while(lambda: elsewhere(enqueue))
+    f = double_while(lambda: on_another_thread(enqueue))
     calls = machine.prepared(f, X)
     captures_after(f, calls, 2)
     assert len(others) == 64
@@ -266,7 +263,7 @@ def test_what_others_enqueue_on_torchs_streams_during_a_capture_is_not_captured(
     assert "aten::exp" not in replayed
 
 
-def test_captures_on_a_device_share_a_stream_that_is_made_once(machine):
+def test_captures_on_a_device_share_one_stream(machine):
     machine.driver.place_stream(OTHER_STREAM, 1)
     used = []
 
@@ -282,5 +279,5 @@ def test_captures_on_a_device_share_a_stream_that_is_made_once(machine):
     assert [device for device, _ in used] == [0, 1, 0, 1]
     assert len(set(used)) == len({stream for _, stream in used}) == 2
     created = machine.driver.log("cuStreamCreate")
-    assert len(created) <= 2  # earlier tests made them, or this one
-    assert all(call.arguments == (1,) for call in created)  # they wait for no default stream
+    assert len(created) <= 2  # created by this test or an earlier one
+    assert all(call.arguments == (1,) for call in created)  # CU_STREAM_NON_BLOCKING

@@ -1,4 +1,4 @@
-"""Calls on CUDA devices, in a process with stand-ins: see test_on_stand_ins.py."""
+"""Calls on simulated devices. Run by test_simulated_devices.py."""
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ def double(x: Tensor) -> Tensor:
     return x * 2
 
 
-def test_a_call_runs_on_the_devices_stream_and_waits_for_nothing(machine):
+def test_a_call_runs_on_xlas_stream_without_synchronising(machine):
     f = TorchModuleWrapper(torch.jit.script(double), cuda_graph="off")
     call = machine.prepared(f, X)
     np.testing.assert_array_equal(call(X, ordinal=1), 2 * X)
@@ -37,7 +37,7 @@ def test_a_call_runs_on_the_devices_stream_and_waits_for_nothing(machine):
 
 
 @pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
-def test_forces_equal_the_cpus_and_go_backward_on_another_thread(machine, make):
+def test_forces_equal_the_cpu_and_the_backward_pass_runs_on_another_thread(machine, make):
     f = make(Forces(), cuda_graph="off")
     x = force_input()
     expected = f(*x)
@@ -53,7 +53,7 @@ def test_forces_equal_the_cpus_and_go_backward_on_another_thread(machine, make):
     assert machine.device.log("sync") == []
 
 
-def test_inputs_are_cast_and_protected_as_on_the_cpu(machine):
+def test_inputs_are_protected_from_in_place_operations(machine):
     def in_place(x: Tensor) -> Tensor:
         return x.mul_(3)
 
@@ -62,21 +62,21 @@ def test_inputs_are_cast_and_protected_as_on_the_cpu(machine):
         assert f.stats()["copied_inputs"] == 1
 
 
-def test_what_the_model_keeps_becomes_its_own(machine):
-    class Keeping(nn.Module):
+def test_a_retained_input_is_a_private_copy(machine):
+    class Retaining(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            self.kept = x
+            self.last = x
             return x + 1
 
-    model = Keeping()
+    model = Retaining()
     f = TorchModuleWrapper(model, cuda_graph="off")
     call = machine.prepared(f, X)
-    model.kept = None
+    model.last = None
     call(X)
-    kept = f._source._replicas.on("cuda:0").kept
+    retained = f._source._replicas.on("cuda:0").last
     call(5 * X)
-    assert kept.device.type == "cuda"
-    np.testing.assert_array_equal(kept.cpu().numpy(), X)
+    assert retained.device.type == "cuda"
+    np.testing.assert_array_equal(retained.cpu().numpy(), X)
 
 
 def test_an_output_on_another_device_is_an_error(machine):
@@ -85,7 +85,7 @@ def test_an_output_on_another_device_is_an_error(machine):
         machine.call(f, X)
 
 
-def test_a_model_that_raises_leaves_everything_usable(machine):
+def test_later_calls_work_after_the_model_raised(machine):
     def picky(x: Tensor) -> Tensor:
         if bool((x > 100).any()):
             raise ValueError("too large")
@@ -99,7 +99,7 @@ def test_a_model_that_raises_leaves_everything_usable(machine):
         np.testing.assert_array_equal(call(X), 2 * X)
 
 
-def test_running_out_of_memory_names_the_knob(machine):
+def test_an_out_of_memory_error_names_the_memory_fraction(machine):
     f = TorchModuleWrapper(lambda x: (x[:, None] * torch.ones(1, 4096, 1, device=x.device)).sum(1))
     call = machine.prepared(f, X)
     machine.device.limit(machine.device.live_bytes() + 1000)
@@ -109,7 +109,7 @@ def test_running_out_of_memory_names_the_knob(machine):
     np.testing.assert_allclose(call(X), 4096 * X, rtol=1e-5)
 
 
-def test_lengths_are_not_read_where_that_would_mean_to_wait(machine):
+def test_valid_lengths_are_not_read_on_a_device(machine):
     module = load_example("lennard_jones").LennardJones(cutoff=4.0)
     model = TorchMliap.from_module(module, 4.0, cuda_graph="off")
     rng = np.random.default_rng(0)
@@ -136,12 +136,12 @@ def test_lengths_are_not_read_where_that_would_mean_to_wait(machine):
 
 
 def copies(machine: Machine) -> int:
-    """Copies from the host, which is how weights come to a device."""
+    """The number of host-to-device copies, which weights need."""
     return len([e for e in machine.device.log("sync") if "copy" in e.name])
 
 
 @pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
-def test_weights_are_moved_once_per_device_and_made_visible(machine, make):
+def test_weights_are_copied_once_per_device(machine, make):
     model = Forces()
     f = make(model, cuda_graph="off")
     x = force_input()
@@ -157,7 +157,7 @@ def test_weights_are_moved_once_per_device_and_made_visible(machine, make):
     assert {weight.device.type for weight in model.parameters()} == {"cpu"}
 
 
-def test_the_host_waits_for_the_device_once_the_weights_are_there(machine):
+def test_the_host_synchronises_after_copying_weights(machine):
     f = script(Forces(), cuda_graph="off")
     machine.call(f, *force_input())
     syncs = machine.device.log("sync")
@@ -165,7 +165,7 @@ def test_the_host_waits_for_the_device_once_the_weights_are_there(machine):
 
 
 @pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
-def test_old_weights_go_only_when_the_calls_that_use_them_are_through(machine, make):
+def test_a_refresh_synchronises_before_it_frees_old_weights(machine, make):
     f = make(Forces(), cuda_graph="off")
     machine.call(f, *force_input())
     machine.reset()
@@ -174,7 +174,7 @@ def test_old_weights_go_only_when_the_calls_that_use_them_are_through(machine, m
 
 
 @pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScript", "eager"])
-def test_weights_that_are_on_the_device_are_shared(machine, make):
+def test_weights_already_on_the_device_are_shared(machine, make):
     model = Forces().to("cuda:1")
     f = make(model, cuda_graph="off")
     x = force_input()
@@ -188,7 +188,7 @@ def test_weights_that_are_on_the_device_are_shared(machine, make):
     np.testing.assert_array_equal(after[1], machine.call(f, *x, ordinal=0)[1])
 
 
-def test_the_constants_of_a_traced_module_go_along(machine):
+def test_the_constants_of_a_traced_module_are_moved(machine):
     class WithConstants(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x * torch.tensor([1.0, 2.0, 3.0, 4.0]) + torch.zeros(4)
@@ -216,7 +216,7 @@ def test_a_module_traced_on_a_device_runs_on_the_cpu_too(machine):
     np.testing.assert_array_equal(f(X), X + 2)
 
 
-def test_tensors_of_a_module_without_weights_go_along(machine):
+def test_tensor_attributes_of_a_module_without_weights_are_moved(machine):
     class Table(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -231,7 +231,7 @@ def test_tensors_of_a_module_without_weights_go_along(machine):
     np.testing.assert_array_equal(f(X), X * np.arange(4.0))
 
 
-def test_a_frozen_module_freezes_the_weights_of_its_device(machine):
+def test_a_frozen_module_runs_on_a_device(machine):
     f = script(Forces().eval(), freeze=True, cuda_graph="off")
     x = force_input()
     for g, e in zip(machine.call(f, *x), f(*x), strict=True):

@@ -1,4 +1,4 @@
-"""When weights and graphs go, in a process with stand-ins: see test_on_stand_ins.py."""
+"""Lifetimes of weights and graphs on simulated devices. Run by test_simulated_devices.py."""
 
 import gc
 import os
@@ -22,7 +22,7 @@ ENGINES = pytest.mark.parametrize("make", [script, eager_forces], ids=["TorchScr
 
 
 class Gate:
-    """Where a call waits half-way, while the gate is closed."""
+    """Holds calls half-way while it is closed."""
 
     def __init__(self) -> None:
         self.reached, self.opened = threading.Event(), threading.Event()
@@ -30,7 +30,7 @@ class Gate:
 
     @contextmanager
     def closed(self, *calls) -> Iterator[None]:
-        """The calls are made on threads of their own, and are half-way inside the block."""
+        """Starts the calls on threads of their own; inside the block they are half-way."""
         self.reached.clear()
         self.opened.clear()
         threads = [threading.Thread(target=call, args=(X,)) for call in calls]
@@ -68,14 +68,12 @@ class Scaling(nn.Module):
 BOTH = pytest.mark.parametrize(
     "make", [torch.jit.script, lambda module: module], ids=["TorchScript", "eager"]
 )
-WEIGHT = str(4 * 4)  # bytes; nothing else in the calls is as large
+WEIGHT = str(4 * 4)  # bytes; no other allocation of the calls has this size
 
 
 @BOTH
 @pytest.mark.parametrize("refreshes", [1, 2])
-def test_weights_that_a_call_uses_during_a_refresh_go_after_the_device_was_waited_for(
-    machine, make, refreshes
-):
+def test_a_refresh_during_a_call_frees_its_weights_after_synchronising(machine, make, refreshes):
     f = TorchModuleWrapper(make(Scaling()), output_spec=SAME, cuda_graph="off")
     calls = machine.prepared(f, X)
     np.testing.assert_array_equal(calls(X), 2 * X)
@@ -89,14 +87,14 @@ def test_weights_that_a_call_uses_during_a_refresh_go_after_the_device_was_waite
     log = machine.device.log("op", "sync", "free")
     used = [i for i, entry in enumerate(log) if entry.name == "aten::mul.Tensor"]
     freed = [i for i, entry in enumerate(log) if (entry.kind, entry.name) == ("free", WEIGHT)]
-    waited = [i for i, entry in enumerate(log) if (entry.kind, entry.name) == ("sync", "device")]
+    synced = [i for i, entry in enumerate(log) if (entry.kind, entry.name) == ("sync", "device")]
     assert len(used) == len(freed) == 1
-    assert any(used[0] < i < freed[0] for i in waited)
+    assert any(used[0] < i < freed[0] for i in synced)
     np.testing.assert_array_equal(calls(X), 2 * X)
 
 
 @BOTH
-def test_a_call_on_the_cpu_does_not_wait_for_devices(machine, make):
+def test_a_call_on_the_cpu_does_not_synchronise_with_devices(machine, make):
     f = TorchModuleWrapper(make(Scaling()), output_spec=SAME, cuda_graph="off")
     calls = machine.prepared(f, X)
     calls(X)
@@ -112,7 +110,7 @@ def test_a_call_on_the_cpu_does_not_wait_for_devices(machine, make):
 
 
 @ENGINES
-def test_old_weights_go_when_their_graph_is_captured_anew(machine, make):
+def test_a_new_capture_frees_the_old_weights(machine, make):
     f = make(Forces())
     calls = machine.prepared(f, *force_input())
     for seed in range(3):
@@ -142,9 +140,9 @@ def test_a_forked_child_leaves_graphs_and_weights_to_the_parent(machine, make):
         try:
             del f, calls
             gc.collect()
-            gone = _bridge.registered_plans() == plans - 1
+            released = _bridge.registered_plans() == plans - 1
             touched = machine.device.log("sync") or len(machine.driver.log()) != machine_calls
-            code = 0 if gone and not touched else 2
+            code = 0 if released and not touched else 2
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -166,23 +164,23 @@ def doubles(machine, count: int):
     return fs, calls
 
 
-def test_a_plan_whose_graph_was_let_go_of_gets_one_again_where_another_lies_idle(machine):
-    _bridge.set_most_graphs(2)
+def test_an_evicted_graph_is_captured_again_once_another_is_idle(machine):
+    _bridge.set_graph_limit(2)
     fs, calls = doubles(machine, 3)
     calls[1](X)
-    assert "lies idle" in fs[0].stats()["fallback"]
+    assert "is idle" in fs[0].stats()["fallback"]
     for _ in range(520):
         calls[2](X)
         calls[0](X)
     assert [f.stats()["graph_captures"] for f in fs] == [2, 1, 1]
-    assert fs[0].stats()["graph_replays"] == 520 - 2 * 256  # the first look finds all in use
+    assert fs[0].stats()["graph_replays"] == 520 - 2 * 256  # the first check finds all in use
     assert fs[0].stats()["fallback"] is None
-    assert "let go of" in fs[1].stats()["fallback"]
+    assert "evicted" in fs[1].stats()["fallback"]
     np.testing.assert_array_equal(calls[0](X), 2 * X)
 
 
-def test_graphs_in_use_do_not_push_each_other_out_over_and_over(machine):
-    _bridge.set_most_graphs(2)
+def test_graphs_in_use_do_not_evict_each_other_repeatedly(machine):
+    _bridge.set_graph_limit(2)
     fs, calls = doubles(machine, 3)
     for i in range(600):
         for call in calls:
@@ -190,8 +188,8 @@ def test_graphs_in_use_do_not_push_each_other_out_over_and_over(machine):
     assert [f.stats()["graph_captures"] for f in fs] == [1, 1, 1]
 
 
-def test_a_graph_that_was_only_warmed_up_makes_room_for_one_in_use(machine):
-    _bridge.set_most_graphs(2)
+def test_an_idle_graph_is_evicted_for_one_in_use(machine):
+    _bridge.set_graph_limit(2)
     fs, calls = doubles(machine, 3)
     assert fs[0].stats()["fallback"] is not None
     for _ in range(300):
@@ -200,7 +198,7 @@ def test_a_graph_that_was_only_warmed_up_makes_room_for_one_in_use(machine):
     assert fs[0].stats()["graph_replays"] > 0
 
 
-def test_graphs_of_replaced_weights_go_with_the_next_capture(machine):
+def test_the_next_capture_frees_graphs_of_replaced_weights(machine):
     linear = nn.Linear(4, 4)
     f = TorchModuleWrapper(torch.jit.script(linear))
     low, tall = machine.prepared(f, X), machine.prepared(f, np.ones((5, 4), np.float32))

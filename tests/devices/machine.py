@@ -1,7 +1,7 @@
-"""Two stand-in CUDA devices, and calls on them made as XLA's handler makes them.
+"""Two simulated CUDA devices, and calls on them as XLA's handler makes them.
 
-What is real here: the call plans, both native halves, torch's interpreter and autograd, replaying
-and `_cuda.capture`. What is played: the driver, torch's device, and torch's tools for capture.
+Real: call plans, both native halves, torch's interpreter and autograd, replays, `_cuda.capture`.
+Simulated: the driver, torch's devices, torch's capture API.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from standin.driver import Driver
 from standin.torch_device import TorchDevice
-from standin.torch_graphs import pretended_cuda
+from standin.torch_graphs import simulated_cuda
 
 import torchcall
 from torchcall import TorchModuleWrapper, _bridge
@@ -28,8 +28,8 @@ class Machine:
         self.device, self.driver = TorchDevice(), Driver()
         _bridge.load_cuda_driver(str(self.driver.path))
         _bridge.set_graph_tools(_capture.capture, _capture.warn)
-        self._pretence = pretended_cuda(self.device, self.driver)
-        self._pretence.__enter__()  # for as long as the process lives
+        self._simulation = simulated_cuda(self.device, self.driver)
+        self._simulation.__enter__()  # until the process exits
         self.generators: Any = torch.cuda.default_generators
 
     def reset(self) -> None:
@@ -37,7 +37,7 @@ class Machine:
         self.driver.reset()
         for generator in self.generators:
             generator.states_set = 0
-        _capture._void.clear()
+        _capture._invalidated.clear()
 
     def prepared(
         self, f: TorchModuleWrapper, *args: Any, options: CallOptions | None = None
@@ -52,7 +52,7 @@ class Machine:
 
 
 class PreparedCall:
-    """The plan of a call, which lives as long as this does."""
+    """A call with its plan, which it retains."""
 
     def __init__(
         self, f: TorchModuleWrapper, args: tuple[Any, ...], options: CallOptions | None

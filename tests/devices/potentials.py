@@ -29,7 +29,7 @@ class Forces(nn.Module):
 
 
 def force_input(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Positions, and int32 edges as JAX has them."""
+    """Positions, and edges in int32, as in JAX without x64."""
     positions = np.random.default_rng(seed).normal(size=(5, 3)).astype(np.float32)
     return positions, np.array([[0, 1, 2, 3], [1, 2, 3, 4]], np.int32)
 

@@ -1,4 +1,4 @@
-"""Calls that cannot be replays, in a process with stand-ins: see test_on_stand_ins.py."""
+"""Calls that cannot be captured, on simulated devices. Run by test_simulated_devices.py."""
 
 import gc
 import warnings
@@ -23,7 +23,7 @@ class Synchronising(nn.Module):
         return x * (1.0 + float(x.sum().item()))
 
 
-def counted_on_the_host(x: Tensor) -> Tensor:
+def data_dependent(x: Tensor) -> Tensor:
     return x + x[x > 0].sum()
 
 
@@ -71,11 +71,11 @@ def own_graphs(x: Tensor) -> Tensor:
     return y
 
 
-_kept: list[Tensor] = []
+_retained: list[Tensor] = []
 
 
-def keeping(x: Tensor) -> Tensor:
-    _kept[:] = [x]
+def retaining(x: Tensor) -> Tensor:
+    _retained[:] = [x]
     return x * 2
 
 
@@ -84,42 +84,54 @@ def same(model, **options):
 
 
 MODELS = {
-    "a TorchScript model that waits for a number": (
+    "TorchScript that reads a value on the host": (
         lambda **o: same(torch.jit.script(Synchronising()), **o),
         "operation not permitted when stream is capturing",
     ),
-    "an eager model that waits for a number": (
+    "an eager model that reads a value on the host": (
         lambda **o: same(Synchronising(), **o),
         "operation not permitted when stream is capturing",
     ),
-    "one whose shapes depend on values": (
-        lambda **o: same(counted_on_the_host, **o),
+    "data-dependent shapes": (
+        lambda **o: same(data_dependent, **o),
         "operation not permitted when stream is capturing",
     ),
-    "one that assigns attributes": (
+    "TorchScript that assigns attributes": (
         lambda **o: same(torch.jit.script(Stateful()), **o),
         "changes its own attributes",
     ),
-    "Python that assigns attributes": (lambda **o: same(Stateful(), **o), "its own 'calls'"),
-    "Python that writes to a buffer": (lambda **o: same(Counting(), **o), "its own 'calls'"),
+    "an eager model that assigns attributes": (
+        lambda **o: same(Stateful(), **o),
+        "its own 'calls'",
+    ),
+    "an eager model that writes to a buffer": (
+        lambda **o: same(Counting(), **o),
+        "its own 'calls'",
+    ),
     "TorchScript that writes to a buffer": (
         lambda **o: same(torch.jit.script(Counting()), **o),
         "changes its own attributes",
     ),
-    "Python that fills a list": (lambda **o: same(Remembering(), **o), "its own 'shapes'"),
+    "an eager model that fills a list": (
+        lambda **o: same(Remembering(), **o),
+        "its own 'shapes'",
+    ),
     "TorchScript that draws random numbers": (
         lambda **o: same(torch.jit.script(Drawing()), **o),
         "draws random numbers",
     ),
-    "Python that draws random numbers": (lambda **o: same(Drawing(), **o), "draws random numbers"),
-    "one that has CUDA graphs of its own": (lambda **o: same(own_graphs, **o), "of its own"),
-    "one that keeps its input": (lambda **o: same(keeping, **o), "keeps an input"),
+    "an eager model that draws random numbers": (
+        lambda **o: same(Drawing(), **o),
+        "draws random numbers",
+    ),
+    "a model with its own CUDA graphs": (lambda **o: same(own_graphs, **o), "of its own"),
+    "a model that retains its input": (lambda **o: same(retaining, **o), "an input"),
 }
 NOT_CAPTURABLE = pytest.mark.parametrize("make, reason", MODELS.values(), ids=list(MODELS))
 
 
 @NOT_CAPTURABLE
-def test_what_cannot_be_captured_runs_plainly_and_says_so_once(machine, make, reason):
+def test_a_model_that_cannot_be_captured_runs_without_a_graph_and_warns_once(machine, make, reason):
     f = make()
     calls = machine.prepared(f, X)
     with warnings.catch_warnings(record=True) as caught:
@@ -129,14 +141,14 @@ def test_what_cannot_be_captured_runs_plainly_and_says_so_once(machine, make, re
     stats = f.stats()
     assert reason in stats["fallback"]
     assert (stats["graph_captures"], stats["graph_replays"], stats["calls"]) == (0, 0, 4)
-    said = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
-    assert len(said) == 1
-    assert reason in said[0]
-    _kept.clear()
+    warned = [str(w.message) for w in caught if "CUDA graph" in str(w.message)]
+    assert len(warned) == 1
+    assert reason in warned[0]
+    _retained.clear()
 
 
 @NOT_CAPTURABLE
-def test_where_a_graph_is_required_that_is_an_error(machine, make, reason):
+def test_require_makes_that_an_error(machine, make, reason):
     calls = machine.prepared(make(cuda_graph="require"), X)
     texts = []
     for _ in range(3):
@@ -146,21 +158,21 @@ def test_where_a_graph_is_required_that_is_an_error(machine, make, reason):
             texts.append(str(error))
     assert len(texts) >= 2
     for text in texts:
-        assert text.startswith("cuda_graph='require': the call can't be captured: ")
+        assert text.startswith("cuda_graph='require': the call cannot be captured: ")
         assert reason in text
-    _kept.clear()
+    _retained.clear()
 
 
 @pytest.mark.parametrize("make", [torch.jit.script, lambda module: module], ids=["script", "eager"])
 @pytest.mark.filterwarnings("ignore:torchcall.*without a CUDA graph")
-def test_what_a_model_counts_is_counted_once_a_call(machine, make):
+def test_a_models_counter_advances_once_per_call(machine, make):
     for model in (Stateful(), Counting()):
         calls = machine.prepared(same(make(model)), X)
         for n in range(1, 6):
             np.testing.assert_array_equal(calls(X), n * X)
 
 
-def test_a_call_that_raises_is_no_reason_against_the_next(machine):
+def test_a_call_that_raises_does_not_prevent_a_later_capture(machine):
     def picky(x: Tensor) -> Tensor:
         if fails:
             raise ValueError("not this one")
@@ -181,7 +193,7 @@ def test_a_call_that_raises_is_no_reason_against_the_next(machine):
     assert (stats["graph_captures"], stats["graph_replays"], stats["fallback"]) == (1, 2, None)
 
 
-def test_a_void_capture_leaves_torch_mended(machine):
+def test_torchs_state_is_repaired_after_an_invalidated_capture(machine):
     f = same(torch.jit.script(Synchronising()))
     calls = machine.prepared(f, X)
     calls(X)
@@ -189,13 +201,13 @@ def test_a_void_capture_leaves_torch_mended(machine):
         calls(X)
     calls(X)
     assert not machine.device.is_capturing()
-    assert len(_capture._void) == 1  # torch's allocator goes on asking it
+    assert len(_capture._invalidated) == 1  # torch's allocator still queries it
     assert not machine.generators[0].capturing
-    assert machine.generators[0].states_set == 0  # graphs that registered it follow its seed
+    assert machine.generators[0].states_set == 0  # the user's graphs still share its state
     assert gc.isenabled()
 
 
-def test_a_model_that_raises_while_it_is_captured_is_called_plainly(machine):
+def test_a_model_that_raises_during_its_capture_runs_without_a_graph(machine):
     def moody(x: Tensor) -> Tensor:
         if torch.cuda.is_current_stream_capturing():
             raise ValueError("not now")

@@ -1,4 +1,4 @@
-"""CUDA graphs of calls, in a process with stand-ins: see test_on_stand_ins.py."""
+"""Captures and replays on simulated devices. Run by test_simulated_devices.py."""
 
 import gc
 import threading
@@ -28,7 +28,7 @@ def scripted_double(**options):
 
 
 @ENGINES
-def test_the_second_call_is_captured_and_later_ones_replay_with_the_models_results(machine, make):
+def test_the_second_call_is_captured_and_later_calls_replay(machine, make):
     f = make(Forces())
     calls = machine.prepared(f, *force_input())
     for seed in range(5):
@@ -41,7 +41,7 @@ def test_the_second_call_is_captured_and_later_ones_replay_with_the_models_resul
     assert f.stats()["fallback"] is None
 
 
-def test_a_replay_copies_in_launches_and_copies_out_on_the_callers_stream(machine):
+def test_a_replay_copies_and_launches_on_the_callers_stream(machine):
     f = scripted_double()
     calls = machine.prepared(f, X)
     calls(X)
@@ -65,15 +65,15 @@ def test_a_replay_copies_in_launches_and_copies_out_on_the_callers_stream(machin
     assert machine.device.log("sync") == []
 
 
-def test_a_graph_is_instantiated_as_torch_does_it(machine):
+def test_a_graph_is_instantiated_with_torchs_flags(machine):
     calls = machine.prepared(scripted_double(), X)
     for _ in range(2):
         calls(X)
     (instantiated,) = machine.driver.log("cuGraphInstantiateWithFlags")
-    assert instantiated.arguments[-1] & 1  # memory that it leaves allocated is freed at a launch
+    assert instantiated.arguments[-1] & 1  # CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH
 
 
-def test_replays_on_two_streams_follow_each_other(machine):
+def test_replays_on_two_streams_are_ordered(machine):
     calls = machine.prepared(scripted_double(), X)
     for stream in (STREAM, STREAM, STREAM, OTHER_STREAM, STREAM):
         np.testing.assert_array_equal(calls(X, stream=stream), 2 * X)
@@ -85,7 +85,7 @@ def test_replays_on_two_streams_follow_each_other(machine):
     assert after.index("cuStreamWaitEvent") < after.index("cuMemcpyDtoDAsync_v2")
 
 
-def test_a_graph_goes_only_after_its_last_replay(machine):
+def test_a_graph_is_destroyed_after_its_last_replay(machine):
     calls = machine.prepared(scripted_double(), X)
     calls(X)
     machine.device.reset()
@@ -93,18 +93,18 @@ def test_a_graph_goes_only_after_its_last_replay(machine):
     held = machine.device.live_bytes()
     with machine.driver.latch():
         calls(X)
-        gone = threading.Thread(target=calls.__dict__.pop, args=("plan",))
-        gone.start()
+        release = threading.Thread(target=calls.__dict__.pop, args=("plan",))
+        release.start()
         machine.driver.await_waiting()
         assert machine.driver.live_execs() == 1
         assert machine.device.live_bytes() == held
-    gone.join(10)
+    release.join(10)
     names = machine.driver.names()
     assert names.index("cuEventSynchronize") < names.index("cuGraphExecDestroy")
 
 
 @ENGINES
-def test_memory_of_graphs_goes_with_their_plans(machine, make):
+def test_graph_memory_is_freed_with_the_plan(machine, make):
     f = make(Forces())
     before = machine.device.live_bytes()
     calls = machine.prepared(f, *force_input())
@@ -128,7 +128,7 @@ def test_a_plan_is_captured_once_per_device(machine):
     assert (stats["graph_captures"], stats["graph_replays"]) == (2, 2)
 
 
-def test_switched_off_nothing_is_captured(machine):
+def test_cuda_graph_off_captures_nothing(machine):
     f = scripted_double(cuda_graph="off")
     calls = machine.prepared(f, X)
     for _ in range(4):
@@ -138,7 +138,7 @@ def test_switched_off_nothing_is_captured(machine):
 
 
 @ENGINES
-def test_new_weights_are_captured_anew(machine, make):
+def test_new_weights_are_captured_again(machine, make):
     model = Forces()
     f = make(model)
     x = force_input()
@@ -158,7 +158,7 @@ def test_new_weights_are_captured_anew(machine, make):
     assert machine.driver.live_execs() == 1
 
 
-def test_weights_are_not_moved_while_something_is_captured(machine):
+def test_weights_are_not_copied_during_a_capture(machine):
     f = scripted_double(cuda_graph="off")
     calls = machine.prepared(f, X)
     calls(X)
@@ -171,7 +171,7 @@ def test_weights_are_not_moved_while_something_is_captured(machine):
     threads = [threading.Thread(target=_bridge.between_captures, args=(capture,))]
     threads[0].start()
     capturing.wait(10)
-    calls(X)  # as any call does whose weights are there
+    calls(X)  # needs no weights, so it does not wait
     f._model.replace(f._load())
     threads += [threading.Thread(target=do) for do in (f.refresh, lambda: calls(X))]
     for thread in threads[1:]:
@@ -187,7 +187,7 @@ def test_weights_are_not_moved_while_something_is_captured(machine):
 
 
 class Caching(nn.Module):
-    """Makes a table for the shape that it meets, and keeps it until it meets another."""
+    """Caches a table for the last input shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class Caching(nn.Module):
         return x * self.table[:, None]
 
 
-def test_a_graph_keeps_the_tensors_that_the_module_had_when_it_was_captured(machine):
+def test_a_graph_retains_the_tensors_of_the_captured_module(machine):
     f = TorchModuleWrapper(Caching(), output_spec=lambda x: x)
     tall = np.ones((5, 4), np.float32)
     calls, others = machine.prepared(f, X), machine.prepared(f, tall)
@@ -213,7 +213,7 @@ def test_a_graph_keeps_the_tensors_that_the_module_had_when_it_was_captured(mach
     assert f.stats()["graph_replays"] == 2
 
 
-def test_a_graph_keeps_the_tensors_behind_a_function(machine):
+def test_a_graph_retains_the_tensors_that_a_function_refers_to(machine):
     tables: dict[int, list[Tensor]] = {}
 
     def tabled(x: Tensor) -> Tensor:
@@ -233,8 +233,8 @@ def test_a_graph_keeps_the_tensors_behind_a_function(machine):
     assert f.stats()["graph_replays"] == 2
 
 
-def test_the_graph_that_was_launched_longest_ago_makes_room(machine):
-    _bridge.set_most_graphs(2)
+def test_the_least_recently_launched_graph_is_evicted(machine):
+    _bridge.set_graph_limit(2)
     fs = [scripted_double() for _ in range(3)]
     calls = [machine.prepared(f, X) for f in fs]
     for order in ((0, 1), (0, 1), (1, 0), (2, 2, 2), (0, 1, 2)):
@@ -242,10 +242,10 @@ def test_the_graph_that_was_launched_longest_ago_makes_room(machine):
             np.testing.assert_array_equal(calls[i](X), 2 * X)
     assert machine.driver.live_execs() == 2
     assert [f.stats()["fallback"] is None for f in fs] == [True, False, True]
-    assert "let go of" in fs[1].stats()["fallback"]
+    assert "evicted" in fs[1].stats()["fallback"]
 
 
-def test_threads_with_streams_of_their_own_get_their_own_results(machine):
+def test_concurrent_replays_on_different_streams_do_not_mix(machine):
     calls = machine.prepared(scripted_double(), X)
     wrong = []
 
@@ -264,23 +264,23 @@ def test_threads_with_streams_of_their_own_get_their_own_results(machine):
     assert wrong == []
 
 
-# The driver fails
+# Driver errors
 
 
 def functions_of(machine: Machine) -> list[str]:
-    """What the driver is asked for by a plain call, a capture, two replays and the end."""
+    """The driver functions called by a first call, a capture, two replays and the clean-up."""
     calls = machine.prepared(scripted_double(), X)
     for stream in (STREAM, STREAM, STREAM, OTHER_STREAM):
         calls(X, stream=stream)
     return machine.driver.names()
 
 
-def test_whatever_call_of_the_driver_fails_nothing_is_wrong_or_left_behind(machine):
+def test_any_driver_error_is_reported_and_leaks_nothing(machine):
     names = functions_of(machine)
     assert len(names) > 15
     for nth, name in enumerate(names, 1):
         if name == "cuCtxPopCurrent_v2":
-            continue  # a context that stays would be the driver's own fault
+            continue  # the context would remain pushed, by the driver's own fault
         machine.reset()
         f = scripted_double()
         calls = machine.prepared(f, X)
@@ -305,7 +305,7 @@ def test_whatever_call_of_the_driver_fails_nothing_is_wrong_or_left_behind(machi
         assert machine.driver.context_depth() == 0, (nth, name)
 
 
-def test_a_fault_on_the_device_says_that_the_process_is_lost(machine):
+def test_a_device_fault_recommends_a_restart(machine):
     calls = machine.prepared(scripted_double(), X)
     calls(X)
     calls(X)
@@ -317,10 +317,10 @@ def test_a_fault_on_the_device_says_that_the_process_is_lost(machine):
         calls(X)
 
 
-# Python's lock
+# The GIL
 
 
-def test_a_capture_and_other_threads_that_run_jax_do_not_wait_for_each_other(machine):
+def test_a_capture_does_not_deadlock_with_threads_that_run_jax(machine):
     done = threading.Event()
 
     def jax_loop() -> None:

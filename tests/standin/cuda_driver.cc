@@ -1,7 +1,7 @@
-// Plays libcuda.so.1 over the host's memory, for tests on machines without a GPU.
+// Simulates libcuda.so.1 on host memory, for tests without a GPU.
 //
-// Work "on a stream" is done before the call returns. What tests ask for is at the end: a record of
-// the calls, errors on demand, callbacks for launches, a latch that keeps work from finishing.
+// Work on a stream is complete when the call returns. The interface for tests is at the end: a log
+// of the calls, injected errors, launch callbacks, and a latch that keeps work pending.
 
 #include <chrono>
 #include <condition_variable>
@@ -52,7 +52,7 @@ constexpr Error kErrors[] = {
 
 struct Failure {
   std::string function;  // "*": any
-  int remaining;         // calls until it happens, that one included
+  int remaining;         // calls until it fails, including that one
   Result code;
 };
 
@@ -66,7 +66,7 @@ struct Event {
   bool pending = false;  // recorded while the latch was closed
 };
 
-// Leaked: a test process may still destroy handles while it ends.
+// Leaked: handles may be destroyed while the process exits.
 struct Driver {
   standin::Record record;
 
@@ -74,13 +74,13 @@ struct Driver {
   std::condition_variable opened;
   bool closed = false;
   int waiting = 0;
-  double patience = 30;  // seconds; a test that never opens the latch should fail and not hang
+  double timeout = 30;  // seconds; a test that never opens the latch fails instead of hanging
   bool needs_context = true;
   std::vector<Failure> failures;
   std::map<Handle, int> stream_devices;
   std::set<Handle> pending_streams;
   std::map<Handle, Event> events;
-  std::map<Handle, Handle> execs;  // to their graphs
+  std::map<Handle, Handle> execs;  // and their graphs
   std::map<Handle, LaunchCallback> callbacks;
   uintptr_t next_handle = 0x1000;
 
@@ -109,7 +109,7 @@ std::string Joined(Arguments... arguments) {
 }
 uintptr_t Number(uint64_t number) { return number; }
 
-// Runs `body` unless the call is to fail, and writes it down, with its result, when it returns.
+// Runs `body`, unless a failure is injected, and logs the call with its result.
 template <typename Body>
 Result Call(const char* function, const std::string& arguments, Body body) {
   Driver& driver = D();
@@ -140,13 +140,13 @@ void Enqueue(Driver& driver, Handle stream) {
   if (driver.closed) driver.pending_streams.insert(stream);
 }
 
-// Waits while the latch is closed and `pending` says so.
+// Waits while the latch is closed and `pending` returns true.
 template <typename Pending>
 Result Await(Pending pending) {
   Driver& driver = D();
   std::unique_lock lock(driver.mutex);
   ++driver.waiting;
-  const bool done = driver.opened.wait_for(lock, std::chrono::duration<double>(driver.patience),
+  const bool done = driver.opened.wait_for(lock, std::chrono::duration<double>(driver.timeout),
                                            [&] { return !driver.closed || !pending(driver); });
   --driver.waiting;
   return done ? kSuccess : kLaunchTimeout;
@@ -161,7 +161,7 @@ const Error* Find(Result code) {
 
 }  // namespace
 
-// The driver's own names and signatures. Handles are void*, a CUdeviceptr is a 64-bit integer.
+// The driver's API. Handles are void*, a CUdeviceptr is a 64-bit integer.
 
 STANDIN_EXPORT Result cuStreamGetCtx(Handle stream, Handle* context) {
   return LockedCall("cuStreamGetCtx", Joined(stream), [&](Driver& driver) {
@@ -318,14 +318,14 @@ STANDIN_EXPORT Result cuGetErrorString(Result code, const char** text) {
   });
 }
 
-// What tests ask for.
+// The interface for tests.
 
 STANDIN_EXPORT void standin_reset() {
   Driver& driver = D();
   driver.record.Clear();
   const std::lock_guard lock(driver.mutex);
   driver.closed = false;
-  driver.patience = 30;
+  driver.timeout = 30;
   driver.needs_context = true;
   driver.failures.clear();
   driver.stream_devices.clear();
@@ -338,7 +338,7 @@ STANDIN_EXPORT void standin_reset() {
 
 STANDIN_EXPORT size_t standin_log(char* to, size_t size) { return D().record.Copy(to, size); }
 
-// The n-th call from now on of that function, or of any with "*", returns `code` and does nothing.
+// The n-th next call of the function, or of any with "*", returns `code` and does nothing.
 STANDIN_EXPORT void standin_fail(const char* function, int nth, int code) {
   const std::lock_guard lock(D().mutex);
   D().failures.push_back({function, nth, code});
@@ -349,7 +349,7 @@ STANDIN_EXPORT void standin_on_launch(Handle graph, void (*run)(void*), void* se
   D().callbacks[graph] = {run, self};
 }
 
-// The device that a stream belongs to; 0 where nothing was said.
+// Assigns a stream to a device; without it, streams belong to device 0.
 STANDIN_EXPORT void standin_place_stream(Handle stream, int device) {
   const std::lock_guard lock(D().mutex);
   D().stream_devices[stream] = device;
@@ -357,13 +357,13 @@ STANDIN_EXPORT void standin_place_stream(Handle stream, int device) {
 
 STANDIN_EXPORT Handle standin_context(int device) { return ContextOf(device); }
 
-// Whether calls that need a current context fail without one, as the driver's do. They do at first.
+// Whether calls fail without a current context, as in the real driver. The default is true.
 STANDIN_EXPORT void standin_need_context(int needed) {
   const std::lock_guard lock(D().mutex);
   D().needs_context = needed != 0;
 }
 
-// Of the calling thread: 0 once pushes and pops balance.
+// The number of contexts that the calling thread has pushed and not popped.
 STANDIN_EXPORT int standin_context_depth() { return static_cast<int>(contexts.size()); }
 
 STANDIN_EXPORT int standin_live_events() {
@@ -376,12 +376,12 @@ STANDIN_EXPORT int standin_live_execs() {
   return static_cast<int>(D().execs.size());
 }
 
-// Work that is enqueued, and events that are recorded, from now on stay pending until the latch is
-// opened: synchronising with them blocks, for at most `patience` seconds.
-STANDIN_EXPORT void standin_close_latch(double patience) {
+// Work enqueued and events recorded from now on stay pending until the latch opens. Synchronising
+// with them blocks, for at most `timeout` seconds.
+STANDIN_EXPORT void standin_close_latch(double timeout) {
   const std::lock_guard lock(D().mutex);
   D().closed = true;
-  D().patience = patience;
+  D().timeout = timeout;
 }
 
 STANDIN_EXPORT void standin_open_latch() {
@@ -393,7 +393,7 @@ STANDIN_EXPORT void standin_open_latch() {
   driver.opened.notify_all();
 }
 
-// Threads that wait for the latch now.
+// The number of threads that wait for the latch.
 STANDIN_EXPORT int standin_waiting() {
   const std::lock_guard lock(D().mutex);
   return D().waiting;

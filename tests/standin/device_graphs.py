@@ -1,4 +1,4 @@
-"""Tests of captures and replays on the stand-ins, in a process of their own."""
+"""Tests of captures and replays on simulated devices. Run by test_standin_torch.py."""
 
 import ctypes
 import gc
@@ -8,7 +8,7 @@ import torch
 from devices.potentials import Forces
 from standin.driver import Driver
 from standin.torch_device import TorchDevice
-from standin.torch_graphs import pretended_cuda
+from standin.torch_graphs import simulated_cuda
 
 EDGES = ((0, 1, 2, 3), (1, 2, 3, 4))
 
@@ -24,13 +24,13 @@ def driver():
 def device(driver):
     device = TorchDevice()
     device.reset()
-    with pretended_cuda(device, driver):
+    with simulated_cuda(device, driver):
         yield device
     gc.collect()
 
 
 def captured(function, *inputs):
-    """The graph, and what the function returned in it."""
+    """The captured graph and the function's outputs."""
     graph = torch.cuda.CUDAGraph(keep_graph=True)
     with torch.cuda.device(inputs[0].device), torch.cuda.stream(torch.cuda.Stream()):
         graph.capture_begin(capture_error_mode="thread_local")
@@ -63,10 +63,10 @@ def test_the_driver_replays_a_force_model_on_new_inputs(device, driver, index):
 
     graph.reset()
     assert cuda.cuGraphLaunch(instance, stream) == 0
-    assert device.names("error") == ["graph is gone"]
+    assert device.names("error") == ["graph was released"]
 
 
-def test_a_capture_holds_no_tensor_and_its_memory_goes_with_it(device):
+def test_a_graph_retains_no_tensor_and_frees_its_memory(device):
     before = device.live_bytes()
     static = torch.ones(64, device="cuda:0")
     graph, output = captured(lambda x: (x * 2 + 1).sum(), static)
@@ -80,7 +80,7 @@ def test_a_capture_holds_no_tensor_and_its_memory_goes_with_it(device):
     assert device.live_bytes() == before
 
 
-def test_waiting_for_the_device_spoils_a_capture():
+def test_synchronising_invalidates_a_capture():
     static = torch.ones(4, device="cuda:0")
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(torch.cuda.Stream()):
@@ -88,8 +88,8 @@ def test_waiting_for_the_device_spoils_a_capture():
         assert torch.cuda.is_current_stream_capturing()
         with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
             (static * 2).sum().item()
-        for goes_on in (lambda: static * 2, graph.capture_end):
+        for later_call in (lambda: static * 2, graph.capture_end):
             with pytest.raises(RuntimeError, match="previous error during capture"):
-                goes_on()
+                later_call()
         assert not torch.cuda.is_current_stream_capturing()
     assert (static * 2).sum().item() == 8

@@ -1,4 +1,4 @@
-"""Tests of the torch stand-in, in a process that has it: see test_standin_torch.py."""
+"""Tests of operators on simulated devices. Run by test_standin_torch.py."""
 
 import threading
 
@@ -17,12 +17,12 @@ def device():
     return device
 
 
-def test_python_still_sees_no_cuda():
+def test_torch_cuda_stays_unavailable():
     assert not torch.cuda.is_available()
 
 
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_force_model_gives_the_cpus_bits_and_goes_backward_on_the_devices_thread(device, index):
+def test_a_force_model_equals_the_cpu_and_runs_backward_on_the_device_thread(device, index):
     torch.manual_seed(0)
     model, pos = Forces(), torch.randn(5, 3)
     edges = torch.tensor([[0, 1, 2, 3], [1, 2, 3, 4]])
@@ -68,7 +68,7 @@ def test_borrowed_memory_is_written_in_place(device):
     assert device.log("alloc") == []
 
 
-def test_results_that_are_resized_reach_their_tensor():
+def test_resized_outputs_update_their_tensor():
     out = torch.empty(0, device="cuda:0")
     torch.add(torch.ones(2, 3, device="cuda:0"), 1, out=out)
     assert out.tolist() == [[2, 2, 2], [2, 2, 2]]
@@ -78,7 +78,7 @@ def test_results_that_are_resized_reach_their_tensor():
     assert out.set_().shape == (0,)
 
 
-def test_what_is_counted_as_waiting_for_the_device(device):
+def test_which_operators_synchronise(device):
     x = torch.ones(3).to("cuda:0")
     x.to("cuda:1")
     x.sum().item()
@@ -94,7 +94,7 @@ def test_what_is_counted_as_waiting_for_the_device(device):
     ]
 
 
-def test_memory_is_counted_marked_and_limited(device):
+def test_memory_is_counted_filled_and_limited(device):
     before = device.live_bytes(1)
     with device.stream(STREAM, 1):
         x = torch.empty(256, device="cuda:1")
@@ -109,7 +109,7 @@ def test_memory_is_counted_marked_and_limited(device):
         torch.empty(256, device="cuda:1")
 
 
-def test_devices_are_not_mixed():
+def test_mixed_devices_are_an_error():
     x = torch.ones(3, 3, device="cuda:0")
     for other in (torch.ones(3, 3), torch.ones(3, 3, device="cuda:1")):
         with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
@@ -119,7 +119,7 @@ def test_devices_are_not_mixed():
     assert (x[torch.tensor([0])] + torch.tensor(1.0)).sum().item() == 6
 
 
-def test_an_operator_fails_when_asked_to(device):
+def test_an_injected_failure_raises_once(device):
     x = torch.ones(3, device="cuda:0")
     device.fail("aten::mul.Tensor", nth=2, message="CUDA error: an illegal memory access")
     x * 2
@@ -128,7 +128,7 @@ def test_an_operator_fails_when_asked_to(device):
     assert (x * 2).tolist() == [2, 2, 2]
 
 
-def test_guards_change_devices_and_streams_of_their_thread(device):
+def test_guards_set_the_current_device_and_stream(device):
     with torch.Stream("cuda:1") as stream:
         assert device.current_device() == 1
         assert device.current_stream(1) == stream.stream_id != 0

@@ -1,7 +1,7 @@
-"""Plays CUDA's driver over the host's memory: what was called, errors on demand, a latch.
+"""Simulates the CUDA driver on host memory, with a call log, injected errors and a latch.
 
-The library answers to the name `libcuda.so.1`: once it is loaded, `dlopen` of that name finds it
-for as long as the process lives, provided that no real driver was loaded before.
+Once the library is loaded, `dlopen("libcuda.so.1")` finds it until the process exits, provided that
+no real driver was loaded before.
 """
 
 import ctypes
@@ -16,20 +16,20 @@ from torchcall import _native
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the driver: handles, addresses and flags are integers, outputs are left out."""
+    """One call of the driver. Handles, addresses and flags are integers; outputs are omitted."""
 
     function: str
     arguments: tuple[int, ...]
     result: int
-    thread: int  # as threading.get_native_id() names it
-    time: int  # nanoseconds, of one clock with the torch stand-in's
+    thread: int  # threading.get_native_id()
+    time: int  # nanoseconds; the same clock as torch_device.Entry
 
 
 def library(name: str) -> Path:
-    """The stand-in library of that name, which `make setup` builds.
+    """The path of a simulation library, built by `make setup`.
 
     Raises:
-        FileNotFoundError: in an install that was built without stand-ins.
+        FileNotFoundError: in an install that was built without the simulation libraries.
     """
     path = _native.library_root() / "standin" / f"lib{name}_standin.so"
     if not path.exists():
@@ -38,7 +38,7 @@ def library(name: str) -> Path:
 
 
 def read_log(copy: Callable[[ctypes.Array[ctypes.c_char] | None, int], int]) -> list[list[str]]:
-    """The fields of each line that a library recorded."""
+    """The tab-separated fields of each line of a library's log."""
     buffer = ctypes.create_string_buffer(copy(None, 0))
     size = min(copy(buffer, len(buffer)), len(buffer))  # other threads may write meanwhile
     return [line.split("\t") for line in buffer.raw[:size].decode().splitlines()]
@@ -48,7 +48,7 @@ _Callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 class Driver:
-    """The process's stand-in driver, as it was left: call `reset()` before a test."""
+    """The process's simulated driver. It is global state: call `reset()` before a test."""
 
     def __init__(self) -> None:
         self.path = library("cuda")
@@ -61,7 +61,7 @@ class Driver:
         self._callbacks: list[object] = []
 
     def reset(self) -> None:
-        """Forgets everything but the calling threads' contexts."""
+        """Clears everything except the calling thread's contexts."""
         self.library.standin_reset()
         self._callbacks.clear()
 
@@ -79,11 +79,11 @@ class Driver:
         return [call.function for call in self.log()]
 
     def fail(self, function: str, nth: int = 1, code: int = 999) -> None:
-        """Makes the n-th call of `function` from now on ("*": of any) return `code`, once."""
+        """Makes the n-th next call of `function` ("*": any) return `code`, once."""
         self.library.standin_fail(function.encode(), nth, code)
 
     def on_launch(self, graph: int, run: Callable[[], None]) -> None:
-        """Runs `run` when an instance of the graph with that handle is launched."""
+        """Runs `run` at each launch of an instance of the graph."""
         callback = _Callback(lambda _: run())
         self._callbacks.append(callback)
         self.on_launch_native(graph, ctypes.cast(callback, ctypes.c_void_p), None)
@@ -91,22 +91,22 @@ class Driver:
     def on_launch_native(
         self, graph: int, run: ctypes.c_void_p | None, argument: int | None
     ) -> None:
-        """Calls the C function `run(argument)` at each launch; None: nothing any more."""
+        """Calls the C function `run(argument)` at each launch; None removes the callback."""
         self.library.standin_on_launch(graph, run, argument)
 
     def place_stream(self, stream: int, device: int) -> None:
-        """Says which device a stream belongs to; 0 otherwise."""
+        """Assigns a stream to a device; without it, streams belong to device 0."""
         self.library.standin_place_stream(ctypes.c_void_p(stream), device)
 
     def context(self, device: int = 0) -> int:
         return self.library.standin_context(device)
 
     def need_context(self, needed: bool) -> None:
-        """Whether work fails where no context is current. It does after a reset."""
+        """Whether calls fail without a current context. After a reset they do."""
         self.library.standin_need_context(needed)
 
     def context_depth(self) -> int:
-        """How many contexts the calling thread has pushed and not popped."""
+        """The number of contexts that the calling thread has pushed and not popped."""
         return self.library.standin_context_depth()
 
     def live_events(self) -> int:
@@ -115,31 +115,31 @@ class Driver:
     def live_execs(self) -> int:
         return self.library.standin_live_execs()
 
-    def close_latch(self, patience: float = 30.0) -> None:
-        """Keeps what is enqueued from now on from finishing; a wait gives up after `patience` s."""
-        self.library.standin_close_latch(ctypes.c_double(patience))
+    def close_latch(self, timeout: float = 30.0) -> None:
+        """Keeps work enqueued from now on pending. Waits for it fail after `timeout` seconds."""
+        self.library.standin_close_latch(ctypes.c_double(timeout))
 
     def open_latch(self) -> None:
         self.library.standin_open_latch()
 
     @contextmanager
-    def latch(self, patience: float = 30.0) -> Iterator[None]:
+    def latch(self, timeout: float = 30.0) -> Iterator[None]:
         """Work stays pending inside the block."""
-        self.close_latch(patience)
+        self.close_latch(timeout)
         try:
             yield
         finally:
             self.open_latch()
 
     def waiting(self) -> int:
-        """How many threads wait for the latch now."""
+        """The number of threads that wait for the latch."""
         return self.library.standin_waiting()
 
     def await_waiting(self, count: int = 1, seconds: float = 10.0) -> None:
-        """Returns once so many threads wait for the latch.
+        """Blocks until `count` threads wait for the latch.
 
         Raises:
-            TimeoutError: if they do not come.
+            TimeoutError: after `seconds`.
         """
         end = time.monotonic() + seconds
         while self.waiting() < count:

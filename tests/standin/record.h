@@ -1,5 +1,4 @@
-// What both stand-ins keep of the calls that reach them: one line a call, in order, from any
-// thread.
+// The call log of both simulations: one line per call, in order, thread-safe.
 
 #ifndef TORCHCALL_STANDIN_RECORD_H_
 #define TORCHCALL_STANDIN_RECORD_H_
@@ -20,15 +19,14 @@ namespace standin {
 
 class Record {
  public:
-  // Writes "nanoseconds, thread, line" with tabs between them. The clock is one for all libraries,
-  // so that their records can be merged.
+  // Appends "nanoseconds\tthread\tline". All libraries use the same clock, so logs can be merged.
   void Add(const std::string& line) {
     const std::lock_guard lock(mutex_);
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     text_ += std::to_string(std::chrono::nanoseconds(now).count()) + '\t' +
              std::to_string(syscall(SYS_gettid)) + '\t' + line + '\n';
   }
-  // Copies what fits and returns the size of the whole.
+  // Copies up to `size` bytes and returns the size of the whole log.
   size_t Copy(char* to, size_t size) const {
     const std::lock_guard lock(mutex_);
     if (to != nullptr) std::memcpy(to, text_.data(), std::min(size, text_.size()));

@@ -1,7 +1,7 @@
-# Libraries that play CUDA over the host's memory. See driver.py and torch_device.py.
+# Libraries that simulate CUDA on host memory, for tests. See driver.py and torch_device.py.
 
 add_library(cuda_standin MODULE ${CMAKE_CURRENT_LIST_DIR}/cuda_driver.cc)
-# dlopen of the driver's name then finds this one, where it was loaded first.
+# Once loaded, it is what dlopen finds under the driver's name.
 target_link_options(cuda_standin PRIVATE -Wl,-soname,libcuda.so.1)
 
 add_library(torch_cuda_standin MODULE ${CMAKE_CURRENT_LIST_DIR}/torch_device.cc)

@@ -1,4 +1,4 @@
-"""The driver's stand-in does what the driver says it does, and writes down what was called."""
+"""Tests of the simulated CUDA driver: documented behaviour and the call log."""
 
 import ctypes
 import threading
@@ -21,7 +21,7 @@ def driver():
 
 @pytest.fixture
 def cuda(driver):
-    """The library as a program finds it, with a context on the test's thread."""
+    """The library under the driver's name, with a context on the test's thread."""
     cuda = ctypes.CDLL("libcuda.so.1")
     cuda.cuCtxPushCurrent_v2(ctypes.c_void_p(driver.context()))
     yield cuda
@@ -41,12 +41,12 @@ def recorded_event(cuda) -> ctypes.c_void_p:
     return event
 
 
-def test_the_drivers_name_finds_the_stand_in(driver):
+def test_dlopen_finds_the_simulated_driver(driver):
     cuda = ctypes.CDLL("libcuda.so.1")
     assert cuda._handle == driver.library._handle
 
 
-def test_a_replay_copies_launches_and_is_written_down_in_order(driver, cuda):
+def test_a_replay_copies_and_launches_and_is_logged_in_order(driver, cuda):
     static, given = np.zeros(4, np.float32), np.arange(4, dtype=np.float32)
     seen = []
     driver.on_launch(GRAPH, lambda: seen.append(static * 2))
@@ -69,7 +69,7 @@ def test_a_replay_copies_launches_and_is_written_down_in_order(driver, cuda):
     assert cuda.cuGraphLaunch(exec_, stream) == 400
 
 
-def test_a_launch_may_call_the_driver_again(driver, cuda):
+def test_a_launch_callback_may_call_the_driver(driver, cuda):
     driver.on_launch(GRAPH, lambda: cuda.cuEventDestroy_v2(event))
     event = recorded_event(cuda)
     exec_ = create(cuda.cuGraphInstantiateWithFlags, ctypes.c_void_p(GRAPH), ctypes.c_ulonglong(0))
@@ -78,7 +78,7 @@ def test_a_launch_may_call_the_driver_again(driver, cuda):
     assert driver.names()[-2:] == ["cuEventDestroy_v2", "cuGraphLaunch"]
 
 
-def test_the_nth_call_fails_once_and_does_nothing(driver, cuda):
+def test_an_injected_failure_happens_once_and_has_no_effect(driver, cuda):
     driver.fail("cuEventCreate", nth=2, code=2)
     create(cuda.cuEventCreate, 2)
     event = ctypes.c_void_p()
@@ -99,7 +99,7 @@ def test_the_nth_call_fails_once_and_does_nothing(driver, cuda):
     assert name.value == b"CUDA_ERROR_ILLEGAL_ADDRESS"
 
 
-def test_contexts_are_the_threads_own_and_work_needs_one(driver, cuda):
+def test_contexts_are_thread_local_and_required(driver, cuda):
     driver.place_stream(OTHER_STREAM, 1)
     context = create(lambda out: cuda.cuStreamGetCtx(ctypes.c_void_p(OTHER_STREAM), out))
     assert context.value == driver.context(1) != driver.context(0)
@@ -155,13 +155,13 @@ def test_a_wait_lasts_until_the_latch_opens(driver, cuda, waits_for):
     assert driver.waiting() == 0
 
 
-def test_what_was_recorded_before_the_latch_closed_is_done(driver, cuda):
+def test_work_from_before_the_latch_closed_is_complete(driver, cuda):
     event = recorded_event(cuda)
-    with driver.latch(patience=0):
+    with driver.latch(timeout=0):
         assert cuda.cuEventSynchronize(event) == 0
         assert cuda.cuStreamSynchronize(ctypes.c_void_p(STREAM)) == 0
 
 
-def test_a_latch_that_nobody_opens_is_an_error_and_no_hang(driver, cuda):
-    with driver.latch(patience=0.01):
+def test_a_latch_that_stays_closed_times_out(driver, cuda):
+    with driver.latch(timeout=0.01):
         assert cuda.cuEventSynchronize(recorded_event(cuda)) == 702

@@ -1,15 +1,24 @@
-"""The torch stand-in: tensors on "cuda:i" without a GPU, in a process of its own."""
+"""Tests of torch's simulated devices, in one process of their own."""
 
 from pathlib import Path
 
+import pytest
 import torch
 from standin.torch_device import run_tests
 
-
-def test_the_stand_in_computes_what_the_cpu_does_captures_and_replays():
-    folder = Path(__file__).parent
-    run_tests(folder / "device_operators.py", folder / "device_graphs.py")
+FILES = ("device_operators.py", "device_graphs.py")
 
 
-def test_this_process_has_no_stand_in():
+@pytest.fixture(scope="module")
+def failures():
+    return run_tests(*(Path(__file__).parent / name for name in FILES))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_simulated_devices(failures, file):
+    if failures[file]:
+        pytest.fail("\n\n".join(failures[file]), pytrace=False)
+
+
+def test_this_process_has_no_simulated_device():
     assert torch.accelerator.current_accelerator() is None

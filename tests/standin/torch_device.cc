@@ -1,10 +1,9 @@
-// Makes "cuda:0" and "cuda:1" usable in a CPU build of torch, for tests on machines without a GPU.
+// Simulates the devices "cuda:0" and "cuda:1" in a CPU build of torch, for tests without a GPU.
 //
-// A CUDA tensor's storage says cuda:i and holds host memory. Operators run on the CPU over the same
-// memory and are recorded with the device and stream that were current. Devices, streams and events
-// are what torch's guards and autograd engine see; work is done before a call returns. Loading this
-// library changes the process for good, and has to come before the process's first backward pass,
-// which starts a thread per device.
+// A CUDA tensor is labelled cuda:i and holds host memory. Operators run on the CPU and are logged
+// with the current device and stream. torch's guards and autograd engine see simulated devices,
+// streams and events; work is complete when a call returns. Loading this library changes the
+// process permanently. Load it before the first backward pass, which starts a thread per device.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -19,17 +18,17 @@
 #include <string>
 #include <vector>
 
-#include "torch_memory.h"
-#include "torch_streams.h"
-// After the memory:
 #include "torch_graph.h"
+#include "torch_memory.h"
+#include "torch_redirect.h"
+#include "torch_streams.h"
 
 namespace standin {
 namespace {
 
 struct Failure {
   std::string name;  // "*": any operator
-  int remaining;     // until it happens, that one included
+  int remaining;     // calls until it fails, including that one
   std::string message;
 };
 std::mutex failures_mutex;
@@ -48,35 +47,35 @@ void FailIfPlanned(const std::string& name) {
 
 void RunOnCpu(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   const std::string name = c10::toString(op.operator_name());
-  Crossing crossing(TakenBy(name));
+  Redirect redirect(ForeignTensorsOf(name));
   const size_t arguments = op.schema().arguments().size();
   const std::vector<c10::IValue> given(stack->end() - arguments, stack->end());
   for (auto value = stack->end() - arguments; value != stack->end(); ++value) {
-    *value = crossing.ToCpu(*value);
+    *value = redirect.ToCpu(*value);
   }
-  const OnDevice on_device(crossing.device());
-  Note("op", name, crossing.device());
+  const DeviceScope scope(redirect.device());
+  LogEvent("op", name, redirect.device());
   FailIfPlanned(name);
-  ForbidInVoidCapture(crossing.device(), this_threads_streams[crossing.device()]);
-  const bool waits = Waits(name, crossing);
-  if (waits) ForbidInCapture(crossing.device(), this_threads_streams[crossing.device()]);
+  CheckCaptureIsValid(redirect.device(), thread_streams[redirect.device()]);
+  const bool synchronizes = Synchronizes(name, redirect);
+  if (synchronizes) RejectDuringCapture(redirect.device(), thread_streams[redirect.device()]);
   {
     const at::AutoDispatchBelowADInplaceOrView below;
     op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), stack);
   }
-  crossing.Return();
+  redirect.Return();
   const size_t results = op.schema().returns().size();
   for (auto value = stack->end() - results; value != stack->end(); ++value) {
-    *value = crossing.ToCuda(*value);
+    *value = redirect.ToCuda(*value);
   }
-  if (waits) Note("sync", name, crossing.device());
+  if (synchronizes) LogEvent("sync", name, redirect.device());
   CaptureStep(op, given, {stack->end() - results, stack->end()});
 }
 
 at::Tensor Empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
                  std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>,
                  std::optional<at::MemoryFormat> format) {
-  const OnDevice on_device(device ? IndexOf(*device) : this_device);
+  const DeviceScope scope(device ? IndexOf(*device) : thread_device);
   return at::detail::empty_generic(size, &Allocator(), c10::DispatchKeySet(c10::DispatchKey::CUDA),
                                    c10::dtype_or_default(dtype), format);
 }
@@ -84,7 +83,7 @@ at::Tensor Empty(at::IntArrayRef size, std::optional<at::ScalarType> dtype,
 at::Tensor EmptyStrided(at::IntArrayRef size, at::IntArrayRef stride,
                         std::optional<at::ScalarType> dtype, std::optional<at::Layout>,
                         std::optional<at::Device> device, std::optional<bool>) {
-  const OnDevice on_device(device ? IndexOf(*device) : this_device);
+  const DeviceScope scope(device ? IndexOf(*device) : thread_device);
   return at::detail::empty_strided_generic(size, stride, &Allocator(),
                                            c10::DispatchKeySet(c10::DispatchKey::CUDA),
                                            c10::dtype_or_default(dtype));
@@ -104,20 +103,20 @@ at::Tensor& SetStorage(at::Tensor& self, at::Storage source, int64_t offset, at:
 }
 
 at::Tensor& SetNothing(at::Tensor& self) {
-  const OnDevice on_device(self.device().index());
+  const DeviceScope scope(self.device().index());
   return SetStorage(self, {c10::Storage::use_byte_size_t{}, 0, &Allocator(), true}, 0, {0}, {});
 }
 
 void RecordStream(at::Tensor&, at::Stream stream) {
-  Note("event", "record_stream", stream.device_index(), stream.id());
+  LogEvent("event", "record_stream", stream.device_index(), stream.id());
 }
 
 C10_REGISTER_GUARD_IMPL(CUDA, Guard)
 
 const bool is_registered = [] {
   c10::SetAllocator(c10::kCUDA, &Allocator());
-  // torch makes its hooks once, while it is imported: theirs become ours where they are. Neither
-  // has a member.
+  // torch creates its hooks once, during import: they are replaced in place. Neither class has
+  // members.
   static_assert(sizeof(Hooks) == sizeof(at::CUDAHooksInterface));
   new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks;
   return true;
@@ -137,9 +136,8 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
   m.impl("set_", &SetNothing);
   m.impl("record_stream", &RecordStream);
   m.impl("copy_", torch::CppFunction::makeFromBoxedFunction<&RunOnCpu>());
-  // A fallback comes after torch's decompositions. Whatever has a kernel for the CPU has one for
-  // CUDA by this, so that the same kernels run and no decomposition looks for code that is not
-  // there.
+  // torch prefers decompositions to the fallback. Every operator with a CPU kernel is therefore
+  // registered for CUDA too: the same kernels run, and no decomposition calls missing CUDA code.
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNamesForDispatchKey(c10::DispatchKey::CPU)) {
     const auto op = dispatcher.findOp(name);
@@ -154,7 +152,7 @@ TORCH_LIBRARY_IMPL(aten, CUDA, m) {
 }  // namespace
 }  // namespace standin
 
-// What tests ask for.
+// The interface for tests.
 
 using namespace standin;  // NOLINT
 
@@ -170,7 +168,7 @@ STANDIN_EXPORT void standin_device_reset() {
 
 STANDIN_EXPORT size_t standin_device_log(char* to, size_t size) { return Log().Copy(to, size); }
 
-// The n-th call from now on of that operator ("aten::add.out"), or of any with "*", raises.
+// The n-th next call of the operator ("aten::add.out"), or of any with "*", raises.
 STANDIN_EXPORT void standin_device_fail(const char* name, int nth, const char* message) {
   const std::lock_guard lock(failures_mutex);
   Failures().push_back({name, nth, message});
@@ -188,34 +186,36 @@ STANDIN_EXPORT void standin_device_limit(int device, size_t bytes) {
 }
 
 // Of the calling thread.
-STANDIN_EXPORT int standin_device_current() { return this_device; }
-STANDIN_EXPORT int64_t standin_device_stream(int device) { return this_threads_streams[device]; }
+STANDIN_EXPORT int standin_device_current() { return thread_device; }
+STANDIN_EXPORT int64_t standin_device_stream(int device) { return thread_streams[device]; }
 STANDIN_EXPORT void standin_device_set_stream(int device, int64_t stream) {
-  this_threads_streams[device] = stream;
+  thread_streams[device] = stream;
 }
 STANDIN_EXPORT void standin_device_set_current(int device) {
-  this_device = static_cast<c10::DeviceIndex>(device);
+  thread_device = static_cast<c10::DeviceIndex>(device);
 }
 
-// Captures what runs on a stream from now on, on any thread.
+// Starts to capture a stream. Operators of all threads are captured.
 STANDIN_EXPORT void* standin_graph_begin(int device, int64_t stream) {
   return BeginCapture(static_cast<c10::DeviceIndex>(device), stream);
 }
 
 STANDIN_EXPORT int standin_graph_is_capturing() {
-  return CaptureOn(this_device, this_threads_streams[this_device]) != nullptr ? 1 : 0;
+  return CaptureOn(thread_device, thread_streams[thread_device]) != nullptr ? 1 : 0;
 }
 
-// How many operators were captured; -1 where the capture is void.
+// The number of captured operators; -1 if the capture was invalidated.
 STANDIN_EXPORT int64_t standin_graph_end(void* graph) {
   return EndCapture(static_cast<Graph*>(graph));
 }
 
-// Has the signature of the driver stand-in's callbacks.
+// A callback for the simulated driver.
 STANDIN_EXPORT void standin_graph_launch(void* graph) { static_cast<Graph*>(graph)->Replay(); }
 
-// What launches an instance of a graph whose memory is gone.
-STANDIN_EXPORT void standin_graph_gone(void*) { Note("error", "graph is gone", this_device); }
+// The launch callback of a graph whose memory was released: logs an error.
+STANDIN_EXPORT void standin_graph_released(void*) {
+  LogEvent("error", "graph was released", thread_device);
+}
 
-// Memory of the graph's lives on where tensors use it.
+// The graph's memory lives on while tensors use it.
 STANDIN_EXPORT void standin_graph_release(void* graph) { delete static_cast<Graph*>(graph); }

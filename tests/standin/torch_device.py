@@ -1,25 +1,26 @@
-"""Makes "cuda:0" and "cuda:1" usable in a CPU build of torch, over the host's memory.
+"""Simulates "cuda:0" and "cuda:1" in a CPU build of torch, on host memory.
 
-Operators run on the CPU and are recorded with the device and stream that were current. This
-changes a process for good, so it belongs into a process of its own: a program that
-`models.run_python` runs, or a file of tests that `run_tests` runs (under a name that pytest does
-not find by itself).
+Operators run on the CPU and are logged with the current device and stream. This changes the process
+permanently, so it needs a process of its own: `models.run_python` for a program, `run_tests` for
+test files (named so that pytest does not collect them by itself).
 
-`torch.cuda` stays unavailable, but for what `torch_graphs.pretended_cuda` puts there. What Python
-can use is tensors and modules on "cuda:i", and torch's device-neutral interface:
-`torch.accelerator`, `torch.Stream`, `torch.Event`.
+Python can use tensors and modules on "cuda:i" and torch's device-neutral interface
+(`torch.accelerator`, `torch.Stream`, `torch.Event`). `torch.cuda` stays unavailable, except for
+what `torch_graphs.simulated_cuda` provides.
 
-Work is done before a call returns, in the order of the calls: a program that lacks a wait between
-streams gives right results here, and only the log shows it. Random numbers are the CPU's.
+Work is complete when a call returns, in call order. A missing wait between streams therefore still
+gives correct results; only the log shows it. Random numbers come from the CPU's generator.
 """
 
 import ctypes
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import torch
 from standin.driver import library, read_log
@@ -29,24 +30,24 @@ from torch.utils import dlpack
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing that happened on a device.
+    """One log entry of a device.
 
-    kind: "op" (an operator, by its full name), "sync" (the host waited: for a stream, a device, an
-    event, or in the operator named), "alloc" and "free" (name: bytes; the stream current when they
-    were allocated), "device" and "stream" (another one became current), "event" (record, wait,
-    record_stream), "replay" (an operator that a graph runs again), "error" (it raised there).
+    kind: "op" (an operator, by its full name), "sync" (the host waited for a stream, a device, an
+    event, or in the named operator), "alloc" and "free" (name: bytes; stream: the one current at
+    allocation), "device" and "stream" (the current one changed), "event" (record, wait,
+    record_stream), "replay" (an operator of a replayed graph), "error" (that operator raised).
     """
 
     kind: str
     name: str
     device: int
     stream: int
-    thread: int  # as threading.get_native_id() names it
-    time: int  # nanoseconds, of one clock with the driver stand-in's
+    thread: int  # threading.get_native_id()
+    time: int  # nanoseconds; the same clock as driver.Call
 
 
 class TorchDevice:
-    """The process's stand-in devices, as they were left: call `reset()` before a test."""
+    """The process's simulated devices. They are global state: call `reset()` before a test."""
 
     def __init__(self) -> None:
         self.path = library("torch_cuda")
@@ -56,15 +57,15 @@ class TorchDevice:
         self._copy_log.restype = ctypes.c_size_t
         self.library.standin_device_live_bytes.restype = ctypes.c_size_t
         self.library.standin_device_stream.restype = ctypes.c_int64
-        # Python asks this before it touches "cuda" for the first time. Nothing needs initializing.
+        # Called before the first use of "cuda"; nothing to initialise here.
         torch.cuda._lazy_init = lambda: None
 
     def reset(self) -> None:
-        """Forgets the log, planned failures and limits; tensors and current streams stay."""
+        """Clears the log, injected failures and limits; tensors and current streams remain."""
         self.library.standin_device_reset()
 
     def log(self, *kinds: str) -> list[Entry]:
-        """What happened since the last reset, in order."""
+        """The entries since the last reset, in order."""
         entries = []
         for when, thread, kind, name, device, stream in read_log(self._copy_log):
             if not kinds or kind in kinds:
@@ -76,23 +77,23 @@ class TorchDevice:
         return [entry.name for entry in self.log(*kinds)]
 
     def fail(self, operator: str, nth: int = 1, message: str = "CUDA error: unknown error") -> None:
-        """Makes the n-th call of `operator` from now on ("*": of any) raise, once."""
+        """Makes the n-th next call of `operator` ("*": any) raise, once."""
         self.library.standin_device_fail(operator.encode(), nth, message.encode())
 
     def live_bytes(self, device: int = 0) -> int:
-        """Bytes that torch's tensors own on the device; borrowed memory does not count."""
+        """The bytes that torch has allocated on the device, without borrowed memory."""
         return self.library.standin_device_live_bytes(device)
 
     def limit(self, size: int, device: int = 0) -> None:
-        """Makes allocations beyond so many live bytes raise torch.OutOfMemoryError."""
+        """Makes allocations beyond `size` live bytes raise torch.OutOfMemoryError."""
         self.library.standin_device_limit(device, ctypes.c_size_t(size))
 
     def current_device(self) -> int:
-        """Of the calling thread."""
+        """The calling thread's current device."""
         return self.library.standin_device_current()
 
     def current_stream(self, device: int = 0) -> int:
-        """Of the calling thread: the id, 0 for the default stream."""
+        """The id of the calling thread's current stream; 0 is the default stream."""
         return self.library.standin_device_stream(device)
 
     def set_current_device(self, device: int) -> None:
@@ -122,7 +123,7 @@ class _Header(ctypes.Structure):
 
 
 def borrowed(tensor: Tensor, device: int = 0) -> Tensor:
-    """A tensor on the device that shares a CPU tensor's memory, as `at::from_blob` makes it."""
+    """A device tensor on a CPU tensor's memory, as from `at::from_blob`."""
     capsule = tensor.__dlpack__()
     pointer = ctypes.pythonapi.PyCapsule_GetPointer
     pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
@@ -131,12 +132,29 @@ def borrowed(tensor: Tensor, device: int = 0) -> Tensor:
     return dlpack.from_dlpack(capsule)
 
 
-def run_tests(*files: Path) -> None:
-    """Runs files of tests in a process of its own, which may load the stand-in."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, files)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+def run_tests(*files: Path) -> dict[str, list[str]]:
+    """Runs test files in one new process, which may load the simulation.
+
+    Returns:
+        The failures of each file, by its name. Files without tests are missing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        options = ["-q", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", *options, f"--junitxml={report}", *map(str, files)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        output = f"{done.stdout}\n{done.stderr}"
+        assert report.exists(), output  # the process crashed
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    failures: dict[str, list[str]] = {}
+    for case in cases:
+        # A file that cannot be imported is a case without a class name.
+        module = case.get("classname") or case.get("name", "")
+        texts = failures.setdefault(module.rpartition(".")[2] + ".py", [])
+        texts += [part.text or "" for part in case if part.tag in ("failure", "error")]
+    assert done.returncode == 0 or any(failures.values()), output
+    return failures

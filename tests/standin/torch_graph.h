@@ -1,7 +1,6 @@
-// Captures and replays of what torch enqueues on a stream: CUDA graphs as far as operators go.
+// Simulated CUDA graphs: captures the operators that run on a stream and replays them.
 //
-// A graph has no share in a tensor. It runs the operators again over the same addresses, and writes
-// what they return to where it was at first.
+// A graph retains no tensor. A replay runs the operators on the same addresses.
 
 #ifndef TORCHCALL_STANDIN_TORCH_GRAPH_H_
 #define TORCHCALL_STANDIN_TORCH_GRAPH_H_
@@ -13,7 +12,6 @@
 #include <vector>
 
 #include "torch_memory.h"
-// After the memory:
 #include "torch_step.h"
 #include "torch_streams.h"
 
@@ -25,14 +23,14 @@ struct Graph : Capture {
   std::vector<Step> steps;
 
   void Replay() noexcept {
-    const OnDevice on_device(device);
+    const DeviceScope scope(device);
     for (const Step& step : steps) {
       const std::string name = step.name();
       try {
-        Note("replay", name, device);
+        LogEvent("replay", name, device);
         step.Run();
       } catch (const std::exception&) {
-        Note("error", name, device);
+        LogEvent("error", name, device);
       }
     }
   }
@@ -50,13 +48,13 @@ inline Graph* BeginCapture(c10::DeviceIndex device, c10::StreamId stream) {
 inline int64_t EndCapture(Graph* graph) {
   const std::lock_guard lock(C().mutex);
   std::erase_if(C().by_stream, [&](const auto& entry) { return entry.second == graph; });
-  return graph->is_void ? -1 : static_cast<int64_t>(graph->steps.size());
+  return graph->is_invalidated ? -1 : static_cast<int64_t>(graph->steps.size());
 }
 
-// Of an operator that has run on the current device and stream, where these are captured.
+// Adds an operator that has just run to the graph that captures the current stream, if any.
 inline void CaptureStep(const c10::OperatorHandle& op, const std::vector<c10::IValue>& arguments,
                         const std::vector<c10::IValue>& results) {
-  auto* graph = static_cast<Graph*>(CaptureOn(this_device, this_threads_streams[this_device]));
+  auto* graph = static_cast<Graph*>(CaptureOn(thread_device, thread_streams[thread_device]));
   if (graph == nullptr) return;
   Step step(op, arguments, results);
   const std::lock_guard lock(graph->mutex);

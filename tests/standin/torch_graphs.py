@@ -1,8 +1,8 @@
-"""Plays the part of `torch.cuda` that captures CUDA graphs, on the stand-in devices.
+"""Simulates the part of `torch.cuda` that captures CUDA graphs.
 
-A capture records operators, a launch runs them again over the same memory. With the driver's
-stand-in, `cuGraphLaunch` of an instance of `raw_cuda_graph()` is such a launch. What is captured is
-one stream: work on streams that it forks into with events is done and not captured.
+A capture records operators; a launch runs them again on the same memory. With the simulated driver,
+`cuGraphLaunch` of an instance of `raw_cuda_graph()` is such a launch. A capture covers one stream:
+work on streams forked from it with events runs and is not captured.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ _CUDA = 1  # c10::DeviceType
 
 
 class Stream:
-    """A stream whose handle is its id, as torch has it for streams that it did not make.
+    """A stream whose handle is its id, as for external streams in torch.
 
-    Those that torch makes are 32 for each device, which everybody gets in turn.
+    As in torch, new streams come from a pool of 32 per device, handed out round-robin.
     """
 
     _taken: ClassVar[defaultdict[int, itertools.count]] = defaultdict(itertools.count)
@@ -43,7 +43,7 @@ class Stream:
         ).synchronize()
 
     def wait_stream(self, other: "Stream") -> None:
-        """Work is done when it is enqueued: there is nothing to wait for."""
+        """Does nothing: work is complete when it is enqueued."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Stream) and vars(self) == vars(other)
@@ -52,7 +52,7 @@ class Stream:
 
 
 class Generator:
-    """The generator of random numbers of a device, as far as captures touch it."""
+    """The part of a device's random generator that captures use."""
 
     def __init__(self) -> None:
         self.capturing = False
@@ -67,7 +67,7 @@ class Generator:
 
 
 class Graph:
-    """In place of torch.cuda.CUDAGraph."""
+    """Replaces torch.cuda.CUDAGraph."""
 
     device: TorchDevice
     driver: Driver | None
@@ -78,7 +78,7 @@ class Graph:
         self._complete = False
 
     def capture_begin(self, pool: Any = None, capture_error_mode: str = "global") -> None:
-        del pool  # every capture has memory of its own
+        del pool  # every capture has its own memory
         assert self._handle is None, "captured twice"
         assert capture_error_mode in ("global", "thread_local", "relaxed")
         device = self.device.current_device()
@@ -113,8 +113,8 @@ class Graph:
     def reset(self) -> None:
         if self._handle is not None:
             if self.driver is not None:
-                gone = ctypes.cast(self.device.library.standin_graph_gone, ctypes.c_void_p)
-                self.driver.on_launch_native(self._handle, gone, None)
+                released = ctypes.cast(self.device.library.standin_graph_released, ctypes.c_void_p)
+                self.driver.on_launch_native(self._handle, released, None)
             self.device.library.standin_graph_end(ctypes.c_void_p(self._handle))
             self.device.library.standin_graph_release(ctypes.c_void_p(self._handle))
         self._handle, self._complete = None, False
@@ -123,7 +123,7 @@ class Graph:
         return (0, 0)
 
     def __del__(self) -> None:
-        with contextlib.suppress(TypeError, AttributeError):  # while the interpreter ends
+        with contextlib.suppress(TypeError, AttributeError):  # at interpreter exit
             self.reset()
 
 
@@ -161,10 +161,10 @@ def _current_stream(device: Any = None) -> Stream:
 
 
 @contextmanager
-def pretended_cuda(device: TorchDevice, driver: Driver | None = None) -> Iterator[None]:
-    """Makes `torch.cuda` available inside the block, as far as captures of graphs need it.
+def simulated_cuda(device: TorchDevice, driver: Driver | None = None) -> Iterator[None]:
+    """Makes the parts of `torch.cuda` that graph captures need available inside the block.
 
-    Random numbers on the devices come from the CPU's generator, so that is what their state is.
+    The generator state is the CPU's, as random numbers on the devices come from there.
     """
     Graph.device, Graph.driver = device, driver
     names: dict[str, Any] = {

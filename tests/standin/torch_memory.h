@@ -1,4 +1,4 @@
-// The memory of CUDA tensors, which is the host's, and what torch asks a CUDA build for.
+// Memory of the simulated devices (host memory), and torch's hooks for CUDA builds.
 
 #ifndef TORCHCALL_STANDIN_TORCH_MEMORY_H_
 #define TORCHCALL_STANDIN_TORCH_MEMORY_H_
@@ -26,7 +26,7 @@ struct Block {
   size_t size;
   c10::DeviceIndex device;
   c10::StreamId stream;
-  std::shared_ptr<Pool> pool;  // of the capture that it was allocated in
+  std::shared_ptr<Pool> pool;  // of the capture that allocated it
 };
 
 struct Memory {
@@ -40,7 +40,8 @@ inline Memory& M() {
   return *memory;
 }
 
-// What is read before it is written, or after it is freed, should not look like a result.
+// Fill values, so that memory read before it is written, or after it is freed, gives no plausible
+// result.
 constexpr int kFresh = 0xFF;  // NaN, -1
 constexpr int kFreed = 0xDD;
 
@@ -55,7 +56,7 @@ inline void Deallocate(Block* block) {
   delete block;
 }
 
-// Memory that replays of a graph write to, however early the capture was through with it.
+// The memory of a graph. Blocks freed during the capture stay allocated: replays write to them.
 struct Pool {
   std::mutex mutex;
   std::vector<Block*> freed;
@@ -66,7 +67,7 @@ struct Pool {
 
 inline void Free(void* context) {
   auto* block = static_cast<Block*>(context);
-  Note("free", std::to_string(block->size), block->device, block->stream);
+  LogEvent("free", std::to_string(block->size), block->device, block->stream);
   if (const std::shared_ptr<Pool> pool = std::move(block->pool)) {
     const std::lock_guard lock(pool->mutex);
     pool->freed.push_back(block);
@@ -75,10 +76,10 @@ inline void Free(void* context) {
   }
 }
 
-// Allocates on the current device, for the stream that is current there.
+// Allocates on the current device and stream.
 struct DeviceMemory final : c10::Allocator {
   c10::DataPtr allocate(size_t size) override {
-    const c10::DeviceIndex device = this_device;
+    const c10::DeviceIndex device = thread_device;
     if (size == 0) return {nullptr, Cuda(device)};
     {
       const std::lock_guard lock(M().mutex);
@@ -86,12 +87,11 @@ struct DeviceMemory final : c10::Allocator {
                        "CUDA out of memory. Tried to allocate ", size, " bytes.");
       M().live[device] += size;
     }
-    const Capture* capture = CaptureOn(device, this_threads_streams[device]);
-    auto* block =
-        new Block{c10::GetCPUAllocator()->raw_allocate(size), size, device,
-                  this_threads_streams[device], capture != nullptr ? capture->pool : nullptr};
+    const Capture* capture = CaptureOn(device, thread_streams[device]);
+    auto* block = new Block{c10::GetCPUAllocator()->raw_allocate(size), size, device,
+                            thread_streams[device], capture != nullptr ? capture->pool : nullptr};
     std::memset(block->data, kFresh, size);
-    Note("alloc", std::to_string(size), device);
+    LogEvent("alloc", std::to_string(size), device);
     const std::lock_guard lock(M().mutex);
     M().blocks[block->data] = block;
     return {block->data, block, &Free, Cuda(device)};
@@ -105,11 +105,7 @@ inline DeviceMemory& Allocator() {
   return *allocator;
 }
 
-// Where operators that run on the CPU find a device's memory.
-inline c10::DeviceIndex CurrentDevice() { return this_device; }
-inline void* HostView(void* address) { return address; }
-
-// What the rest of torch asks a CUDA build for.
+// torch's interface to a CUDA build.
 struct Hooks final : at::CUDAHooksInterface {
   void init() const override {}
   bool isBuilt() const override { return true; }
@@ -118,8 +114,8 @@ struct Hooks final : at::CUDAHooksInterface {
   bool hasPrimaryContext(c10::DeviceIndex) const override { return true; }
   int getNumGPUs() const override { return kDevices; }
   c10::DeviceIndex deviceCount() const override { return kDevices; }
-  c10::DeviceIndex current_device() const override { return this_device; }
-  c10::DeviceIndex getCurrentDevice() const override { return this_device; }
+  c10::DeviceIndex current_device() const override { return thread_device; }
+  c10::DeviceIndex getCurrentDevice() const override { return thread_device; }
   at::Allocator* getCUDADeviceAllocator() const override { return &Allocator(); }
   at::Allocator* getPinnedMemoryAllocator() const override { return c10::GetCPUAllocator(); }
   const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
@@ -128,17 +124,17 @@ struct Hooks final : at::CUDAHooksInterface {
   void deviceSynchronize(c10::DeviceIndex index) const override {
     Guard().synchronizeDevice(index);
   }
-  // Any memory but torch's own is said to be the current device's.
+  // Memory that torch did not allocate counts as the current device's.
   c10::Device getDeviceFromPtr(void* data) const override {
     TORCH_CHECK(data != nullptr,
                 "The specified pointer resides on host memory and is not registered with any CUDA "
                 "device.");
     const std::lock_guard lock(M().mutex);
     auto after = M().blocks.upper_bound(data);
-    if (after == M().blocks.begin()) return Cuda(this_device);
+    if (after == M().blocks.begin()) return Cuda(thread_device);
     const Block& block = *std::prev(after)->second;
     const auto offset = static_cast<char*>(data) - static_cast<char*>(block.data);
-    return Cuda(static_cast<size_t>(offset) < block.size ? block.device : this_device);
+    return Cuda(static_cast<size_t>(offset) < block.size ? block.device : thread_device);
   }
 };
 

@@ -1,5 +1,4 @@
-// An operator that ran, to be run again by a graph: over the same addresses, with no share in a
-// tensor.
+// An operator of a captured graph, replayed on the same addresses. Retains no tensor.
 
 #ifndef TORCHCALL_STANDIN_TORCH_STEP_H_
 #define TORCHCALL_STANDIN_TORCH_STEP_H_
@@ -12,26 +11,26 @@
 #include <string>
 #include <vector>
 
-#include "torch_crossing.h"
+#include "torch_redirect.h"
 
 namespace standin {
 
 struct Step {
   c10::OperatorHandle op;
-  std::vector<c10::IValue> arguments;  // as the CPU sees them
+  std::vector<c10::IValue> arguments;  // relabelled as CPU tensors
   std::vector<c10::IValue> results;
 
   Step(const c10::OperatorHandle& handle, const std::vector<c10::IValue>& given,
        const std::vector<c10::IValue>& returned)
       : op(handle) {
-    Crossing crossing(Beside::kAnything);
-    for (const c10::IValue& value : given) arguments.push_back(crossing.ToCpu(value));
-    for (const c10::IValue& value : returned) results.push_back(crossing.ToCpu(value));
+    Redirect redirect(ForeignTensors::kAny);
+    for (const c10::IValue& value : given) arguments.push_back(redirect.ToCpu(value));
+    for (const c10::IValue& value : returned) results.push_back(redirect.ToCpu(value));
   }
 
   std::string name() const { return c10::toString(op.operator_name()); }
 
-  // Writes what the operator returns to where it was at first.
+  // Runs the operator and writes its results to their original addresses.
   void Run() const {
     const c10::impl::ForceDispatchKeyGuard defaults(c10::default_included_set,
                                                     c10::default_excluded_set);

@@ -11,13 +11,13 @@ namespace {
 
 constexpr unsigned int kNonBlocking = 1;  // CU_STREAM_NON_BLOCKING
 
-// After a void capture, calls until the next attempt. Whoever voided the first may be at it for a
-// while: the last attempt gives them time.
+// Calls between an invalidated capture and the next attempt. The last attempt waits longer, in case
+// the other thread keeps synchronising for a while.
 constexpr std::array<int64_t, 2> kCallsUntilRetry = {1, 32};
 
-// A plan whose graph made room for another looks after so many calls whether a graph has not been
-// launched meanwhile, and takes its place. So capturing stays a small part of the work.
-constexpr int64_t kCallsUntilReturn = 256;
+// A plan whose graph was evicted checks after so many calls whether another graph has been idle
+// since, and replaces it. The interval keeps captures a small part of the work.
+constexpr int64_t kCallsUntilRoomCheck = 256;
 
 DLDevice Cuda(int ordinal) { return {kDLCUDA, ordinal}; }
 
@@ -36,55 +36,55 @@ std::vector<StaticBuffer> Buffers(const std::vector<CudaAddress>& addresses,
   return buffers;
 }
 
-GraphTools& TheTools() {
+GraphTools& Tools() {
   static auto* tools = new GraphTools;
   return *tools;
 }
 
 }  // namespace
 
-std::recursive_mutex& OneAtATime() {
+std::recursive_mutex& SetupMutex() {
   static auto* mutex = new std::recursive_mutex;
   return *mutex;
 }
 
-// Which graphs there are in the process.
+// The graphs of the process, limited in number.
 class GraphBudget {
  public:
   static GraphBudget& Get() {
     static auto* budget = new GraphBudget;
     return *budget;
   }
-  void SetMost(size_t most) {
+  void SetLimit(size_t limit) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    most_ = most;
+    limit_ = limit;
   }
   void Add(const PlanCalls& plan, CudaCalls::Device* device) {
-    std::vector<std::shared_ptr<Replay>> evicted;  // destroyed, which waits, without the lock
+    std::vector<std::shared_ptr<Replay>> evicted;  // outlives the lock: destruction synchronises
     const std::lock_guard<std::mutex> lock(mutex_);
-    // A graph of other weights is never launched again, and keeps them.
+    // A graph of replaced weights is never launched again, but retains them.
     std::erase_if(entries_, [&](const Entry& entry) {
       if (entry.device->generation.load() == entry.plan->counters->generation.load()) return false;
       evicted.push_back(entry.device->replay.exchange(nullptr));
       return true;
     });
     entries_.push_back({&plan, device});
-    while (entries_.size() > most_) {
+    while (entries_.size() > limit_) {
       const auto oldest = Oldest();
       evicted.push_back(oldest->device->replay.exchange(nullptr));
       if (oldest->plan->mode != GraphMode::kRequire) {
         if (!oldest->device->is_evicted.exchange(true)) oldest->plan->counters->NoteEvicted(1);
-        oldest->device->looked.store(Replay::Launches());
+        oldest->device->last_room_check.store(Replay::Launches());
         oldest->device->next.store(CudaCalls::Next::kPlain);
-        oldest->device->plain_calls.store(kCallsUntilReturn);
+        oldest->device->plain_calls.store(kCallsUntilRoomCheck);
       }
       entries_.erase(oldest);
     }
   }
-  // Whether one more would push out none that was in use since then, in launches.
+  // Whether another graph fits without evicting one that was launched since `since` (in launches).
   bool HasRoom(uint64_t since) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return entries_.size() < most_ || (!entries_.empty() && LastUse(*Oldest()) <= since);
+    return entries_.size() < limit_ || (!entries_.empty() && LastUse(*Oldest()) <= since);
   }
   void Remove(const CudaCalls::Device* device) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -107,16 +107,16 @@ class GraphBudget {
   }
 
   std::mutex mutex_;
-  size_t most_ = 64;
+  size_t limit_ = 64;
   std::vector<Entry> entries_;
 };
 
-void SetGraphTools(GraphTools tools) { TheTools() = std::move(tools); }
+void SetGraphTools(GraphTools tools) { Tools() = std::move(tools); }
 
-void SetMostGraphs(size_t most) { GraphBudget::Get().SetMost(most); }
+void SetGraphLimit(size_t limit) { GraphBudget::Get().SetLimit(limit); }
 
 CudaStream Recording::OwnStream() const {
-  static std::array<CudaStream, 32> streams{};  // for good; one capture at a time asks
+  static std::array<CudaStream, 32> streams{};  // never destroyed; guarded by SetupMutex
   CudaStream& stream = streams.at(ordinal_);
   if (stream == nullptr) {
     const CudaDriver& driver = Driver();
@@ -139,7 +139,7 @@ void Recording::CopyInputs(const std::vector<CudaAddress>& to) const {
 }
 
 Recording::~Recording() {
-  if (interrupted_) TheTools().interrupt();
+  if (interrupted_) Tools().interrupt();
 }
 
 std::string Recording::Call() {
@@ -159,7 +159,7 @@ void Recording::Run(const std::vector<CudaAddress>& inputs, const std::vector<Cu
 }
 
 CudaCalls::~CudaCalls() {
-  if (IsForked()) return;  // another thread of the parent's may have held the budget's lock
+  if (IsForked()) return;  // a thread of the parent may have held the budget's lock
   for (std::atomic<Device*>& slot : devices_) {
     if (const Device* device = slot.load()) {
       GraphBudget::Get().Remove(device);
@@ -171,7 +171,7 @@ CudaCalls::~CudaCalls() {
 
 bool CudaCalls::TryReplay(Device& device, void* const* inputs, void* const* outputs,
                           CudaStream stream) {
-  // In this order: whoever captures anew takes the old graph away before it sets the generation.
+  // Generation first: a new capture removes the old graph before it sets the generation.
   if (device.generation.load() != plan_.counters->generation.load()) return false;
   const std::shared_ptr<Replay> replay = device.replay.load();
   if (replay == nullptr) return false;
@@ -183,7 +183,7 @@ bool CudaCalls::TryReplay(Device& device, void* const* inputs, void* const* outp
 void CudaCalls::FallBack(Device& device, const std::string& reason) {
   plan_.counters->NoteFallback(reason);
   device.next.store(Next::kPlain);
-  TheTools().warn(plan_.name, reason);
+  Tools().warn(plan_.name, reason);
 }
 
 void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, CudaStream stream) {
@@ -193,14 +193,14 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
   }
   std::atomic<Device*>& slot = devices_[ordinal];
   if (slot.load() == nullptr) {
-    const std::lock_guard<std::recursive_mutex> lock(OneAtATime());
+    const std::lock_guard<std::recursive_mutex> lock(SetupMutex());
     if (slot.load() == nullptr) slot.store(new Device);
     plan_.counters->cuda_devices.fetch_or(uint64_t{1} << ordinal);
   }
   Device& device = *slot.load();
   const TcPlace place = {Cuda(ordinal), stream, TC_COMPUTE};
   if (TryReplay(device, inputs, outputs, stream)) return;
-  // After a refresh a call moves weights once more.
+  // The first call after a refresh copies the weights again.
   const int64_t generation = plan_.counters->generation.load();
   if (device.next.load() == Next::kPlain && device.generation.load() == generation) {
     if (!device.IsDue() || !PrepareRetry(device)) {
@@ -209,7 +209,7 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
     }
   }
 
-  const std::lock_guard<std::recursive_mutex> lock(OneAtATime());
+  const std::lock_guard<std::recursive_mutex> lock(SetupMutex());
   if (device.next.load() == Next::kFirstCall) {
     if (plan_.mode == GraphMode::kOff) {
       plan_.run(inputs, outputs, place);
@@ -218,7 +218,7 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
       return;
     }
     if (plan_.refusal.empty()) {
-      // With real data; afterwards all is there that the model makes once.
+      // On real data. The model creates its lazily initialised state here.
       plan_.run(inputs, outputs, place);
       device.next.store(Next::kCapture);
       return;
@@ -238,14 +238,15 @@ void CudaCalls::Run(void* const* inputs, void* const* outputs, int ordinal, Cuda
 
 void CudaCalls::Refuse(Device& device, const std::string& reason) {
   if (plan_.mode != GraphMode::kRequire) return FallBack(device, reason);
-  device.failure = "cuda_graph='require': the call can't be captured: " + reason;
+  device.failure = "cuda_graph='require': the call cannot be captured: " + reason;
   device.next.store(Next::kRefused);
 }
 
 bool CudaCalls::PrepareRetry(Device& device) {
-  if (device.void_captures == 0 && !GraphBudget::Get().HasRoom(device.looked.load())) {
-    device.looked.store(Replay::Launches());
-    device.plain_calls.store(kCallsUntilReturn);
+  if (device.invalidated_captures == 0 &&
+      !GraphBudget::Get().HasRoom(device.last_room_check.load())) {
+    device.last_room_check.store(Replay::Launches());
+    device.plain_calls.store(kCallsUntilRoomCheck);
     return false;
   }
   device.next.store(Next::kCapture);
@@ -259,7 +260,7 @@ void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream str
   NoCapture failure{NoCapture::Kind::kRefused, ""};
   try {
     device.replay.store(Capture(recording, stream));
-    device.void_captures = 0;
+    device.invalidated_captures = 0;
     if (device.is_evicted.exchange(false)) plan_.counters->NoteEvicted(-1);
     plan_.counters->graph_captures.fetch_add(1);
     GraphBudget::Get().Add(plan_, &device);
@@ -268,12 +269,12 @@ void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream str
     failure = none;
   } catch (const std::exception& e) {
     failure.reason = e.what();
-    // The driver's names of what it forbids while another thread captures.
+    // The driver refuses some operations while another thread captures.
     if (failure.reason.find("_STREAM_CAPTURE_") != std::string::npos) {
-      failure.kind = NoCapture::Kind::kVoid;
+      failure.kind = NoCapture::Kind::kInvalidated;
     }
   }
-  // A call that fails is no reason against the next one.
+  // An error of the call itself is not attributed to the capture: the next call tries again.
   if (recording.failure()) std::rethrow_exception(recording.failure());
   Fail(device, failure);
 }
@@ -281,11 +282,11 @@ void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream str
 void CudaCalls::Fail(Device& device, const NoCapture& failure) {
   if (failure.kind == NoCapture::Kind::kInterrupted) return;  // the next call tries again
   if (failure.kind == NoCapture::Kind::kRefused) return Refuse(device, failure.reason);
-  const auto attempts = static_cast<size_t>(++device.void_captures);
+  const auto attempts = static_cast<size_t>(++device.invalidated_captures);
   if (attempts > kCallsUntilRetry.size()) {
-    return Refuse(device, "each of " + std::to_string(attempts) +
-                              " captures was void, as it is when another thread waits for the "
-                              "device meanwhile: " +
+    return Refuse(device, "all " + std::to_string(attempts) +
+                              " captures were invalidated, for example by another thread that "
+                              "synchronised with the device: " +
                               failure.reason);
   }
   device.next.store(Next::kPlain);
@@ -293,28 +294,28 @@ void CudaCalls::Fail(Device& device, const NoCapture& failure) {
 }
 
 std::shared_ptr<Replay> CudaCalls::Capture(Recording& recording, CudaStream stream) const {
-  std::function<void()> release = plan_.hold(Cuda(recording.ordinal()));
+  std::function<void()> release_replica = plan_.hold(Cuda(recording.ordinal()));
   Captured captured;
   try {
-    captured = TheTools().capture(recording);
+    captured = Tools().capture(recording);
   } catch (const std::exception& e) {
     captured.failure = {NoCapture::Kind::kRefused, e.what()};
   }
-  const std::function<void()> owner = [release, let_go = captured.owner] {
-    if (let_go) let_go();
-    release();
+  const std::function<void()> release = [release_replica, release_graph = captured.release] {
+    if (release_graph) release_graph();
+    release_replica();
   };
   if (!captured.failure && (captured.inputs.size() != plan_.input_bytes.size() ||
                             captured.outputs.size() != plan_.output_bytes.size())) {
     captured.failure = {NoCapture::Kind::kRefused, "expected a buffer for each input and output"};
   }
   if (captured.failure) {
-    owner();
+    release();
     throw *captured.failure;
   }
   return std::make_shared<Replay>(Driver(), stream, captured.graph,
                                   Buffers(captured.inputs, plan_.input_bytes),
-                                  Buffers(captured.outputs, plan_.output_bytes), owner);
+                                  Buffers(captured.outputs, plan_.output_bytes), release);
 }
 
 }  // namespace torchcall

@@ -1,5 +1,5 @@
-// The calls of one plan on CUDA devices: the first one plainly, then replays of a CUDA graph where
-// the model can be captured. Not yet run on a GPU.
+// The calls of one plan on CUDA devices. The first call runs the model; the second captures it into
+// a CUDA graph, if that is possible; later ones replay the graph. Not yet run on a GPU.
 
 #ifndef TORCHCALL_XLA_CUDA_CALLS_H_
 #define TORCHCALL_XLA_CUDA_CALLS_H_
@@ -24,22 +24,22 @@ namespace torchcall {
 
 enum class GraphMode { kAuto, kOff, kRequire };
 
-// What a plan is to its calls.
+// What the calls need from their plan.
 struct PlanCalls {
-  std::string name;  // the model's
+  std::string name;  // of the model
   GraphMode mode;
-  std::string refusal;  // why the model cannot be captured, as far as is known without trying
+  std::string refusal;  // why the model cannot be captured, if that is known in advance
   std::vector<size_t> input_bytes;
   std::vector<size_t> output_bytes;
   std::shared_ptr<CallCounters> counters;
-  // Enqueues the model itself. Throws what went wrong, without the model's name; returns why calls
-  // cannot be captured, where it was to be observed and anything tells.
+  // Enqueues the model. Throws errors without the model's name. With TC_OBSERVE, returns why such
+  // calls cannot be captured, or an empty string.
   std::function<std::string(void* const* inputs, void* const* outputs, TcPlace place)> run;
-  // A share of what the model computes with on a device; it is let go of by the function returned.
+  // Retains the model's replica on a device. The returned function releases it.
   std::function<std::function<void()>(DLDevice device)> hold;
 };
 
-// A call that is being captured, as whoever captures it sees it.
+// A call during its capture: the interface for the capturing code.
 class Recording {
  public:
   Recording(const PlanCalls& plan, int ordinal, CudaStream stream, void* const* inputs,
@@ -51,18 +51,19 @@ class Recording {
 
   int ordinal() const { return ordinal_; }
   const PlanCalls& plan() const { return plan_; }
-  // Makes the call, as if nothing were captured. Returns why calls like it cannot be, or nothing.
+  // Makes the call without capturing it. Returns why such calls cannot be captured, or an empty
+  // string.
   std::string Call();
   bool called() const { return called_; }
-  // What Call threw.
+  // The exception that Call threw.
   std::exception_ptr failure() const { return failure_; }
-  // Ctrl-C came. Nobody in here has a use for it: it is passed on when the recording ends.
+  // Records a Ctrl-C. The destructor raises it again, in the user's code.
   void Interrupt() { interrupted_ = true; }
-  // A stream on the device that is nobody else's, the same for all captures there.
+  // The device's capture stream, which nothing else uses.
   CudaStream OwnStream() const;
-  // Copies the call's inputs into other buffers on the same device, and waits for them.
+  // Copies the call's inputs to other buffers on the device, and synchronises.
   void CopyInputs(const std::vector<CudaAddress>& to) const;
-  // Enqueues the model itself on a stream.
+  // Enqueues the model on a stream.
   void Run(const std::vector<CudaAddress>& inputs, const std::vector<CudaAddress>& outputs,
            CudaStream stream) const;
 
@@ -80,9 +81,9 @@ class Recording {
 // Why there is no graph.
 struct NoCapture {
   enum class Kind {
-    kRefused,      // calls like this one cannot be captured
-    kVoid,         // perhaps not by the model's doing: another attempt may do better
-    kInterrupted,  // this attempt was given up
+    kRefused,      // such calls cannot be captured
+    kInvalidated,  // perhaps not caused by the model; worth another attempt
+    kInterrupted,  // by Ctrl-C
   };
   Kind kind;
   std::string reason;
@@ -93,25 +94,25 @@ struct Captured {
   CudaGraph graph = nullptr;
   std::vector<CudaAddress> inputs;
   std::vector<CudaAddress> outputs;
-  std::function<void()> owner;  // lets go of the graph and its buffers
+  std::function<void()> release;  // frees the graph and its buffers
 };
 
-// torch's tools for capture are Python's.
+// Implemented in Python, as torch's capture API is.
 struct GraphTools {
   std::function<Captured(Recording&)> capture;
-  // Tells the user that calls of a model are not replays.
+  // Warns the user that calls of a model run without a graph.
   std::function<void(const std::string& model, const std::string& reason)> warn;
-  // Interrupts the program once it is back in the user's code.
+  // Raises KeyboardInterrupt once the program is back in the user's code.
   std::function<void()> interrupt;
 };
 void SetGraphTools(GraphTools tools);
-// Graphs that may be there at once; the one whose last launch is longest ago goes first.
-void SetMostGraphs(size_t most);
+// The number of graphs in the process. Beyond it, the least recently launched one is evicted.
+void SetGraphLimit(size_t limit);
 
-// First calls, which move weights and wait, and captures, during which nobody else may wait for the
-// device: one at a time in the process. So are models made and refreshed. Taken without the GIL,
-// and before it.
-std::recursive_mutex& OneAtATime();
+// Serialises, in the process: captures, during which no other thread may synchronise with the
+// device; first calls, which copy weights and synchronise; loading and refreshing models. Lock
+// order: this one before the GIL.
+std::recursive_mutex& SetupMutex();
 
 class CudaCalls {
  public:
@@ -129,14 +130,14 @@ class CudaCalls {
   struct Device {
     std::atomic<Next> next{Next::kFirstCall};
     std::atomic<std::shared_ptr<Replay>> replay;
-    std::atomic<int64_t> generation{0};   // of the weights that the replay, or a plain call, has
-    std::atomic<int64_t> plain_calls{0};  // until an attempt at a capture; 0: none is to be made
-    std::atomic<int> void_captures{0};    // in a row
-    std::atomic<bool> is_evicted{false};  // its graph made room for another
-    std::atomic<uint64_t> looked{0};      // for a graph that lies idle: when, in launches of all
-    std::string failure;                  // set before `next` becomes kRefused
+    std::atomic<int64_t> generation{0};        // of the weights on the device
+    std::atomic<int64_t> plain_calls{0};       // until the next capture attempt; 0: no attempt
+    std::atomic<int> invalidated_captures{0};  // in a row
+    std::atomic<bool> is_evicted{false};       // its graph was evicted for another
+    std::atomic<uint64_t> last_room_check{0};  // in launches of all graphs
+    std::string failure;                       // set before `next` becomes kRefused
 
-    // Counts a plain call. Whether it is time for an attempt instead.
+    // Counts a call without a graph. Returns whether a capture is due instead.
     bool IsDue() {
       return plain_calls.load(std::memory_order_relaxed) > 0 &&
              plain_calls.fetch_sub(1, std::memory_order_relaxed) == 1;
@@ -144,15 +145,15 @@ class CudaCalls {
   };
 
   bool TryReplay(Device& device, void* const* inputs, void* const* outputs, CudaStream stream);
-  // Must not be called with a lock held that a thread with the GIL may wait for.
+  // Takes the GIL: the caller must hold no lock that a thread with the GIL may wait for.
   void FallBack(Device& device, const std::string& reason);
   void Refuse(Device& device, const std::string& reason);
-  // Of a plain call that is due: whether it is to attempt a capture.
+  // Whether a call that is due for a capture may attempt one.
   static bool PrepareRetry(Device& device);
-  // Makes the call, and its graph for later ones, or a refusal, or a later attempt. Throws what the
-  // call throws.
+  // Makes the call and tries to capture it. A failed capture leads to a refusal or a later attempt.
+  // Throws what the call throws.
   void CaptureOnce(Device& device, Recording& recording, CudaStream stream);
-  // Throws NoCapture, CudaError or what the torch half says.
+  // Throws NoCapture, CudaError or the torch half's error.
   std::shared_ptr<Replay> Capture(Recording& recording, CudaStream stream) const;
   void Fail(Device& device, const NoCapture& failure);
 

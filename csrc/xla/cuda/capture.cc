@@ -17,32 +17,32 @@ namespace {
 
 namespace nb = nanobind;
 
-// What Python makes of a capture: the graph, the addresses of its input and output buffers, and
-// what must live as long as they. Or why there is no graph, and whether to try again.
+// The result of a capture in Python: the graph, the addresses of its input and output buffers, and
+// their owner. Or why there is no graph, and whether to retry.
 using PyCaptured =
     std::tuple<uintptr_t, std::vector<CudaAddress>, std::vector<CudaAddress>, nb::object>;
 using PyNoCapture = std::tuple<std::string, bool>;
 using Kind = NoCapture::Kind;
 
-Captured Without(Kind kind, const std::string& why) {
+Captured Failed(Kind kind, const std::string& reason) {
   Captured captured;
-  captured.failure = {kind, why};
+  captured.failure = {kind, reason};
   return captured;
 }
 
 Captured FromPython(const nb::object& result) {
   if (nb::len(result) == 2) {
-    const auto [reason, again] = nb::cast<PyNoCapture>(result);
-    return Without(again ? Kind::kVoid : Kind::kRefused, reason);
+    const auto [reason, retry] = nb::cast<PyNoCapture>(result);
+    return Failed(retry ? Kind::kInvalidated : Kind::kRefused, reason);
   }
-  auto [graph, inputs, outputs, kept] = nb::cast<PyCaptured>(result);
+  auto [graph, inputs, outputs, owner] = nb::cast<PyCaptured>(result);
   Captured captured;
   captured.graph = reinterpret_cast<void*>(graph);
   captured.inputs = std::move(inputs);
   captured.outputs = std::move(outputs);
-  captured.owner = [owned = kept.release().ptr()] {
+  captured.release = [owned = owner.release().ptr()] {
     if (InterpreterEnds()) return;
-    const Gil again;
+    const Gil gil;
     Py_DECREF(owned);
   };
   return captured;
@@ -50,17 +50,17 @@ Captured FromPython(const nb::object& result) {
 
 Captured CaptureInPython(PyObject* capture, Recording& recording) {
   if (InterpreterEnds()) {
-    return Without(Kind::kRefused, "the Python interpreter is shutting down");
+    return Failed(Kind::kRefused, "the Python interpreter is shutting down");
   }
   const Gil gil;
   try {
     return FromPython(nb::handle(capture)(nb::cast(&recording, nb::rv_policy::reference)));
   } catch (const nb::python_error& e) {
-    if (!e.matches(PyExc_KeyboardInterrupt)) return Without(Kind::kRefused, e.what());
+    if (!e.matches(PyExc_KeyboardInterrupt)) return Failed(Kind::kRefused, e.what());
     recording.Interrupt();
-    return Without(Kind::kInterrupted, e.what());
+    return Failed(Kind::kInterrupted, e.what());
   } catch (const std::exception& e) {
-    return Without(Kind::kRefused, e.what());
+    return Failed(Kind::kRefused, e.what());
   }
 }
 
@@ -71,14 +71,14 @@ void WarnInPython(PyObject* warn, const std::string& model, const std::string& r
   try {
     const nb::handle function(warn);
     function(model, reason);
-  } catch (const nb::python_error& e) {  // where warnings are errors: a call is no place for one
+  } catch (const nb::python_error& e) {  // with warnings as errors; must not fail the call
     interrupted = e.matches(PyExc_KeyboardInterrupt);
   }
   if (interrupted) PyErr_SetInterrupt();
 }
 
 void SetPythonTools(const nb::object& capture, const nb::object& warn) {
-  PyObject* capturing = nb::object(capture).release().ptr();  // for good
+  PyObject* capturing = nb::object(capture).release().ptr();  // never freed
   PyObject* warning = nb::object(warn).release().ptr();
   SetGraphTools(
       {[capturing](Recording& recording) { return CaptureInPython(capturing, recording); },
@@ -93,16 +93,16 @@ std::string Call(Recording& recording) {
   return recording.Call();
 }
 
-// torch's own threads may need the GIL while the model runs.
+// Without the GIL: torch's own threads may need it while the model runs.
 void Run(const Recording& recording, const std::vector<CudaAddress>& inputs,
          const std::vector<CudaAddress>& outputs, uintptr_t stream) {
   const nb::gil_scoped_release release;
   recording.Run(inputs, outputs, reinterpret_cast<void*>(stream));
 }
 
-// Calls a function while nothing is captured.
+// Calls a function while no capture is under way.
 nb::object BetweenCaptures(const nb::callable& function) {
-  std::unique_lock<std::recursive_mutex> lock(OneAtATime(), std::defer_lock);
+  std::unique_lock<std::recursive_mutex> lock(SetupMutex(), std::defer_lock);
   {
     const nb::gil_scoped_release release;
     lock.lock();
@@ -120,7 +120,7 @@ void CopyInputs(const Recording& recording, const std::vector<CudaAddress>& to) 
 void BindCapture(nb::module_& m) {
   m.def("set_graph_tools", &SetPythonTools, nb::arg("capture"), nb::arg("warn"),
         nb::sig("def set_graph_tools(capture: object, warn: object) -> None"));
-  m.def("set_most_graphs", &SetMostGraphs, nb::arg("most"));
+  m.def("set_graph_limit", &SetGraphLimit, nb::arg("limit"));
   m.def("between_captures", &BetweenCaptures, nb::arg("function"),
         nb::sig("def between_captures(function: typing.Callable[[], typing.Any]) -> typing.Any"));
   nb::class_<Recording>(m, "Recording")

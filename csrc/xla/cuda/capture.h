@@ -1,4 +1,4 @@
-// How CUDA graphs are captured: by a Python function, for torch's tools are Python's.
+// Captures CUDA graphs through a Python function, because torch's capture API is Python.
 
 #ifndef TORCHCALL_XLA_CUDA_CAPTURE_H_
 #define TORCHCALL_XLA_CUDA_CAPTURE_H_
@@ -7,8 +7,7 @@
 
 namespace torchcall {
 
-// Adds `Recording`, `set_graph_tools`, `set_most_graphs` and `between_captures` to the Python
-// module.
+// Adds `Recording`, `set_graph_tools`, `set_graph_limit` and `between_captures` to the module.
 void BindCapture(nanobind::module_& m);
 
 }  // namespace torchcall

@@ -20,8 +20,8 @@ void Find(void* library, const char* name, Function& entry) {
 const CudaDriver* Load(const std::string& path) {
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) {
-    const char* why = dlerror();
-    throw CudaError("the CUDA driver does not load: " + std::string(why ? why : path));
+    const char* reason = dlerror();
+    throw CudaError("cannot load the CUDA driver: " + std::string(reason ? reason : path));
   }
   CudaDriver found;
   Find(library, "cuStreamCreate", found.stream_create);
@@ -40,28 +40,27 @@ const CudaDriver* Load(const std::string& path) {
   Find(library, "cuEventDestroy_v2", found.event_destroy);
   Find(library, "cuGetErrorName", found.error_name);
   Find(library, "cuGetErrorString", found.error_string);
-  // Leaked, like the library: graphs may be destroyed while the process ends.
+  // Leaked, like the library: graphs may be destroyed while the process exits.
   return new CudaDriver(found);
 }
 
-// Errors after which the process's context is of no use; see the driver's documentation.
+// Errors that corrupt the process's context, per the driver's documentation.
 bool IsFault(CudaResult result) { return result == 700 || (result >= 714 && result <= 719); }
 
 }  // namespace
 
-void CudaDriver::Check(CudaResult result, const char* doing) const {
+void CudaDriver::Check(CudaResult result, const char* action) const {
   if (result == 0) return;
   const char* name = nullptr;
-  const char* words = nullptr;
+  const char* description = nullptr;
   error_name(result, &name);
-  error_string(result, &words);
-  std::string text = std::string(doing) + " failed with " + (name ? name : "an unknown error") +
-                     " (" + std::to_string(result) + "): " + (words ? words : "");
+  error_string(result, &description);
+  std::string text = std::string(action) + " failed with " + (name ? name : "an unknown error") +
+                     " (" + std::to_string(result) + "): " + (description ? description : "");
   if (IsFault(result)) {
     text +=
-        "; something that was enqueued earlier, by this program or another, went wrong on the "
-        "device, and no program of this process can use the device any more: start anew, with "
-        "CUDA_LAUNCH_BLOCKING=1 to see what it was";
+        "; earlier work failed on the device, and this process cannot use the device any more: "
+        "restart it with CUDA_LAUNCH_BLOCKING=1 to find the failing operation";
   }
   throw CudaError(text);
 }

@@ -1,5 +1,5 @@
-// The few entry points of the CUDA driver that capturing and replaying a graph need, looked up at
-// run time: this library links no CUDA, and serves machines that have none.
+// The CUDA driver's entry points for capturing and replaying graphs, looked up at run time: this
+// library links no CUDA and also runs on machines without it.
 
 #ifndef TORCHCALL_XLA_CUDA_DRIVER_H_
 #define TORCHCALL_XLA_CUDA_DRIVER_H_
@@ -10,7 +10,7 @@
 
 namespace torchcall {
 
-// Handles are opaque here, as they are to users of the driver.
+// Opaque handles.
 using CudaContext = void*;
 using CudaStream = void*;
 using CudaEvent = void*;
@@ -42,18 +42,18 @@ struct CudaDriver {
   CudaResult (*error_name)(CudaResult, const char**);
   CudaResult (*error_string)(CudaResult, const char**);
 
-  // Throws CudaError: what was being done, and the driver's name and words for what went wrong.
-  void Check(CudaResult result, const char* doing) const;
+  // Throws CudaError with the failed action and the driver's name and description of the error.
+  void Check(CudaResult result, const char* action) const;
 };
 
-// The driver of this machine. Throws CudaError where there is none.
+// This machine's driver. Throws CudaError if there is none.
 const CudaDriver& Driver();
-// Takes the entry points from this library from now on.
+// Loads the entry points from another library.
 void LoadDriver(const std::string& path);
 
 CudaContext ContextOf(const CudaDriver& driver, CudaStream stream);
 
-// Makes a context the thread's current one while it lives.
+// Makes a context current on this thread for the guard's lifetime.
 class CudaContextScope {
  public:
   CudaContextScope(const CudaDriver& driver, CudaContext context);

@@ -6,8 +6,8 @@ namespace torchcall {
 namespace {
 
 constexpr unsigned int kDisableTiming = 2;  // CU_EVENT_DISABLE_TIMING
-// CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH, as torch instantiates graphs: where its memory
-// comes from cudaMallocAsync, what a capture leaves allocated would forbid a second launch.
+// CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH, as in torch: with cudaMallocAsync, memory left
+// allocated by the capture would forbid a second launch.
 constexpr unsigned long long kAutoFree = 1;
 
 std::atomic<uint64_t> launches{0};
@@ -20,11 +20,11 @@ CudaAddress AddressOf(void* data) {
 
 Replay::Replay(const CudaDriver& driver, CudaStream stream, CudaGraph graph,
                std::vector<StaticBuffer> inputs, std::vector<StaticBuffer> outputs,
-               std::function<void()> owner)
+               std::function<void()> release)
     : driver_(driver),
       inputs_(std::move(inputs)),
       outputs_(std::move(outputs)),
-      owner_(std::move(owner)),
+      release_(std::move(release)),
       last_used_(launches.load(std::memory_order_relaxed)) {
   try {
     context_ = ContextOf(driver_, stream);
@@ -40,15 +40,15 @@ Replay::Replay(const CudaDriver& driver, CudaStream stream, CudaGraph graph,
 
 Replay::~Replay() { Release(); }
 
-// Also runs while the process ends, when the driver may be gone: what it answers does not matter.
-// In a forked child the graph and what it computes with are not this process's to let go of.
+// Also runs at process exit, when the driver may be gone: errors are ignored. In a forked child,
+// graph and weights belong to the parent.
 void Replay::Release() noexcept {
   if (IsForked()) return;
   const bool pushed = context_ != nullptr && driver_.context_push(context_) == 0;
   if (recorded_) driver_.event_synchronize(event_);
   if (exec_ != nullptr) driver_.graph_exec_destroy(exec_);
   if (event_ != nullptr) driver_.event_destroy(event_);
-  if (owner_) owner_();
+  if (release_) release_();
   CudaContext popped = nullptr;
   if (pushed) driver_.context_pop(&popped);
 }
@@ -62,7 +62,7 @@ void Replay::Launch(void* const* inputs, void* const* outputs, CudaStream stream
   if (recorded_ && stream != last_stream_) {
     driver_.Check(driver_.stream_wait_event(stream, event_, 0), "waiting for the last replay");
   }
-  // Also after a failure half-way: the buffers must not be let go of before what was enqueued.
+  // Records the event after a failure too: enqueued work must finish before the buffers are freed.
   struct Recorder {
     Replay* replay;
     CudaStream stream;

@@ -1,7 +1,7 @@
-// A CUDA graph of one call on one device: inputs are copied into its own buffers, the graph is
-// launched, outputs are copied out, all on the caller's stream. No Python, no torch, no waiting.
+// A CUDA graph of one call on one device. Copies the inputs into the graph's buffers, launches it
+// and copies the outputs out, all on the caller's stream. No Python, no torch, no synchronisation.
 //
-// Not yet run on a GPU: tested over played devices.
+// Not yet run on a GPU: tested on simulated devices.
 
 #ifndef TORCHCALL_XLA_CUDA_REPLAY_H_
 #define TORCHCALL_XLA_CUDA_REPLAY_H_
@@ -16,7 +16,7 @@
 
 namespace torchcall {
 
-// Memory that a captured graph reads its input from, or leaves an output in.
+// Memory that a captured graph reads an input from or writes an output to.
 struct StaticBuffer {
   CudaAddress address;
   size_t bytes;
@@ -24,24 +24,24 @@ struct StaticBuffer {
 
 class Replay {
  public:
-  // Instantiates `graph`, which was captured over the buffers, for the context of `stream`. `owner`
-  // lets go of the buffers, the graph and what it computes with; it is called once, after the last
-  // replay is through, or when this throws CudaError.
+  // Instantiates `graph`, which was captured over the buffers, in the context of `stream`.
+  // `release` frees the buffers, the graph and the weights it uses. It is called once: after the
+  // last replay has finished, or when this throws CudaError.
   Replay(const CudaDriver& driver, CudaStream stream, CudaGraph graph,
          std::vector<StaticBuffer> inputs, std::vector<StaticBuffer> outputs,
-         std::function<void()> owner);
+         std::function<void()> release);
   // Waits for the last replay.
   ~Replay();
   Replay(const Replay&) = delete;
   Replay& operator=(const Replay&) = delete;
 
-  // Enqueues one replay. Thread-safe: replays on several streams follow each other. `inputs` and
-  // `outputs` are the callers' buffers. Throws CudaError.
+  // Enqueues one replay on the caller's buffers. Thread-safe: replays on several streams are
+  // ordered. Throws CudaError.
   void Launch(void* const* inputs, void* const* outputs, CudaStream stream);
 
-  // How often any of them was launched.
+  // The number of launches of all graphs in the process.
   static uint64_t Launches();
-  // When it was launched last, or made, in launches of this process.
+  // The value of Launches() at the last launch, or at construction.
   uint64_t last_used() const { return last_used_.load(std::memory_order_relaxed); }
 
  private:
@@ -51,13 +51,13 @@ class Replay {
   const CudaDriver& driver_;
   std::vector<StaticBuffer> inputs_;
   std::vector<StaticBuffer> outputs_;
-  std::function<void()> owner_;
+  std::function<void()> release_;
   CudaContext context_ = nullptr;
   CudaGraphExec exec_ = nullptr;
   CudaEvent event_ = nullptr;
 
   std::mutex mutex_;
-  bool recorded_ = false;  // the event, at the end of the last replay
+  bool recorded_ = false;  // whether the event marks the end of a replay
   CudaStream last_stream_ = nullptr;
   std::atomic<uint64_t> last_used_;
 };

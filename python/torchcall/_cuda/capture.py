@@ -1,6 +1,6 @@
-"""Captures a call into a CUDA graph, with torch's tools. The graph is replayed without Python.
+"""Captures a call into a CUDA graph with `torch.cuda.CUDAGraph`. Replays need no Python.
 
-Not yet run on a GPU: tested with torch's CUDA build over played devices.
+Not yet run on a GPU: tested on simulated devices only.
 """
 
 import gc
@@ -18,18 +18,18 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torchcall import _bridge
 from torchcall._cuda.observation import observed
 
-# Runs on the side stream before the capture: libraries make handles and workspaces for a stream
-# when it uses them first, and a capture forbids that.
+# Runs on the capture stream before the capture: libraries create their handles and workspaces on a
+# stream's first use, which a capture forbids.
 _WARM_UPS = 2
 
 
 class Captured(NamedTuple):
-    """A graph that was captured over buffers of its own.
+    """A captured graph with its own input and output buffers.
 
     Attributes:
         graph: the address of the `cudaGraph_t`.
         inputs, outputs: the buffers' addresses.
-        owner: what must live until the last replay is through.
+        owner: holds graph and buffers; must live until the last replay has finished.
     """
 
     graph: int
@@ -39,47 +39,48 @@ class Captured(NamedTuple):
 
 
 class NotCaptured(NamedTuple):
-    """There is no graph.
+    """A failed capture.
 
     Attributes:
-        reason: why.
-        again: whether another attempt may succeed.
+        reason: why there is no graph.
+        retry: whether another attempt may succeed.
     """
 
     reason: str
-    again: bool
+    retry: bool
 
 
 class NotCapturableError(Exception):
-    """Why a call cannot be a replay."""
+    """The call cannot be replayed as a CUDA graph."""
 
 
-class VoidCaptureError(Exception):
-    """Why a capture was void that may have been voided by somebody else."""
+class InvalidatedCaptureError(Exception):
+    """The capture was invalidated, possibly by another thread."""
 
 
 def capture(recording: _bridge.Recording) -> Captured | NotCaptured:
-    """Captures a call, or says why there is no graph. Nothing is raised but KeyboardInterrupt.
+    """Captures a call. Returns the reason if that fails; raises only KeyboardInterrupt.
 
-    First it makes the call itself, and sees whether the model changed what it holds. Then the model
-    runs twice on the caller's data, on a stream of its own, before it is captured there.
-    The capture forbids only the calling thread what a capture forbids, so other threads may use the
-    device meanwhile; one that waits for all of it voids the capture, though. A model that draws
-    random numbers is not captured: a replay outside torch would draw the same ones each time.
+    Makes the call once and checks that the model did not change its own state. Runs the model twice
+    on the caller's data, on a separate stream, then captures it there.
+
+    The capture mode is thread-local: other threads may use the device meanwhile. One that
+    synchronises with the whole device invalidates the capture. A model that draws random numbers is
+    refused: replays outside torch would draw the same numbers each time.
     """
     try:
         with _disable_current_modes():
             return _capture(recording)
     except Exception as error:
-        return NotCaptured(_first_line(error), isinstance(error, VoidCaptureError))
+        return NotCaptured(_first_line(error), isinstance(error, InvalidatedCaptureError))
 
 
 def warn(model: str, reason: str) -> None:
-    """Says that calls of a model on a device are not replays."""
+    """Warns that calls of a model run without a CUDA graph."""
     text = f"torchcall: {model}: runs without a CUDA graph: {reason}"
     try:
         warnings.warn(text, RuntimeWarning, stacklevel=2)
-    except Warning:  # where warnings are errors: nobody could catch one here
+    except Warning:  # with warnings as errors: no caller could catch it here
         print(text, file=sys.stderr)
 
 
@@ -87,19 +88,19 @@ def _capture(recording: _bridge.Recording) -> Captured:
     with observed() as observation:
         reason = recording.call()
     if changed := observation.changed():
-        reason = f"it changes its own '{changed}', which a replay would not do again"
+        reason = f"it changes its own '{changed}', which a replay would not repeat"
     if reason:
         raise NotCapturableError(reason)
     device = torch.device("cuda", recording.ordinal)
-    # No stream of torch's: those are shared, and what others enqueue there would be captured.
+    # Not one of torch's pooled streams: they are shared, and other threads' work would be captured.
     stream = torch.cuda.ExternalStream(recording.stream, device)
-    with _interrupts_wait(recording), torch.cuda.device(device), torch.cuda.stream(stream):
-        with _noting_graphs() as noted, _others_capture(noted):
+    with _deferred_interrupt(recording), torch.cuda.device(device), torch.cuda.stream(stream):
+        with _graph_use() as used, _conflicting_capture(used):
             inputs = [_buffer(size, device) for size in recording.input_bytes]
             outputs = [_buffer(size, device) for size in recording.output_bytes]
             sources, targets = _addresses(inputs), _addresses(outputs)
-            # What used this memory last may not be through with it, and the inputs are copied on
-            # the caller's stream.
+            # Earlier work may still use this memory, and the inputs are copied on another stream,
+            # the caller's.
             stream.synchronize()
             recording.copy_inputs(sources)
             before = torch.cuda.get_rng_state(device)
@@ -107,8 +108,8 @@ def _capture(recording: _bridge.Recording) -> Captured:
                 for _ in range(_WARM_UPS):
                     _run(recording, sources, targets, stream.cuda_stream)
             finally:
-                stream.synchronize()  # what follows on the caller's stream may use what is made
-        if noted:
+                stream.synchronize()  # the caller's stream may use state that the model created
+        if used:
             raise NotCapturableError("it uses CUDA graphs of its own")
         if not torch.equal(before, torch.cuda.get_rng_state(device)):
             raise NotCapturableError("it draws random numbers")
@@ -119,13 +120,13 @@ def _capture(recording: _bridge.Recording) -> Captured:
 
 
 @contextmanager
-def _others_capture(noted: list[str]) -> Iterator[None]:
-    """Where nothing is captured here, what forbids anything is somebody else's capture."""
+def _conflicting_capture(used: list[str]) -> Iterator[None]:
+    """Outside any capture of ours, a capture error comes from another thread's capture."""
     try:
         yield
     except RuntimeError as error:
-        if not noted and _forbids(error):
-            raise VoidCaptureError(_first_line(error)) from error
+        if not used and _is_capture_error(error):
+            raise InvalidatedCaptureError(_first_line(error)) from error
         raise
 
 
@@ -139,19 +140,19 @@ def _run(recording: _bridge.Recording, sources: list[int], targets: list[int], s
 
 
 @contextmanager
-def _interrupts_wait(recording: _bridge.Recording) -> Iterator[None]:
-    """Leaves Ctrl-C for when the capture is over.
+def _deferred_interrupt(recording: _bridge.Recording) -> Iterator[None]:
+    """Defers Ctrl-C to the end of the capture.
 
-    In the middle of it, it would be lost on its way through XLA, and might leave a stream captured.
+    Raised earlier, it would be lost inside XLA, or leave a stream in capture mode.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.get_ident() != threading.main_thread().ident or not callable(handler):
-        yield  # Python raises nothing here
+        yield  # no KeyboardInterrupt is raised in this thread
         return
     wakeup = signal.set_wakeup_fd(-1)
     signal.set_wakeup_fd(wakeup)
     if wakeup != -1:
-        yield  # an event loop's: it is told at once, and nothing is raised here
+        yield  # an event loop handles the signal; nothing is raised here
         return
     signal.signal(signal.SIGINT, lambda *_: recording.interrupt())
     try:
@@ -162,9 +163,9 @@ def _interrupts_wait(recording: _bridge.Recording) -> Iterator[None]:
 
 @contextmanager
 def _capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[None]:
-    """Ends the capture whatever happens in it: a stream must not be left in that state."""
+    """Captures the current stream. Ends the capture on any error."""
     pool: Any = torch.cuda.graph_pool_handle()
-    # A collection might free memory or graphs, which a capture forbids.
+    # A garbage collection could free memory or graphs, which a capture forbids.
     collects = gc.isenabled()
     gc.disable()
     _clear_workspaces()
@@ -173,9 +174,9 @@ def _capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[No
         try:
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         except Exception as error:
-            _mend(graph, pool, device)
-            if _forbids(error):  # so does another's capture of the whole process
-                raise VoidCaptureError(_first_line(error)) from error
+            _repair_torch(graph, pool, device)
+            if _is_capture_error(error):  # another thread captures in global mode
+                raise InvalidatedCaptureError(_first_line(error)) from error
             raise
         try:
             yield
@@ -184,107 +185,108 @@ def _capturing(graph: torch.cuda.CUDAGraph, device: torch.device) -> Iterator[No
         try:
             graph.capture_end()
         except Exception as error:
-            _mend(graph, pool, device)
-            raise _void_capture(raised, error) from None
+            _repair_torch(graph, pool, device)
+            raise _capture_failure(raised, error) from None
         if raised is not None:
             raise raised
     finally:
-        raised = None  # it holds this frame
+        raised = None  # its traceback refers to this frame
         _clear_workspaces()
         if collects:
             gc.enable()
 
 
-# CUDA's words for 900 and 901. The first is for who does what captures forbid, the second for
-# everybody who goes on with the capture afterwards.
+# CUDA's texts for errors 900 and 901. The forbidden operation gets the first, every later operation
+# of the invalidated capture the second.
 _UNSUPPORTED = "operation not permitted when stream is capturing"
-_VOID = "operation failed due to a previous error during capture"
+_INVALIDATED = "operation failed due to a previous error during capture"
 
 
-def _forbids(error: Exception) -> bool:
-    return _UNSUPPORTED in str(error) or _VOID in str(error)
+def _is_capture_error(error: Exception) -> bool:
+    return _UNSUPPORTED in str(error) or _INVALIDATED in str(error)
 
 
-def _void_capture(raised: BaseException | None, end: Exception) -> BaseException:
-    """What to say of a capture in which the model raised, or did not, and which could not end.
+def _capture_failure(raised: BaseException | None, end: Exception) -> BaseException:
+    """The error to report when `capture_end` failed with `end`.
 
-    Where the model was not told that it did something forbidden, it may have been another thread.
-    Nothing tells for sure: a model may hide what it was told, and packages hide everything.
+    `raised` is the model's error, if any. If the model did not get CUDA's error 900 itself, another
+    thread may have invalidated the capture. This is a guess: models may swallow that error, and
+    packages always do.
     """
     if isinstance(raised, KeyboardInterrupt):
         return raised
-    if _VOID not in str(end) or _UNSUPPORTED in str(raised):
+    if _INVALIDATED not in str(end) or _UNSUPPORTED in str(raised):
         return raised or end
     first = raised if isinstance(raised, Exception) else end
-    return VoidCaptureError(_first_line(first))
+    return InvalidatedCaptureError(_first_line(first))
 
 
 def _clear_workspaces() -> None:
-    """Makes cuBLAS's workspace for the captured stream the graph's own.
+    """Gives the graph a cuBLAS workspace of its own.
 
-    torch keeps one per stream, which others may use at the time of a replay, or free. Without one
-    the capture makes another, in the graph's memory; afterwards nobody else gets that one.
+    torch keeps one workspace per stream, which other work may use during a replay, or free. Cleared
+    before the capture, it is allocated in the graph's pool; cleared afterwards, it stays private.
     """
     with suppress(AttributeError):
         torch._C._cuda_clearCublasWorkspaces()
 
 
-_void: list[torch.cuda.CUDAGraph] = []
+_invalidated: list[torch.cuda.CUDAGraph] = []
 
 
-def _mend(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
-    """Undoes what a void capture leaves behind in torch, which gives up half-way in `capture_end`.
+def _repair_torch(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
+    """Resets torch's state after an invalidated capture, where `capture_end` raises too early.
 
-    Its generator of random numbers believes that it is being captured (in torch 2.11, not in 2.13),
-    until a capture ends well: so one follows in which next to nothing happens. A fresh state would
-    do too, but graphs of the user's that registered the generator would go on reading the old one.
+    In torch 2.11 (not 2.13) the random generator stays in capture mode until a capture succeeds, so
+    a nearly empty capture follows. A new generator state is the last resort: the user's own graphs
+    that registered the generator would still read the old one.
     """
-    _leave(graph, pool, device)
+    _release_pool(graph, pool, device)
     graph, pool = torch.cuda.CUDAGraph(keep_graph=True), torch.cuda.graph_pool_handle()
     try:
         nothing = _buffer(1, device)
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
-            nothing.zero_()  # torch warns of graphs without a node
+            nothing.zero_()  # torch warns about graphs without nodes
         finally:
             graph.capture_end()
-    except Exception:  # somebody voided this one too
-        _leave(graph, pool, device)
+    except Exception:  # this one was invalidated too
+        _release_pool(graph, pool, device)
         generator: Any = torch.cuda.default_generators[device.index]
         with suppress(Exception):
             generator.graphsafe_set_state(generator.clone_state())
 
 
-def _leave(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
-    """Takes the pool of a void capture from torch's allocator.
+def _release_pool(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) -> None:
+    """Removes the pool of an invalidated capture from torch's allocator.
 
-    That goes on asking the graph which streams it captures, so the graph must stay.
+    The allocator keeps querying the graph for its captured streams, so the graph is never freed.
     """
-    _void.append(graph)
+    _invalidated.append(graph)
     with suppress(Exception):
         torch._C._cuda_endAllocateToPool(device.index, pool)
         torch._C._cuda_releasePool(device.index, pool)
 
 
 @contextmanager
-def _noting_graphs() -> Iterator[list[str]]:
-    """Notes whether this thread captures or replays graphs, as what torch.compile makes may do."""
-    noted: list[str] = []
+def _graph_use() -> Iterator[list[str]]:
+    """Records this thread's own captures and replays, for example those of torch.compile."""
+    used: list[str] = []
     thread = threading.get_ident()
     originals = {name: getattr(torch.cuda.CUDAGraph, name) for name in ("capture_begin", "replay")}
 
-    def noting(name: str) -> Callable[..., Any]:
+    def recorded(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == thread:
-                noted.append(name)
+                used.append(name)
             return originals[name](*args, **kwargs)
 
         return call
 
     for name in originals:
-        setattr(torch.cuda.CUDAGraph, name, noting(name))
+        setattr(torch.cuda.CUDAGraph, name, recorded(name))
     try:
-        yield noted
+        yield used
     finally:
         for name, original in originals.items():
             setattr(torch.cuda.CUDAGraph, name, original)
@@ -300,6 +302,6 @@ def _addresses(buffers: list[torch.Tensor]) -> list[int]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and type(error) in (NotCapturableError, VoidCaptureError, RuntimeError):
+    if lines and type(error) in (NotCapturableError, InvalidatedCaptureError, RuntimeError):
         return lines[0]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Whether calls of Python modules change what the modules hold, which a replay would not repeat."""
+"""Detects Python modules whose calls change their own state: a replay would not repeat that."""
 
 import threading
 from collections.abc import Iterator, Sized
@@ -11,26 +11,26 @@ _PLAIN = (bool, int, float, complex, str, bytes, tuple, torch.Size)
 
 
 class Observation:
-    """The modules that one thread calls, as they were before."""
+    """The state of the modules that one thread calls, before their first call."""
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         self._before: dict[int, tuple[torch.nn.Module, list[tuple[str, object, int]]]] = {}
 
     def see(self, module: object) -> None:
-        """Notes what a module holds; it is about to be called."""
+        """Records a module's state before it is called."""
         if not isinstance(module, torch.nn.Module) or threading.get_ident() != self._thread:
             return
         if id(module) not in self._before:
-            self._before[id(module)] = (module, _held(module))
+            self._before[id(module)] = (module, _state(module))
 
     def changed(self) -> str | None:
-        """The name of an attribute that is another one now, or of a tensor that was written to."""
+        """The name of a reassigned attribute or of a tensor written in place, if any."""
         for module, before in self._before.values():
-            now = _held(module)
-            for (name, old, old_mark), (_, new, mark) in zip(before, now, strict=False):
+            now = _state(module)
+            for (name, old, old_version), (_, new, version) in zip(before, now, strict=False):
                 same = old is new or (isinstance(old, _PLAIN) and bool(old == new))
-                if not same or old_mark != mark:
+                if not same or old_version != version:
                     return name
             if len(before) != len(now):
                 return "attributes"
@@ -42,7 +42,7 @@ current: Observation | None = None
 
 @contextmanager
 def observed() -> Iterator[Observation]:
-    """Observes the modules that this thread calls through torchcall; one thread at a time may."""
+    """Observes the modules that this thread calls through torchcall. One thread at a time."""
     global current
     current = Observation()
     try:
@@ -51,18 +51,18 @@ def observed() -> Iterator[Observation]:
         current = None
 
 
-def _held(module: torch.nn.Module) -> list[tuple[str, object, int]]:
-    """Name, value, and a mark that changes when the value is changed in place."""
-    held = []
+def _state(module: torch.nn.Module) -> list[tuple[str, object, int]]:
+    """Name, value, and a version that changes when the value is modified in place."""
+    state = []
     for path, part in module.named_modules():
         own = vars(part)
         for holder in (own, own["_parameters"], own["_buffers"]):
             for name, value in holder.items():
-                held.append((f"{path}.{name}" if path else name, value, _mark(value)))
-    return held
+                state.append((f"{path}.{name}" if path else name, value, _version(value)))
+    return state
 
 
-def _mark(value: Any) -> int:
+def _version(value: Any) -> int:
     if isinstance(value, torch.Tensor):
         return 0 if value.is_inference() else value._version
     return len(value) if isinstance(value, Sized) and not isinstance(value, _PLAIN) else 0

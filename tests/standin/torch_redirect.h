@@ -1,10 +1,9 @@
-// One operator's arguments on their way to the CPU, and its results on their way back: the same
-// memory under another device's name. Results that are views of arguments stay such.
-//
-// Comes after a header that says where a device's memory is: torch_memory.h or cuda/torch_place.h.
+// Redirects one operator from a simulated CUDA device to the CPU: relabels its arguments as CPU
+// tensors over the same memory, and its results as CUDA tensors. Results that are views of
+// arguments stay views.
 
-#ifndef TORCHCALL_STANDIN_TORCH_CROSSING_H_
-#define TORCHCALL_STANDIN_TORCH_CROSSING_H_
+#ifndef TORCHCALL_STANDIN_TORCH_REDIRECT_H_
+#define TORCHCALL_STANDIN_TORCH_REDIRECT_H_
 
 #include <ATen/core/Generator.h>
 #include <ATen/core/List.h>
@@ -20,27 +19,29 @@
 #include <utility>
 #include <vector>
 
+#include "torch_memory.h"
+
 namespace standin {
 
-// What an operator takes beside tensors of one device. Single numbers on the CPU are always taken.
-enum class Beside { kNothing, kTheCpus, kAnything };
+// Which tensors an operator accepts besides those of its device. CPU scalars are always accepted.
+enum class ForeignTensors { kNone, kCpu, kAny };
 
-inline Beside TakenBy(const std::string& name) {
-  if (name == "aten::copy_") return Beside::kAnything;
+inline ForeignTensors ForeignTensorsOf(const std::string& name) {
+  if (name == "aten::copy_") return ForeignTensors::kAny;
   if (name == "aten::index.Tensor" || name == "aten::index.Tensor_out" ||
       name == "aten::index_put_" || name == "aten::_index_put_impl_") {
-    return Beside::kTheCpus;
+    return ForeignTensors::kCpu;
   }
-  return Beside::kNothing;
+  return ForeignTensors::kNone;
 }
 
-class Crossing {
+class Redirect {
  public:
-  explicit Crossing(Beside beside) : beside_(beside) {}
+  explicit Redirect(ForeignTensors allowed) : allowed_(allowed) {}
 
-  c10::DeviceIndex device() const { return device_.value_or(CurrentDevice()); }
-  // Whether tensors of the CPU have to travel.
-  bool meets_cpu() const { return meets_cpu_; }
+  c10::DeviceIndex device() const { return device_.value_or(thread_device); }
+  // Whether CPU tensors must be copied to the device.
+  bool has_cpu_tensors() const { return has_cpu_tensors_; }
   bool indexes_by_mask() const { return indexes_by_mask_; }
 
   c10::IValue ToCpu(const c10::IValue& value) {
@@ -55,7 +56,7 @@ class Crossing {
       for (const c10::IValue& item : value.toListRef()) list.push_back(IndexToCpu(item));
       return list;
     }
-    // The numbers are those of the CPU's own.
+    // Random numbers come from the CPU's generator.
     if (value.isGenerator() && value.toGenerator().device().is_cuda()) return {};
     if (value.isDevice() && value.toDevice().is_cuda()) {
       device_ = IndexOf(value.toDevice());
@@ -64,7 +65,7 @@ class Crossing {
     return value;
   }
 
-  // Gives arguments that were resized their new shape and memory.
+  // Transfers the new shape and memory of resized arguments.
   void Return() {
     for (auto& [original, alias] : storages_) Return(original, *alias.unsafeGetStorageImpl());
     for (auto& [original, alias] : tensors_) {
@@ -94,7 +95,7 @@ class Crossing {
     at::Tensor alias;
   };
 
-  // TorchScript's lists of them do not say what they are of.
+  // TorchScript's lists of optional tensors carry no element type.
   static bool IsOfOptionalTensors(c10::ArrayRef<c10::IValue> items) {
     return std::any_of(items.begin(), items.end(), [](const auto& i) { return i.isTensor(); }) &&
            std::all_of(items.begin(), items.end(),
@@ -112,13 +113,13 @@ class Crossing {
   at::Tensor ToCpu(const at::Tensor& tensor) {
     if (!tensor.defined()) return tensor;
     if (!tensor.is_cuda()) {
-      TORCH_CHECK(beside_ != Beside::kNothing || tensor.dim() == 0, Mixed("cpu"));
-      meets_cpu_ |= beside_ != Beside::kNothing;
-      kept_.push_back(tensor);
+      TORCH_CHECK(allowed_ != ForeignTensors::kNone || tensor.dim() == 0, Mixed("cpu"));
+      has_cpu_tensors_ |= allowed_ != ForeignTensors::kNone;
+      cpu_tensors_.push_back(tensor);
       return tensor;
     }
     const c10::DeviceIndex index = tensor.device().index();
-    TORCH_CHECK(beside_ == Beside::kAnything || !device_ || *device_ == index,
+    TORCH_CHECK(allowed_ == ForeignTensors::kAny || !device_ || *device_ == index,
                 Mixed(Cuda(index).str()));
     if (!device_) device_ = index;
     for (const Pair& pair : tensors_) {
@@ -156,40 +157,40 @@ class Crossing {
     c10::StorageImpl* impl = storage.unsafeGetStorageImpl();
     c10::Storage alias = c10::make_intrusive<c10::StorageImpl>(
         c10::StorageImpl::use_byte_size_t(), impl->nbytes(),
-        c10::DataPtr(HostView(impl->mutable_data()), c10::Device(c10::kCPU)),
-        c10::GetCPUAllocator(), impl->resizable());
+        c10::DataPtr(impl->mutable_data(), c10::Device(c10::kCPU)), c10::GetCPUAllocator(),
+        impl->resizable());
     storages_.emplace_back(storage, alias);
     return alias;
   }
 
   static void Return(const c10::Storage& original, c10::StorageImpl& alias) {
     c10::StorageImpl* impl = original.unsafeGetStorageImpl();
-    if (alias.nbytes() == impl->nbytes() && alias.data() == HostView(impl->mutable_data())) return;
-    impl->set_data_ptr_noswap(Moved(alias));
+    if (alias.nbytes() == impl->nbytes() && alias.data() == impl->mutable_data()) return;
+    impl->set_data_ptr_noswap(CopyToDevice(alias));
     impl->set_nbytes(alias.nbytes());
   }
 
-  static c10::DataPtr Moved(c10::StorageImpl& storage) {
+  static c10::DataPtr CopyToDevice(c10::StorageImpl& storage) {
     c10::DataPtr data = Allocator().allocate(storage.nbytes());
     if (storage.nbytes() == 0) return data;
-    if (storage.data() == nullptr) {  // torch's tensors of nothing but zeros
-      std::memset(HostView(data.get()), 0, storage.nbytes());
+    if (storage.data() == nullptr) {  // a ZeroTensor
+      std::memset(data.get(), 0, storage.nbytes());
     } else {
-      std::memcpy(HostView(data.get()), storage.data(), storage.nbytes());
+      std::memcpy(data.get(), storage.data(), storage.nbytes());
     }
     return data;
   }
 
   at::Tensor ToCuda(const at::Tensor& tensor) {
     if (!tensor.defined()) return tensor;
-    for (const at::Tensor& given : kept_) {
+    for (const at::Tensor& given : cpu_tensors_) {
       if (given.is_same(tensor)) return tensor;
     }
     for (const Pair& pair : tensors_) {
       if (pair.alias.is_same(tensor)) return pair.original;
     }
-    // As torch's own views of a tensor have its keys: a view of an ordinary tensor is one in
-    // inference mode too.
+    // A view has the keys of its base, as in torch: a view of an ordinary tensor is no inference
+    // tensor, even in inference mode.
     for (const Pair& pair : tensors_) {
       if (!pair.alias.storage().is_alias_of(tensor.storage())) continue;
       return Shaped(at::detail::make_tensor<c10::TensorImpl>(
@@ -197,28 +198,29 @@ class Crossing {
                         pair.original.key_set(), tensor.dtype()),
                     tensor);
     }
-    for (const auto& [moved, from] : storages_) {
-      if (from.is_alias_of(tensor.storage())) return New(moved, c10::DispatchKey::CUDA, tensor);
+    for (const auto& [storage, from] : storages_) {
+      if (from.is_alias_of(tensor.storage())) return New(storage, c10::DispatchKey::CUDA, tensor);
     }
     c10::StorageImpl* impl = tensor.storage().unsafeGetStorageImpl();
-    c10::Storage moved = c10::make_intrusive<c10::StorageImpl>(
-        c10::StorageImpl::use_byte_size_t(), impl->nbytes(), Moved(*impl), &Allocator(), true);
-    storages_.emplace_back(moved, tensor.storage());
-    return New(moved, c10::DispatchKey::CUDA, tensor);
+    c10::Storage storage =
+        c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), impl->nbytes(),
+                                              CopyToDevice(*impl), &Allocator(), true);
+    storages_.emplace_back(storage, tensor.storage());
+    return New(storage, c10::DispatchKey::CUDA, tensor);
   }
 
-  const Beside beside_;
-  bool meets_cpu_ = false;
+  const ForeignTensors allowed_;
+  bool has_cpu_tensors_ = false;
   bool indexes_by_mask_ = false;
   std::optional<c10::DeviceIndex> device_;
-  std::vector<at::Tensor> kept_;
+  std::vector<at::Tensor> cpu_tensors_;
   std::vector<Pair> tensors_;
-  std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // CUDA's and the CPU's
+  std::vector<std::pair<c10::Storage, c10::Storage>> storages_;  // CUDA, CPU
 };
 
-// Whether the host waits for the device: the result is a number or has a shape that depends on
-// values.
-inline bool Waits(const std::string& name, const Crossing& crossing) {
+// Whether the operator synchronises with the device: its result is a number or has a data-dependent
+// shape, or CPU tensors are copied.
+inline bool Synchronizes(const std::string& name, const Redirect& redirect) {
   static const std::unordered_set<std::string> always = {
       "aten::_local_scalar_dense",
       "aten::_unique2",
@@ -232,9 +234,9 @@ inline bool Waits(const std::string& name, const Crossing& crossing) {
       "aten::unique_consecutive",
       "aten::unique_dim",
   };
-  return always.count(name) > 0 || crossing.indexes_by_mask() || crossing.meets_cpu();
+  return always.count(name) > 0 || redirect.indexes_by_mask() || redirect.has_cpu_tensors();
 }
 
 }  // namespace standin
 
-#endif  // TORCHCALL_STANDIN_TORCH_CROSSING_H_
+#endif  // TORCHCALL_STANDIN_TORCH_REDIRECT_H_
