@@ -117,8 +117,9 @@ def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array, jax.
     positions, cell = POSITIONS.get(state), CELLS.get(state)
     by_positions, by_cell = out.gradients
     batch = state.particles.data.system.indices
-    virial = virial_from_lattice_gradient_jax(-by_positions, positions, batch, cell, by_cell)
-    stress = stress_from_virial_jax(virial, cell, convention="ase")
+    pbc = state.systems.data.pbc
+    virial = virial_from_lattice_gradient_jax(-by_positions, positions, batch, cell, by_cell, pbc)
+    stress = stress_from_virial_jax(virial, cell, convention="ase", pbc=pbc)
     deform = jnp.eye(3) - CELL * stress
     positions = jnp.einsum("ni,nij->nj", positions - ATOMS * by_positions, deform[batch])
     state = CELLS.set(POSITIONS.set(state, positions), cell @ deform)

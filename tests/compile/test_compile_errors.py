@@ -106,7 +106,7 @@ EXAMPLES = [
     (edited("batch", put(1, 0)), "example['batch']: expected systems that never decrease"),
     (edited("cell_offsets", put(0.5, 0, 0)), "example['cell_offsets']: expected whole numbers"),
     (edited("atomic_numbers", put(0, 0)), "example['atomic_numbers']: expected numbers from 1 on"),
-    (edited("cell_offsets", put(0.0, -1)), "expected edges of a length, got edge"),
+    (edited("cell_offsets", put(0.0, -1)), "expected edges between different atoms or images, got"),
 ]  # fmt: skip
 
 

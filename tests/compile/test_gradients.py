@@ -37,6 +37,31 @@ def test_derived_gradients_are_those_of_modules_that_differentiate(name):
     assert not found["position_gradients"][-2:].any()
 
 
+@pytest.mark.parametrize("name", list(reference.potentials()))
+def test_single_precision_serves_far_from_the_origin(name):
+    members = [reference.systems()[kind] for kind in KINDS]
+    errors = []
+    for shift in ([0.0, 0.0, 0.0], [1000.0, -800.0, 600.0]):
+        far = [m.moved(np.float32(m.positions + shift).astype(float), m.cell) for m in members]
+        graph = reference.graph(far, n_atoms=2)
+        expected = reference.potentials()[name](graph)["cell_gradients"]
+        graph = {k: v.float() if v.is_floating_point() else v for k, v in graph.items()}
+        found = potential_of(energy_only(name), graph, torch.float32).evaluate(graph)
+        error = (found["cell_gradients"] - expected).abs().max() / expected.abs().max()
+        errors.append(float(error))
+    assert errors[1] < 5e-6, errors
+
+
+def test_open_axes_with_dependent_vectors_get_zero():
+    slab = reference.systems()["slab"]
+    graph = reference.graph([slab], n_atoms=2)
+    expected = potential_of(Pairs(), graph).evaluate(graph)["cell_gradients"]
+    graph["cell"][0, 2] = graph["cell"][0, 0] + graph["cell"][0, 1]
+    found = potential_of(Pairs(), graph).evaluate(graph)["cell_gradients"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+    assert not found[0, 2].any()
+
+
 @pytest.mark.usefixtures("x64")
 def test_derived_gradients_are_those_of_a_jax_twin():
     member = reference.systems()["triclinic"]

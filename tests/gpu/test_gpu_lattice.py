@@ -10,16 +10,16 @@ from torchcall import mliap
 pytestmark = pytest.mark.gpu
 
 
-def everything(forces, positions, batch, cell, virial):
+def everything(forces, positions, batch, cell, virial, pbc):
     """Gradient, virial, stress in both conventions, pressure."""
-    gradient = mliap.lattice_gradient_from_virial(forces, positions, batch, cell, virial)
+    gradient = mliap.lattice_gradient_from_virial(forces, positions, batch, cell, virial, pbc)
     stress = mliap.stress_from_virial(virial, cell)
     return (
         gradient,
-        mliap.virial_from_lattice_gradient(forces, positions, batch, cell, gradient),
+        mliap.virial_from_lattice_gradient(forces, positions, batch, cell, gradient, pbc),
         stress,
-        mliap.stress_from_virial(virial, cell, convention="kups"),
-        mliap.pressure_from_stress(stress, convention="ase"),
+        mliap.stress_from_virial(virial, cell, convention="kups", pbc=pbc),
+        mliap.pressure_from_stress(stress, pbc, convention="ase"),
     )
 
 
@@ -37,6 +37,7 @@ def arguments(seed):
             np.repeat(np.arange(4), 3),
             cell,
             virial + virial.swapaxes(1, 2),
+            np.array([[1, 1, 1], [1, 1, 0], [0, 0, 1], [0, 0, 0]], bool),
         )
     ]
 

@@ -127,7 +127,10 @@ def graph(members, *, reach=CUTOFF, phantom=True, n_atoms=1, n_edges=3, dtype=to
 
 
 def random_batch(seed=0, n_systems=4, n_atoms=12, dtype=torch.float64):
-    """Forces, positions, batch, cells and symmetric virials, without physics."""
+    """Forces, positions, batch, cells and symmetric virials, without physics.
+
+    The forces of a system sum to zero.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape):
@@ -137,7 +140,10 @@ def random_batch(seed=0, n_systems=4, n_atoms=12, dtype=torch.float64):
     batch = torch.arange(n_atoms) * n_systems // max(n_atoms, 1)
     cell = 4.0 * torch.eye(3, dtype=dtype) + normal(n_systems, 3, 3)
     symmetric = virial + virial.transpose(1, 2)
-    return normal(n_atoms, 3), 5.0 * normal(n_atoms, 3), batch, cell, symmetric
+    member = torch.nn.functional.one_hot(batch, n_systems).to(dtype)
+    forces = normal(n_atoms, 3)
+    forces -= member @ ((member.T @ forces) / member.sum(0).clamp(min=1)[:, None])
+    return forces, 5.0 * normal(n_atoms, 3), batch, cell, symmetric
 
 
 def as_jax(*tensors):

@@ -127,6 +127,118 @@ def test_the_virial_comes_back(name):
     assert torch.equal(again, again.transpose(1, 2))
 
 
+def open_rows():
+    """Systems whose open axes have vectors that depend on the others: name, system, cell."""
+    slab, other = reference.systems()["slab"], reference.systems()["slab with a vacuum vector"]
+    wire, molecule = reference.systems()["wire"], reference.systems()["molecule"]
+    a, b, c = np.eye(3)
+    return {
+        "slab, third vector in the plane": (slab, slab.cell + np.outer(c, slab.cell[:2].sum(0))),
+        "slab, second vector along the first": (
+            other,
+            np.where(b[:, None] == 1, 2.0 * other.cell[0], other.cell),
+        ),
+        "wire, all vectors parallel": (wire, wire.cell + np.outer(a - 3 * c, wire.cell[1])),
+        "molecule, two vectors parallel": (molecule, np.array([[1, 0, 0], [2, 0, 0], [0, 0, 1.0]])),
+        "molecule, vectors that are not numbers": (molecule, np.full((3, 3), np.nan)),
+        "triclinic": (reference.systems()["triclinic"], reference.systems()["triclinic"].cell),
+    }
+
+
+@functools.cache
+def with_open_rows(name):
+    """These systems in one batch: module, inputs, forces, virials, expected cell gradients."""
+    module, members = reference.potentials()[name], open_rows().values()
+    inputs = reference.graph([member for member, _ in members], phantom=False)
+    out = module(inputs)
+    virials, expected = [], []
+    for member, cell in members:
+        full = reference.strain_derivative(module, member)
+        virials.append(0.5 * (full + full.T))
+
+        def moved(moves, member=member, cell=cell):
+            positions = np.broadcast_to(member.positions, (len(moves), *member.positions.shape))
+            return reference.energies(module, member, positions, np.nan_to_num(cell) + moves)
+
+        expected.append(reference.fourth_order(moved, (3, 3)))
+    inputs["cell"] = torch.tensor(np.stack([cell for _, cell in members]))
+    virial = torch.tensor(np.stack(virials))
+    return inputs, -out["position_gradients"], virial, np.stack(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", ["Lennard-Jones", "Stillinger-Weber"])
+def test_open_axes_have_no_gradient_whatever_their_vectors_are(name, dtype):
+    inputs, forces, virial, expected = with_open_rows(name)
+    values = (forces, inputs["pos"], inputs["batch"], inputs["cell"], virial)
+    values = [v.to(dtype) if v.is_floating_point() else v for v in values]
+    scale = np.abs(expected).max()
+    tolerance = scale * (1e-8 if dtype == torch.float64 else 1e-5)
+    pbc = inputs["pbc"]
+    found = to_gradient(*values, pbc)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
+    assert not found[~pbc].any()
+    again = to_virial(*values[:4], torch.where(pbc[..., None], found, torch.nan), pbc)
+    # A molecule's virial needs no cell.
+    np.testing.assert_allclose(again, virial, rtol=0, atol=20 * tolerance)
+    with jax.enable_x64(dtype == torch.float64):
+        twin = to_gradient_jax(*as_jax(*values, pbc))
+        np.testing.assert_allclose(twin, found, rtol=0, atol=tolerance)
+        assert not np.asarray(twin)[~pbc.numpy()].any()
+    # Without periodicity to go by, most of these cells have no gradient.
+    assert to_gradient(*values)[:3].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_open_axes_in_low_precisions(dtype):
+    inputs, forces, virial, _ = with_open_rows("Stillinger-Weber")
+    values = (forces, inputs["pos"], inputs["batch"], inputs["cell"], virial)
+    values = [v.to(dtype) if v.is_floating_point() else v for v in values]
+    exact = [v.double() if v.is_floating_point() else v for v in values]
+    found, expected = (to_gradient(*v, inputs["pbc"]) for v in (values, exact))
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+def test_a_wrong_shape_of_pbc_is_named():
+    arguments, pbc = random_batch(dtype=torch.float32), torch.ones(3, 3, dtype=torch.bool)
+    for call in (to_gradient, to_virial):
+        with pytest.raises(ValueError, match=r"torchcall: pbc: expected \(4, 3\), got \(3, 3\)"):
+            call(*arguments, pbc)
+    with pytest.raises(ValueError, match=r"torchcall: pbc: expected \(4, 3\), got \(3, 3\)"):
+        to_gradient_jax(
+            *as_jax(arguments[0], arguments[1], arguments[2].int(), *arguments[3:], pbc)
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_single_precision_serves_far_from_the_origin(name):
+    module, members = reference.potentials()[name], list(reference.systems().values())
+    errors = []
+    for shift in ([0.0, 0.0, 0.0], [1000.0, -800.0, 600.0]):
+        # Positions that single precision holds exactly, so that both see the same atoms.
+        far = [m.moved(np.float32(m.positions + shift).astype(float), m.cell) for m in members]
+        inputs = reference.graph(far)
+        out = module(inputs)
+        where = (-out["position_gradients"], inputs["pos"], inputs["batch"], inputs["cell"])
+        near = inputs["pos"] - torch.tensor(shift, dtype=torch.float64)
+        near[-1] = 0.0
+        virial = to_virial(where[0], near, *where[2:], out["cell_gradients"])
+        single = [v.float() if v.is_floating_point() else v for v in (*where, virial)]
+        expected, size = out["cell_gradients"], out["cell_gradients"].abs().max()
+        again = to_virial(*single[:4], expected.float())
+        twin = np.asarray(to_gradient_jax(*as_jax(*single[:2], single[2].int(), *single[3:])))
+        errors.append(
+            [
+                float((to_gradient(*single) - expected).abs().max() / size),
+                float(np.abs(twin - expected.numpy()).max() / size),
+                float((again - virial).abs().max() / virial.abs().max()),
+            ]
+        )
+    assert np.max(errors) < 2e-6, errors
+
+
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     vectors=st.lists(
@@ -135,7 +247,7 @@ def test_the_virial_comes_back(name):
     zeros=st.lists(st.booleans(), min_size=3, max_size=3),
 )
 def test_is_the_pseudoinverse_for_any_rank_of_the_cell(vectors, zeros):
-    forces, positions, batch, _, virial = random_batch(n_systems=1)
+    forces, positions, batch, _, virial = random_batch(n_systems=1)  # forces sum to zero
     cell = torch.tensor([vectors], dtype=torch.float64)
     cell[0, torch.tensor(zeros)] = 0.0
     rows = cell[0][cell[0].any(1)].numpy()

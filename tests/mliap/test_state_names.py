@@ -11,7 +11,7 @@ from torchcall import mliap
 
 # Name → its parameters, "name" or "name=default"; `*` starts the keyword-only ones.
 FUNCTIONS = {
-    "lattice_gradient_from_virial": "forces positions batch cell virial",
+    "lattice_gradient_from_virial": "forces positions batch cell virial pbc=None",
     "torch_mliap_model_fn": "inp * compute_cell_gradients=False",
     "make_torch_mliap_from_state": "state * compute_position_and_cell_gradients=False",
     "make_torch_mliap_potential": (

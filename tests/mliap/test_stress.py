@@ -152,6 +152,35 @@ def test_systems_without_a_volume_have_no_stress():
     torch.testing.assert_close(stress[5], stress[0], rtol=1e-14, atol=0)
 
 
+def test_open_axes_count_with_one_angstrom_whatever_their_vectors_are():
+    full = reference.systems()["triclinic"].cell
+    flat, wire = full.copy(), full.copy()
+    flat[2] = flat[0] + flat[1]
+    wire[[0, 2]] = [[0, 0, 0], 2 * full[1]]
+    cell = torch.tensor(np.stack([full, flat, full, wire, full, flat]))
+    pbc = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]]) == 1
+    sizes = [
+        abs(np.linalg.det(full)),
+        np.linalg.norm(np.cross(full[0], full[1])),
+        np.linalg.norm(np.cross(full[0], full[2])),
+        np.linalg.norm(full[1]),
+        np.nan,  # no periodic axis
+        np.nan,  # flat all the same
+    ]
+    virial = torch.randn(6, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    expected = virial.numpy() / np.array(sizes)[:, None, None]
+    stress = mliap.stress_from_virial(virial, cell, pbc=pbc)
+    np.testing.assert_allclose(stress, expected, rtol=1e-13)
+    pressure = mliap.pressure_from_stress(torch.ones_like(stress), pbc, convention="ase")
+    np.testing.assert_array_equal(pressure, [-1, -1, -1, -1, np.nan, -1])
+    with jax.enable_x64(True):
+        arrays = [jnp.asarray(v.numpy()) for v in (virial, cell, pbc)]
+        found = stress_jax(*arrays[:2], convention="ase", pbc=arrays[2])
+        np.testing.assert_allclose(found, expected, rtol=1e-13)
+        found = pressure_jax(jnp.ones((6, 3, 3)), arrays[2], convention="ase")
+        np.testing.assert_array_equal(found, pressure)
+
+
 @pytest.mark.parametrize("convention", ["ase", "kups"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_jax_twins_agree(convention, dtype):

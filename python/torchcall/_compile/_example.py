@@ -203,12 +203,11 @@ def _check_values(tensors: Graph) -> None:
     if int(tensors["atomic_numbers"].min()) < 1:
         got = str(int(tensors["atomic_numbers"].min()))
         raise ValueError(_value("atomic_numbers", "numbers from 1 on", got))
-    pos, cell = tensors["pos"].double(), tensors["cell"].double()
-    shifts = (offsets.double().unsqueeze(2) * cell[batch[index[0]]]).sum(1)
-    lengths = (pos[index[1]] - pos[index[0]] + shifts).norm(dim=1)
-    if float(lengths.min()) == 0.0:
-        edge = int(lengths.argmin())
-        raise ValueError(_value("edge_index", "edges of a length", f"edge {edge} of length zero"))
+    itself = (index[0] == index[1]) & (offsets == 0).all(1)
+    if bool(itself.any()):
+        edge = int(itself.nonzero()[0])
+        expected = "edges between different atoms or images"
+        raise ValueError(_value("edge_index", expected, f"edge {edge} of an atom to itself"))
 
 
 def _value(key: str, expected: str, got: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from torchcall._compile._copy import copy_of
 from torchcall._compile._errors import CompileError, message_of
 from torchcall._compile._form import INPUTS, OUTPUTS, Graph, dtype_name, shape_of, sizes_of
-from torchcall.mliap import lattice_gradient_from_virial
+from torchcall.mliap._lattice_torch import centred, lattice_gradient_from_virial
 
 Evaluate = Callable[[Graph], dict[str, torch.Tensor]]
 
@@ -21,6 +21,8 @@ class Potential:
     each system, `r → r + r @ ε`, `h → h + h @ ε`, at ε = 0:
 
         position_gradients = ∂E/∂r,    cell_gradients = h⁻ᵀ (∂E/∂ε − Σ r ⊗ ∂E/∂r).
+
+    r is taken from the system's mean position here: far from the origin, rounding would dominate.
 
     Attributes:
         name: the module's class.
@@ -118,11 +120,14 @@ class Potential:
         pos = graph["pos"].detach().requires_grad_(True)
         strain = torch.zeros_like(cell).requires_grad_(True)
         symmetric = 0.5 * (strain + strain.transpose(1, 2))
-        moved = pos + (pos.unsqueeze(2) * symmetric.index_select(0, batch)).sum(1)
+        arms = centred(pos, batch, cell.size(0))
+        moved = pos + (arms.unsqueeze(2) * symmetric.index_select(0, batch)).sum(1)
         lattice = cell + (cell.unsqueeze(3) * symmetric.unsqueeze(1)).sum(2)
         energy = _energy_of(self.module(graph | {"pos": moved, "cell": lattice}))
         gradient, virial = torch.autograd.grad(energy.sum(), [pos, strain])
-        by_cell = lattice_gradient_from_virial(-gradient, graph["pos"], batch, cell, virial)
+        by_cell = lattice_gradient_from_virial(
+            -gradient, graph["pos"], batch, cell, virial, graph["pbc"]
+        )
         return {"energy": energy, "position_gradients": gradient, "cell_gradients": by_cell}
 
     def _check_energy(self, out: Any, graph: Graph) -> None:

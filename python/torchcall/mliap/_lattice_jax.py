@@ -20,37 +20,45 @@ def lattice_gradient_from_virial_jax(
     batch: Int[Array, " N"],
     cell: Float[Array, "B 3 3"],
     virial: Float[Array, "B 3 3"],
+    pbc: Bool[Array, "B 3"] | None = None,
 ) -> Float[Array, "B 3 3"]:
     """`∂E/∂h[s] = h⁻ᵀ (virial[s] + Σ_{b∈s} r_b ⊗ F_b)`, at fixed Cartesian positions.
 
     With g = −F = ∂E/∂r, the derivative of the energy by a strain of positions and cell together is
-    `Σ r ⊗ g + hᵀ ∂E/∂h`. Rotational invariance makes this sum symmetric, neither term alone is, so
-    the symmetric virial determines ∂E/∂h exactly.
+    `G = Σ r ⊗ g + hᵀ ∂E/∂h`. The energy is invariant under rotations, so G is symmetric although
+    neither of its terms is, and the symmetric virial determines ∂E/∂h exactly.
 
-    A lattice vector that is exactly zero gets a row of zeros, which is exact for slabs, wires and
-    molecules.
+    The energy is invariant under translations too: the forces of a system sum to zero. So r_b is
+    taken from the mean position of the system, which keeps full precision far from the origin. A
+    net force is ignored.
+
+    Open axes get rows of zeros, which is exact for slabs, wires and molecules. An axis is open if
+    `pbc` is false there, whatever its lattice vector is, or if its vector is exactly zero.
 
     Args:
         forces: −∂E/∂r in eV/Å.
-        positions: In Å, those that the energy was evaluated at, wrapped or not.
-        batch: System of each atom; atoms of systems outside `[0, B)` count nowhere.
+        positions: In Å, where the energy was evaluated, wrapped or not.
+        batch: System of each atom; atoms of systems outside `[0, B)` are ignored.
         cell: In Å, rows are lattice vectors.
         virial: +dE/dε in eV, symmetric.
+        pbc: Periodicity along each lattice vector. Without it, an axis is open only if its vector
+            is zero.
 
     Returns:
-        In eV/Å, in the highest precision among the arguments; NaN for a system whose non-zero
-        lattice vectors are linearly dependent: |det h| ≤ 1e-12 |a||b||c|, or 1e-6 |a||b||c| for
-        cells in less than double precision.
+        In eV/Å, in the highest precision among the arguments. NaN for a system whose other lattice
+        vectors are linearly dependent: |det h| ≤ 1e-12 |a||b||c|, or 1e-6 |a||b||c| for cells in
+        less than double precision, with unit vectors along open axes.
 
     Raises:
         ValueError: If a shape is not as above.
+        TypeError: If pbc is not bool.
     """
     _check_shapes(forces, positions, batch, cell, virial=virial)
     dtype, work = _precisions(forces, positions, cell, virial)
-    inverse, zero, singular = _inverse_transpose(cell.astype(work), _tolerance(cell))
+    is_open = _open_axes(cell, pbc)
+    inverse, singular = _inverse_transpose(_completed(cell.astype(work), is_open), _tolerance(cell))
     moment = _force_moment(forces.astype(work), positions.astype(work), batch, len(cell))
-    gradient = _matmul3(inverse, virial.astype(work) + moment)
-    gradient = jnp.where(zero[..., None], 0.0, gradient)
+    gradient = _without_rows(is_open, _matmul3(inverse, virial.astype(work) + moment))
     return jnp.where(singular[:, None, None], jnp.nan, gradient).astype(dtype)
 
 
@@ -60,34 +68,45 @@ def virial_from_lattice_gradient_jax(
     batch: Int[Array, " N"],
     cell: Float[Array, "B 3 3"],
     cell_gradients: Float[Array, "B 3 3"],
+    pbc: Bool[Array, "B 3"] | None = None,
 ) -> Float[Array, "B 3 3"]:
     """`virial[s] = ½ (G + Gᵀ)`, `G = hᵀ ∂E/∂h[s] − Σ_{b∈s} r_b ⊗ F_b`.
 
-    The inverse of `lattice_gradient_from_virial_jax` for energies that are rotationally invariant;
-    for others it keeps the symmetric part, the derivative by symmetric strains.
+    The inverse of `lattice_gradient_from_virial_jax` for energies that are invariant under
+    rotations; for others it returns the symmetric part, the derivative by symmetric strains. As
+    there, r_b is taken from the mean position of the system, and a net force is ignored.
 
     Args:
         forces: −∂E/∂r in eV/Å.
-        positions: In Å, those that the energy was evaluated at.
-        batch: System of each atom; atoms of systems outside `[0, B)` count nowhere.
+        positions: In Å, where the energy was evaluated.
+        batch: System of each atom; atoms of systems outside `[0, B)` are ignored.
         cell: In Å, rows are lattice vectors; any of them may be zero.
         cell_gradients: ∂E/∂h in eV/Å at fixed Cartesian positions.
+        pbc: As there. Rows of open axes, in cell and gradients, are ignored.
 
     Returns:
         +dE/dε in eV, symmetric, in the highest precision among the arguments.
 
     Raises:
         ValueError: If a shape is not as above.
+        TypeError: If pbc is not bool.
     """
     _check_shapes(forces, positions, batch, cell, cell_gradients=cell_gradients)
     dtype, work = _precisions(forces, positions, cell, cell_gradients)
     moment = _force_moment(forces.astype(work), positions.astype(work), batch, len(cell))
-    total = _matmul3(jnp.matrix_transpose(cell.astype(work)), cell_gradients.astype(work)) - moment
+    is_open = _open_axes(cell, pbc)
+    vectors = _without_rows(is_open, cell.astype(work))
+    rows = _without_rows(is_open, cell_gradients.astype(work))
+    total = _matmul3(jnp.matrix_transpose(vectors), rows) - moment
     return (0.5 * (total + jnp.matrix_transpose(total))).astype(dtype)
 
 
 def stress_from_virial_jax(
-    virial: Float[Array, "B 3 3"], cell: Float[Array, "B 3 3"], *, convention: str = "ase"
+    virial: Float[Array, "B 3 3"],
+    cell: Float[Array, "B 3 3"],
+    *,
+    convention: str = "ase",
+    pbc: Bool[Array, "B 3"] | None = None,
 ) -> Float[Array, "B 3 3"]:
     """`σ = ±virial / V`, `V = |det h|`: + for "ase" (ASE, MACE, UMA), − for "kups".
 
@@ -95,10 +114,14 @@ def stress_from_virial_jax(
         virial: +dE/dε in eV.
         cell: In Å, rows are lattice vectors.
         convention: "ase": positive where the system pulls inwards. "kups": the opposite sign.
+        pbc: Open axes count with a length of 1 Å, whatever their lattice vectors are: V is the area
+            of a slab, or the period of a wire, in Å and its powers. Without it, V is the volume of
+            the cell as it is, vacuum included.
 
     Returns:
         In eV/Å³, in the highest precision among the arguments. A system without a volume has no
-        stress: NaN where a lattice vector is zero or the three are linearly dependent.
+        stress: NaN where a lattice vector that counts is zero, or they are linearly dependent, or
+        no axis is periodic.
 
     Raises:
         ValueError: If a shape is not as above, or the convention is unknown.
@@ -108,19 +131,26 @@ def stress_from_virial_jax(
     sign = _stress_sign(convention)
     dtype, work = _precisions(virial, cell)
     vectors = cell.astype(work)
+    if pbc is not None:
+        _check_pbc(pbc, len(cell))
+        vectors = _completed(vectors, ~pbc)
     volume = jnp.abs(_determinant(vectors, _crosses(vectors)))
-    flat = _is_singular(vectors, volume, _tolerance(cell))[:, None, None]
+    flat = _is_singular(vectors, volume, _tolerance(cell))
+    if pbc is not None:
+        flat |= ~pbc.any(-1)
+    flat = flat[:, None, None]
     divisor = jnp.where(flat, 1.0, volume[:, None, None])
     return jnp.where(flat, jnp.nan, sign * virial.astype(work) / divisor).astype(dtype)
 
 
 def pressure_from_stress_jax(
-    stress: Float[Array, "B 3 3"], *, convention: str
+    stress: Float[Array, "B 3 3"], pbc: Bool[Array, "B 3"] | None = None, *, convention: str
 ) -> Float[Array, " B"]:
     """`P = −dE/dV = ∓tr σ / 3`: − for "ase" (ASE, MACE, UMA), + for "kups".
 
     Args:
         stress: In eV/Å³.
+        pbc: NaN for a system without a periodic axis.
         convention: That of `stress`, "ase" or "kups".
 
     Returns:
@@ -131,7 +161,11 @@ def pressure_from_stress_jax(
         ValueError: If the shape is not as above, or the convention is unknown.
     """
     _check_matrices(stress=stress)
-    return (-_stress_sign(convention) / 3.0) * jnp.trace(stress, axis1=1, axis2=2)
+    pressure = (-_stress_sign(convention) / 3.0) * jnp.trace(stress, axis1=1, axis2=2)
+    if pbc is None:
+        return pressure
+    _check_pbc(pbc, len(stress))
+    return jnp.where(pbc.any(-1), pressure, jnp.nan)
 
 
 def _precisions(*arrays: Array) -> tuple[Any, Any]:
@@ -147,8 +181,14 @@ def _force_moment(
     batch: Int[Array, " N"],
     n_systems: int,
 ) -> Float[Array, "B 3 3"]:
-    """`Σ_{b∈s} r_b ⊗ F_b`; a scatter-add drops what is out of range."""
-    return jax.ops.segment_sum(positions[:, :, None] * forces[:, None, :], batch, n_systems)
+    """`Σ_{b∈s} r_b ⊗ F_b` about the mean position of each system.
+
+    A scatter-add drops what is out of range.
+    """
+    count = jax.ops.segment_sum(jnp.ones_like(positions[:, :1]), batch, n_systems)
+    mean = jax.ops.segment_sum(positions, batch, n_systems) / jnp.maximum(count, 1)
+    centred = positions - mean.at[batch].get(mode="clip")
+    return jax.ops.segment_sum(centred[:, :, None] * forces[:, None, :], batch, n_systems)
 
 
 def _matmul3(a: Float[Array, "B 3 3"], b: Float[Array, "B 3 3"]) -> Float[Array, "B 3 3"]:
@@ -187,33 +227,45 @@ def _unit(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
     return vectors / jnp.sqrt(jnp.where(square > 0, square, 1.0))
 
 
-def _inverse_transpose(
-    cell: Float[Array, "B 3 3"], tolerance: float
-) -> tuple[Float[Array, "B 3 3"], Bool[Array, "B 3"], Bool[Array, " B"]]:
-    """`h⁻ᵀ = [b×c, c×a, a×b] / det`, after orthonormal vectors took the place of zero ones.
-
-    Returns:
-        h⁻ᵀ, which lattice vectors were zero, which systems are singular.
-    """
+def _open_axes(cell: Float[Array, "B 3 3"], pbc: Bool[Array, "B 3"] | None) -> Bool[Array, "B 3"]:
+    """Axes without periodicity; those with a zero lattice vector have none."""
     zero = (cell == 0).all(-1)
-    n_zero = zero.sum(-1, keepdims=True)
-    identity = jnp.eye(3, dtype=cell.dtype)
+    if pbc is None:
+        return zero
+    _check_pbc(pbc, len(cell))
+    return zero | ~pbc
 
-    # No vector at all.
-    h = jnp.where((n_zero == 3)[..., None], identity, cell)
+
+def _without_rows(
+    is_open: Bool[Array, "B 3"], rows: Float[Array, "B 3 3"]
+) -> Float[Array, "B 3 3"]:
+    return jnp.where(is_open[..., None], 0.0, rows)
+
+
+def _completed(cell: Float[Array, "B 3 3"], is_open: Bool[Array, "B 3"]) -> Float[Array, "B 3 3"]:
+    """The cell with unit vectors along open axes, perpendicular to the others and each other."""
+    cell = _without_rows(is_open, cell)
+    n_open = is_open.sum(-1, keepdims=True)
+    identity = jnp.eye(3, dtype=cell.dtype)
+    h = jnp.where((n_open == 3)[..., None], identity, cell)
     # One vector: the next row becomes perpendicular to it, by way of the axis farthest from it.
     only = cell.sum(1)
     normal = _unit(jnp.cross(only, identity[jnp.abs(only).argmin(-1)]))
-    after = jnp.roll(~zero, 1, axis=1) & (n_zero == 2)
+    after = jnp.roll(~is_open, 1, axis=1) & (n_open == 2)
     h = jnp.where(after[..., None], normal[:, None], h)
     # Two vectors: the third row becomes their normal; parallel ones leave zeros, hence det = 0.
-    missing = zero & ~after & (n_zero < 3)
-    h = jnp.where(missing[..., None], _unit(_crosses(h)), h)
+    missing = is_open & ~after & (n_open < 3)
+    return jnp.where(missing[..., None], _unit(_crosses(h)), h)
 
-    crosses = _crosses(h)
-    determinant = _determinant(h, crosses)
-    singular = _is_singular(h, determinant, tolerance)
-    return crosses / jnp.where(singular, 1.0, determinant)[:, None, None], zero, singular
+
+def _inverse_transpose(
+    cell: Float[Array, "B 3 3"], tolerance: float
+) -> tuple[Float[Array, "B 3 3"], Bool[Array, " B"]]:
+    """`h⁻ᵀ = [b×c, c×a, a×b] / det`, and which systems are singular."""
+    crosses = _crosses(cell)
+    determinant = _determinant(cell, crosses)
+    singular = _is_singular(cell, determinant, tolerance)
+    return crosses / jnp.where(singular, 1.0, determinant)[:, None, None], singular
 
 
 def _stress_sign(convention: str) -> float:
@@ -231,6 +283,13 @@ def _check_matrices(n_systems: int | None = None, /, **arrays: Array) -> None:
             raise ValueError(
                 f"torchcall: {name}: expected {(n_systems, 3, 3)} as the cell, got {array.shape}"
             )
+
+
+def _check_pbc(pbc: Array, n_systems: int) -> None:
+    if pbc.shape != (n_systems, 3):
+        raise ValueError(f"torchcall: pbc: expected {(n_systems, 3)}, got {pbc.shape}")
+    if pbc.dtype != jnp.bool_:
+        raise TypeError(f"torchcall: pbc: expected bool, got {pbc.dtype}")
 
 
 def _check_shapes(

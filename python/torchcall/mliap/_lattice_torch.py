@@ -17,28 +17,35 @@ def lattice_gradient_from_virial(
     batch: torch.Tensor,
     cell: torch.Tensor,
     virial: torch.Tensor,
+    pbc: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`∂E/∂h[s] = h⁻ᵀ (virial[s] + Σ_{b∈s} r_b ⊗ F_b)`, at fixed Cartesian positions.
 
     With g = −F = ∂E/∂r, the derivative of the energy by a strain of positions and cell together is
-    `Σ r ⊗ g + hᵀ ∂E/∂h`. Rotational invariance makes this sum symmetric, neither term alone is, so
-    the symmetric virial determines ∂E/∂h exactly; solving for it with a symmetrised `hᵀ ∂E/∂h`
-    would not.
+    `G = Σ r ⊗ g + hᵀ ∂E/∂h`. The energy is invariant under rotations, so G is symmetric although
+    neither of its terms is, and the symmetric virial determines ∂E/∂h exactly. A symmetrised
+    `hᵀ ∂E/∂h` would not.
 
-    A lattice vector that is exactly zero gets a row of zeros, which is exact for slabs, wires and
-    molecules.
+    The energy is invariant under translations too: the forces of a system sum to zero. So r_b is
+    taken from the mean position of the system, which keeps full precision far from the origin. A
+    net force is ignored.
+
+    Open axes get rows of zeros, which is exact for slabs, wires and molecules. An axis is open if
+    `pbc` is false there, whatever its lattice vector is, or if its vector is exactly zero.
 
     Args:
         forces: `(N, 3)`, −∂E/∂r in eV/Å.
-        positions: `(N, 3)` in Å, those that the energy was evaluated at, wrapped or not.
+        positions: `(N, 3)` in Å, where the energy was evaluated, wrapped or not.
         batch: `(N,)`, integer, system of each atom.
         cell: `(B, 3, 3)` in Å, rows are lattice vectors.
         virial: `(B, 3, 3)`, +dE/dε in eV, symmetric. MACE's `virials` has the opposite sign.
+        pbc: `(B, 3)` bool, periodicity along each lattice vector. Without it, an axis is open only
+            if its vector is zero.
 
     Returns:
-        `(B, 3, 3)` in eV/Å, in the highest precision among the arguments; NaN for a system whose
-        non-zero lattice vectors are linearly dependent: |det h| ≤ 1e-12 |a||b||c|, or 1e-6
-        |a||b||c| for cells in less than double precision.
+        `(B, 3, 3)` in eV/Å, in the highest precision among the arguments. NaN for a system whose
+        other lattice vectors are linearly dependent: |det h| ≤ 1e-12 |a||b||c|, or 1e-6 |a||b||c|
+        for cells in less than double precision, with unit vectors along open axes.
 
     Raises:
         ValueError: If a shape is not as above.
@@ -46,10 +53,10 @@ def lattice_gradient_from_virial(
     _check_shapes(forces, positions, batch, cell, virial, "virial")
     dtype = _highest(forces, positions, cell, virial)
     work = torch.promote_types(dtype, torch.float32)
-    inverse, zero, singular = _inverse_transpose(cell.to(work), _tolerance(cell))
+    is_open = _open_axes(cell, pbc)
+    inverse, singular = _inverse_transpose(_completed(cell.to(work), is_open), _tolerance(cell))
     moment = _force_moment(forces.to(work), positions.to(work), batch, cell.size(0))
-    gradient = _matmul3(inverse, virial.to(work) + moment)
-    gradient = torch.where(zero.unsqueeze(-1), torch.zeros_like(gradient), gradient)
+    gradient = _without_rows(is_open, _matmul3(inverse, virial.to(work) + moment))
     return _nan_where(singular, gradient).to(dtype)
 
 
@@ -59,18 +66,21 @@ def virial_from_lattice_gradient(
     batch: torch.Tensor,
     cell: torch.Tensor,
     cell_gradients: torch.Tensor,
+    pbc: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`virial[s] = ½ (G + Gᵀ)`, `G = hᵀ ∂E/∂h[s] − Σ_{b∈s} r_b ⊗ F_b`.
 
-    The inverse of `lattice_gradient_from_virial` for energies that are rotationally invariant; for
-    others it keeps the symmetric part, the derivative by symmetric strains.
+    The inverse of `lattice_gradient_from_virial` for energies that are invariant under rotations;
+    for others it returns the symmetric part, the derivative by symmetric strains. As there, r_b is
+    taken from the mean position of the system, and a net force is ignored.
 
     Args:
         forces: `(N, 3)`, −∂E/∂r in eV/Å.
-        positions: `(N, 3)` in Å, those that the energy was evaluated at.
+        positions: `(N, 3)` in Å, where the energy was evaluated.
         batch: `(N,)`, integer, system of each atom.
         cell: `(B, 3, 3)` in Å, rows are lattice vectors; any of them may be zero.
         cell_gradients: `(B, 3, 3)`, ∂E/∂h in eV/Å at fixed Cartesian positions.
+        pbc: `(B, 3)` bool, as there. Rows of open axes, in cell and gradients, are ignored.
 
     Returns:
         `(B, 3, 3)`, +dE/dε in eV, symmetric, in the highest precision among the arguments.
@@ -82,13 +92,19 @@ def virial_from_lattice_gradient(
     dtype = _highest(forces, positions, cell, cell_gradients)
     work = torch.promote_types(dtype, torch.float32)
     moment = _force_moment(forces.to(work), positions.to(work), batch, cell.size(0))
-    total = _matmul3(cell.to(work).transpose(1, 2), cell_gradients.to(work)) - moment
+    is_open = _open_axes(cell, pbc)
+    vectors = _without_rows(is_open, cell.to(work))
+    rows = _without_rows(is_open, cell_gradients.to(work))
+    total = _matmul3(vectors.transpose(1, 2), rows) - moment
     return (0.5 * (total + total.transpose(1, 2))).to(dtype)
 
 
 # `convention` would be keyword-only, but TorchScript refuses keyword-only arguments with defaults.
 def stress_from_virial(
-    virial: torch.Tensor, cell: torch.Tensor, convention: str = "ase"
+    virial: torch.Tensor,
+    cell: torch.Tensor,
+    convention: str = "ase",
+    pbc: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`σ = ±virial / V`, `V = |det h|`: + for "ase" (ASE, MACE, UMA), − for "kups".
 
@@ -96,11 +112,14 @@ def stress_from_virial(
         virial: `(B, 3, 3)`, +dE/dε in eV.
         cell: `(B, 3, 3)` in Å, rows are lattice vectors.
         convention: "ase": positive where the system pulls inwards. "kups": the opposite sign.
+        pbc: `(B, 3)` bool. Open axes count with a length of 1 Å, whatever their lattice vectors
+            are: V is the area of a slab, or the period of a wire, in Å and its powers. Without it,
+            V is the volume of the cell as it is, vacuum included.
 
     Returns:
         `(B, 3, 3)` in eV/Å³, in the highest precision among the arguments. A system without a
-        volume has no stress: NaN where a lattice vector is zero or the three are linearly
-        dependent.
+        volume has no stress: NaN where a lattice vector that counts is zero, or they are linearly
+        dependent, or no axis is periodic.
 
     Raises:
         ValueError: If a shape is not as above, or the convention is unknown.
@@ -115,17 +134,25 @@ def stress_from_virial(
     dtype = torch.promote_types(virial.dtype, cell.dtype)
     work = torch.promote_types(dtype, torch.float32)
     vectors = cell.to(work)
+    if pbc is not None:
+        _check_pbc(pbc, cell)
+        vectors = _completed(vectors, pbc.logical_not())
     volume = _determinant(vectors, _crosses(vectors)).abs()
     flat = _is_singular(vectors, volume, _tolerance(cell))
+    if pbc is not None:
+        flat = flat | pbc.logical_not().all(-1)
     divisor = sign * torch.where(flat, torch.ones_like(volume), volume)
     return _nan_where(flat, virial.to(work) / divisor.unsqueeze(-1).unsqueeze(-1)).to(dtype)
 
 
-def pressure_from_stress(stress: torch.Tensor, *, convention: str) -> torch.Tensor:
+def pressure_from_stress(
+    stress: torch.Tensor, pbc: torch.Tensor | None = None, *, convention: str
+) -> torch.Tensor:
     """`P = −dE/dV = ∓tr σ / 3`: − for "ase" (ASE, MACE, UMA), + for "kups".
 
     Args:
         stress: `(B, 3, 3)` in eV/Å³.
+        pbc: `(B, 3)` bool; NaN for a system without a periodic axis.
         convention: That of `stress`, "ase" or "kups".
 
     Returns:
@@ -136,7 +163,20 @@ def pressure_from_stress(stress: torch.Tensor, *, convention: str) -> torch.Tens
         ValueError: If the shape is not as above, or the convention is unknown.
     """
     _check_matrices(stress, "stress")
-    return (-_stress_sign(convention) / 3.0) * stress.diagonal(dim1=1, dim2=2).sum(-1)
+    pressure = (-_stress_sign(convention) / 3.0) * stress.diagonal(dim1=1, dim2=2).sum(-1)
+    if pbc is None:
+        return pressure
+    _check_pbc(pbc, stress)
+    nan = torch.full_like(pressure, float("nan"))
+    return torch.where(pbc.logical_not().all(-1), nan, pressure)
+
+
+def centred(positions: torch.Tensor, batch: torch.Tensor, n_systems: int) -> torch.Tensor:
+    """`r_b − (mean of r over the system of b)`, `(N, 3)`; systems may be empty."""
+    zeros = torch.zeros((n_systems, 1), dtype=positions.dtype, device=positions.device)
+    count = zeros.index_add(0, batch, torch.ones_like(positions.narrow(1, 0, 1)))
+    total = zeros.repeat(1, 3).index_add(0, batch, positions)
+    return positions - (total / count.clamp(min=1.0)).index_select(0, batch)
 
 
 def _highest(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor) -> torch.dtype:
@@ -148,8 +188,8 @@ def _highest(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor, d: torch.Tensor)
 def _force_moment(
     forces: torch.Tensor, positions: torch.Tensor, batch: torch.Tensor, n_systems: int
 ) -> torch.Tensor:
-    """`Σ_{b∈s} r_b ⊗ F_b`, as `(B, 3, 3)`."""
-    outer = positions.unsqueeze(2) * forces.unsqueeze(1)
+    """`Σ_{b∈s} r_b ⊗ F_b` about the mean position of each system, `(B, 3, 3)`."""
+    outer = centred(positions, batch, n_systems).unsqueeze(2) * forces.unsqueeze(1)
     total = torch.zeros((n_systems, 3, 3), dtype=outer.dtype, device=outer.device)
     return total.index_add(0, batch, outer)
 
@@ -198,35 +238,42 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return vectors / torch.where(square > 0, square, torch.ones_like(square)).sqrt()
 
 
-def _inverse_transpose(
-    cell: torch.Tensor, tolerance: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`h⁻ᵀ = [b×c, c×a, a×b] / det`, after orthonormal vectors took the place of zero ones.
-
-    Returns:
-        h⁻ᵀ `(B, 3, 3)`, which lattice vectors were zero `(B, 3)`, which systems are singular
-        `(B,)`.
-    """
+def _open_axes(cell: torch.Tensor, pbc: torch.Tensor | None) -> torch.Tensor:
+    """Axes without periodicity, `(B, 3)`; those with a zero lattice vector have none."""
     zero = (cell == 0).all(-1)
-    n_zero = zero.sum(-1).unsqueeze(-1)
-    identity = torch.eye(3, dtype=cell.dtype, device=cell.device)
+    if pbc is None:
+        return zero
+    _check_pbc(pbc, cell)
+    return zero | pbc.logical_not()
 
-    # No vector at all.
-    h = torch.where((n_zero == 3).unsqueeze(-1), identity, cell)
+
+def _without_rows(is_open: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return torch.where(is_open.unsqueeze(-1), torch.zeros_like(rows), rows)
+
+
+def _completed(cell: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
+    """The cell with unit vectors along open axes, perpendicular to the others and each other."""
+    cell = _without_rows(is_open, cell)
+    n_open = is_open.sum(-1).unsqueeze(-1)
+    identity = torch.eye(3, dtype=cell.dtype, device=cell.device)
+    h = torch.where((n_open == 3).unsqueeze(-1), identity, cell)
     # One vector: the next row becomes perpendicular to it, by way of the axis farthest from it.
     only = cell.sum(1)
     normal = _unit(_cross(only, identity.index_select(0, only.abs().argmin(-1))))
-    after = (~zero).roll([1], [1]) & (n_zero == 2)
+    after = is_open.logical_not().roll([1], [1]) & (n_open == 2)
     h = torch.where(after.unsqueeze(-1), normal.unsqueeze(1), h)
     # Two vectors: the third row becomes their normal; parallel ones leave zeros, hence det = 0.
-    missing = zero & ~after & (n_zero < 3)
-    h = torch.where(missing.unsqueeze(-1), _unit(_crosses(h)), h)
+    missing = is_open & after.logical_not() & (n_open < 3)
+    return torch.where(missing.unsqueeze(-1), _unit(_crosses(h)), h)
 
-    crosses = _crosses(h)
-    determinant = _determinant(h, crosses)
-    singular = _is_singular(h, determinant, tolerance)
+
+def _inverse_transpose(cell: torch.Tensor, tolerance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`h⁻ᵀ = [b×c, c×a, a×b] / det`, `(B, 3, 3)`, and which systems are singular, `(B,)`."""
+    crosses = _crosses(cell)
+    determinant = _determinant(cell, crosses)
+    singular = _is_singular(cell, determinant, tolerance)
     divisor = torch.where(singular, torch.ones_like(determinant), determinant)
-    return crosses / divisor.unsqueeze(-1).unsqueeze(-1), zero, singular
+    return crosses / divisor.unsqueeze(-1).unsqueeze(-1), singular
 
 
 def _stress_sign(convention: str) -> float:
@@ -245,6 +292,11 @@ def _shape(tensor: torch.Tensor) -> str:
 def _check_matrices(tensor: torch.Tensor, name: str) -> None:
     if tensor.dim() != 3 or tensor.size(1) != 3 or tensor.size(2) != 3:
         raise ValueError(f"torchcall: {name}: expected (B, 3, 3), got {_shape(tensor)}")
+
+
+def _check_pbc(pbc: torch.Tensor, cell: torch.Tensor) -> None:
+    if pbc.dim() != 2 or pbc.size(0) != cell.size(0) or pbc.size(1) != 3:
+        raise ValueError(f"torchcall: pbc: expected ({cell.size(0)}, 3), got {_shape(pbc)}")
 
 
 def _check_shapes(
