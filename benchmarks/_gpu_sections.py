@@ -276,7 +276,7 @@ def _half_card() -> dict[str, str | None]:
 def _tests(gpu: bool) -> dict[str, str | None]:
     # Several processes share the card.
     shared: dict[str, str | None] = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return shared | ({"TORCHCALL_REQUIRE_GPU": "1"} if gpu else {"TORCHCALL_GPU_REHEARSAL": "1"})
+    return shared | ({"TORCHCALL_REQUIRE_GPU": "1"} if gpu else {"TORCHCALL_GPU_TESTS_ON_CPU": "1"})
 
 
 def _in_cuda(program: str) -> str | None:

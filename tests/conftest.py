@@ -90,9 +90,9 @@ def live_plans():
 def pytest_collection_modifyitems(items):
     """GPU tests skip without a device; `TORCHCALL_REQUIRE_GPU=1` turns the skip into a failure.
 
-    `TORCHCALL_GPU_REHEARSAL=1` runs those that can run on the CPU (`tests/gpu/conftest.py`).
+    `TORCHCALL_GPU_TESTS_ON_CPU=1` runs those that can run on the CPU (`tests/gpu/conftest.py`).
     """
-    wanted = ("TORCHCALL_REQUIRE_GPU", "TORCHCALL_GPU_REHEARSAL")
+    wanted = ("TORCHCALL_REQUIRE_GPU", "TORCHCALL_GPU_TESTS_ON_CPU")
     if torch.cuda.is_available() or any(os.environ.get(name) == "1" for name in wanted):
         return
     skip = pytest.mark.skip(reason="no CUDA device")

@@ -1,15 +1,15 @@
-"""Where GPU tests run: the first CUDA device; in a rehearsal, those that can run on the CPU."""
+"""Selects the device of the GPU tests: the first CUDA device, or the CPU for those that can."""
 
 import os
 
 import jax
 import pytest
 import torch
-from gpu_models import REHEARSAL
+from gpu_models import ON_CPU
 
 
 def _no_device():
-    """Why there is no CUDA device for both frameworks; empty where there is one."""
+    """Why torch or JAX has no CUDA device; empty if both have one."""
     if not torch.cuda.is_available():
         return f"no CUDA device: torch {torch.__version__} sees none"
     try:
@@ -21,8 +21,8 @@ def _no_device():
 
 @pytest.fixture(scope="session")
 def device():
-    """The JAX device that tests run on."""
-    if REHEARSAL:
+    """The JAX device of the tests."""
+    if ON_CPU:
         return jax.devices("cpu")[0]
     reason = _no_device()
     if reason and os.environ.get("TORCHCALL_REQUIRE_GPU") == "1":
@@ -40,7 +40,7 @@ def _on_device(device):
 
 @pytest.fixture(autouse=True)
 def _device_stays_usable(device):
-    """After every test, both frameworks still compute."""
+    """Checks after each test that both frameworks still work."""
     yield
     if device.platform != "cpu":
         assert float(torch.ones(3, device="cuda").sum()) == 3.0

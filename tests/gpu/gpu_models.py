@@ -1,4 +1,4 @@
-"""Helpers of the GPU tests: what differs in a rehearsal, models, and counts of graphs."""
+"""Models and checks for the GPU tests, and how they differ when run on the CPU."""
 
 import os
 import warnings
@@ -9,17 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-REHEARSAL = os.environ.get("TORCHCALL_GPU_REHEARSAL") == "1"
-# On devices that tests/standin/cuda plays, results are real and nothing is fast.
-PLAYED = "TORCHCALL_STANDIN_OPERATORS" in os.environ
-needs_gpu = pytest.mark.skipif(REHEARSAL, reason="says nothing without a GPU")
-TORCH_DEVICE = "cpu" if REHEARSAL else "cuda"
+ON_CPU = os.environ.get("TORCHCALL_GPU_TESTS_ON_CPU") == "1"
+needs_gpu = pytest.mark.skipif(ON_CPU, reason="meaningless on a CPU")
+TORCH_DEVICE = "cpu" if ON_CPU else "cuda"
 MODULES = {"TorchScript": torch.jit.script, "eager": lambda module: module}
 both_engines = pytest.mark.parametrize("made_by", MODULES.values(), ids=MODULES)
 
 
 class Polynomial(nn.Module):
-    """`weight ∘ x² + x`: the same bits whenever it is computed."""
+    """`weight ∘ x² + x`, deterministic bit by bit."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +39,7 @@ class Quartic(nn.Module):
 
 
 def sleep(tensor: Tensor) -> None:
-    """Keeps the current stream busy, so that work on a wrong one is seen to be too early."""
+    """Delays the current stream, so that work on a wrong stream gives wrong results."""
     if tensor.is_cuda:
         torch.cuda._sleep(2_000_000)  # about a millisecond
 
@@ -52,16 +50,16 @@ def numbers(seed: int, *shape: int) -> np.ndarray:
 
 
 def results(call, *inputs):
-    """The call's results for each input in turn, as NumPy."""
+    """The call's results for each input, as NumPy arrays."""
     return [jax.tree.map(np.asarray, call(x)) for x in inputs]
 
 
 def assert_replayed(wrapper, calls):
-    """That after so many calls of one plan all but the first two were replays."""
+    """Asserts that of `calls` calls of one plan all but the first two were replays."""
     stats = wrapper.stats()
     assert stats["calls"] == calls
     assert stats["fallback"] is None
-    if REHEARSAL:
+    if ON_CPU:
         assert stats["graph_captures"] == stats["graph_replays"] == 0
         return
     assert stats["graph_captures"] == 1
@@ -70,11 +68,11 @@ def assert_replayed(wrapper, calls):
 
 
 def falls_back(wrapper, run):
-    """`run()`, which calls the wrapper at least three times and must fall back, warning once."""
+    """Runs `run()`, which makes three or more calls. Asserts a fallback with one warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = run()
-    if REHEARSAL:
+    if ON_CPU:
         return result
     ours = [str(w.message) for w in caught if "torchcall" in str(w.message)]
     assert len(ours) == 1, ours
@@ -85,7 +83,7 @@ def falls_back(wrapper, run):
 
 
 def assert_healthy():
-    """That JAX, torch and a new captured model work, whatever went wrong before."""
+    """Asserts that JAX, torch and a new captured model work after an error."""
     import torchcall
 
     wrapper = torchcall.TorchModuleWrapper(Polynomial())

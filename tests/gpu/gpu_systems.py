@@ -1,4 +1,4 @@
-"""Systems, models and graphs for the GPU tests of potentials, without ASE."""
+"""Atomic systems, potentials and graphs for the GPU tests, without ASE."""
 
 import importlib.util
 from functools import lru_cache
@@ -17,7 +17,7 @@ SEARCH = neighbor_list(CUTOFF, skin=0.4, capacity_multiplier=1.3)
 
 
 def example(name):
-    """A module of the examples' folder."""
+    """Imports an example by name."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,7 +54,7 @@ def systems(seed=0, *, move=0.0):
 
 
 def graph_on(device, positions, cell, pbc, batch):
-    """The graph of these systems, every array of it on the device."""
+    """The systems' graph and neighbour list, with all arrays on the device."""
     with jax.default_device(device):
         arrays = [jnp.asarray(a) for a in (positions, cell, pbc, batch)]
         neighbors = SEARCH.allocate(*arrays)
@@ -63,7 +63,7 @@ def graph_on(device, positions, cell, pbc, batch):
 
 @lru_cache
 def graphs_on(device, n):
-    """`n` geometries of the systems, each with its graph; the graphs' shapes are the same."""
+    """`n` geometries of the systems with their graphs, all of one shape."""
     _, neighbors = graph_on(device, *systems())
     rebuild = jax.jit(lambda neighbors, r, h: neighbors.rebuild(r, h))
     result = []
@@ -78,7 +78,7 @@ def graphs_on(device, n):
 
 
 def graph_of(arrays, neighbors):
-    """The graph of arrays and their list."""
+    """The graph of positions, cell, pbc, batch and their neighbour list."""
     positions, cell, pbc, batch = arrays
     return AtomGraph(
         positions=positions,
@@ -93,7 +93,7 @@ def graph_of(arrays, neighbors):
 
 
 def reference(module, positions, cell, pbc, batch):
-    """Energies and gradients in float64 by eager torch on the CPU, edges by brute force."""
+    """Energies and gradients: eager torch in float64 on the CPU, brute-force edges."""
     edges, offsets = [], []
     shifts = np.stack(np.meshgrid(*[np.arange(-3, 4)] * 3, indexing="ij"), -1).reshape(-1, 3)
     x, h = positions.astype(float), cell.astype(float)

@@ -1,4 +1,4 @@
-"""Calls on a GPU: results, types, structures, weights, inputs that are written to or kept."""
+"""Calls on a GPU: results, dtypes, pytrees, weights, inputs written in place or retained."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_models import (
-    PLAYED,
-    REHEARSAL,
+    ON_CPU,
     TORCH_DEVICE,
     Polynomial,
     Quartic,
@@ -26,7 +25,7 @@ MODES = ("off", "auto")
 
 @pytest.mark.parametrize("cuda_graph", MODES)
 @both_engines
-def test_results_are_torchs_own(made_by, cuda_graph):
+def test_results_equal_torch(made_by, cuda_graph):
     module = Linear(3)
     wrapper = torchcall.TorchModuleWrapper(made_by(module), cuda_graph=cuda_graph)
     call = jax.jit(wrapper)
@@ -38,7 +37,7 @@ def test_results_are_torchs_own(made_by, cuda_graph):
 
 @pytest.mark.parametrize("cuda_graph", MODES)
 @both_engines
-def test_a_model_that_differentiates_inside(made_by, cuda_graph):
+def test_a_model_that_differentiates_internally(made_by, cuda_graph):
     wrapper = torchcall.TorchModuleWrapper(
         made_by(Quartic()), requires_grad=True, cuda_graph=cuda_graph
     )
@@ -58,7 +57,7 @@ def clone(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_dtype_goes_through(dtype):
+def test_every_dtype_is_preserved(dtype):
     x = jnp.asarray(numbers(0) * 3).astype(dtype)
     found = jax.jit(torchcall.TorchModuleWrapper(torch.jit.script(clone)))(x)
     assert found.dtype == x.dtype
@@ -67,7 +66,7 @@ def test_every_dtype_goes_through(dtype):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("dtype", WIDE)
-def test_every_wide_dtype_goes_through(dtype):
+def test_every_64_bit_dtype_is_preserved(dtype):
     x = jnp.asarray(numbers(0) * 3).astype(dtype)
     found = jax.jit(torchcall.TorchModuleWrapper(torch.jit.script(clone)))(x)
     assert found.dtype == x.dtype
@@ -75,7 +74,7 @@ def test_every_wide_dtype_goes_through(dtype):
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 1, 3)], ids=str)
-def test_shapes_with_nothing_and_with_one(shape):
+def test_scalars_and_axes_of_length_zero_and_one(shape):
     x = jnp.ones(shape, jnp.float32)
     found = jax.jit(torchcall.TorchModuleWrapper(torch.jit.script(clone)))(x)
     np.testing.assert_array_equal(np.asarray(found), np.asarray(x))
@@ -102,7 +101,7 @@ def test_dicts_scalars_and_casts(made_by, cuda_graph):
 
 
 @both_engines
-def test_the_callers_module_is_left_where_it_is(made_by):
+def test_the_callers_module_is_not_moved(made_by):
     module = Linear(3)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     wrapper = torchcall.TorchModuleWrapper(made_by(module))
@@ -111,11 +110,11 @@ def test_the_callers_module_is_left_where_it_is(made_by):
     for key, value in module.state_dict().items():
         assert value.device.type == "cpu"
         assert torch.equal(value, before[key])
-    assert wrapper.stats()["devices"][-1] == ("cpu" if REHEARSAL else "cuda:0")
+    assert wrapper.stats()["devices"][-1] == ("cpu" if ON_CPU else "cuda:0")
 
 
 @pytest.mark.parametrize("cuda_graph", MODES)
-def test_one_wrapper_serves_both_kinds_of_device(cuda_graph):
+def test_one_wrapper_runs_on_cpu_and_gpu(cuda_graph):
     module = Linear(3)
     wrapper = torchcall.TorchModuleWrapper(torch.jit.script(module), cuda_graph=cuda_graph)
     x = numbers(0, 5, 3)
@@ -130,20 +129,20 @@ def test_one_wrapper_serves_both_kinds_of_device(cuda_graph):
 
 
 @both_engines
-def test_weights_of_a_module_that_lives_there_are_shared(made_by):
+def test_weights_of_a_module_on_the_device_are_shared(made_by):
     module = Polynomial().to(TORCH_DEVICE)
     wrapper = torchcall.TorchModuleWrapper(made_by(module))
     x = numbers(0)
     for factor in (1.0, 3.0, -2.0, 0.5):
         with torch.no_grad():
             module.weight.fill_(factor)
-        if not REHEARSAL:
-            torch.cuda.synchronize()  # torch's own stream; XLA's does not wait for it
+        if not ON_CPU:
+            torch.cuda.synchronize()  # XLA's stream does not wait for torch's
         np.testing.assert_allclose(jax.jit(wrapper)(x), factor * x * x + x, rtol=1e-5, atol=1e-6)
 
 
 @both_engines
-def test_refresh_takes_new_weights_over_for_programs_that_are_compiled(made_by):
+def test_refresh_updates_the_weights_of_compiled_programs(made_by):
     module = Polynomial()
     wrapper = torchcall.TorchModuleWrapper(made_by(module))
     call, x = jax.jit(wrapper), numbers(0)
@@ -170,8 +169,8 @@ def test_inputs_are_never_written_to(made_by, cuda_graph):
     np.testing.assert_array_equal(x, numbers(0))
 
 
-class Keeps(nn.Module):
-    """Returns the sum of this call's input and the last one's."""
+class Retains(nn.Module):
+    """Returns the sum of this call's input and the previous one's."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -183,8 +182,8 @@ class Keeps(nn.Module):
         return result
 
 
-def test_an_input_that_the_model_keeps_is_its_own():
-    wrapper = torchcall.TorchModuleWrapper(Keeps(), output_spec=like_input, cuda_graph="off")
+def test_a_retained_input_is_a_private_copy():
+    wrapper = torchcall.TorchModuleWrapper(Retains(), output_spec=like_input, cuda_graph="off")
     call, last = jax.jit(wrapper), np.zeros((4, 3), np.float32)
     for seed in range(4):
         x = numbers(seed)
@@ -212,16 +211,16 @@ def test_loops_branches_and_donated_buffers(cuda_graph):
 
     for program in (scanned, lambda x: looped(x)[1], branched):
         np.testing.assert_allclose(jax.jit(program)(x), expected, rtol=1e-4, atol=1e-5)
-    if not REHEARSAL:  # not every CPU backend can donate
+    if not ON_CPU:  # not every CPU backend can donate
         donated = jax.jit(wrapper, donate_argnums=0)(jnp.asarray(x))
         np.testing.assert_allclose(donated, weight * x * x + x, rtol=1e-5, atol=1e-6)
 
 
 @needs_gpu
-def test_work_is_ordered_with_xlas_own():
-    """The model reads what XLA has just been told to compute, and XLA reads its result at once."""
+def test_the_models_work_is_ordered_with_xlas():
+    """The model reads a late result of XLA, and XLA reads the model's result at once."""
     wrapper = torchcall.TorchModuleWrapper(torch.jit.script(Polynomial()), cuda_graph="auto")
-    weight, size = np.array([1.5, -2.0, 0.25]), 20 if PLAYED else 2000
+    weight, size = np.array([1.5, -2.0, 0.25]), 2000
 
     @jax.jit
     def program(matrix, x):

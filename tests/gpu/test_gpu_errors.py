@@ -1,22 +1,22 @@
-"""What goes wrong on a GPU: what a user reads, and what works afterwards."""
+"""Errors on a GPU: their messages, and that the process stays usable."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from gpu_models import REHEARSAL, assert_healthy, both_engines, needs_gpu, numbers
+from gpu_models import ON_CPU, assert_healthy, both_engines, needs_gpu, numbers
 from models import RaisesWhenNegative, error_of, like_input, run_python
 from torch import Tensor, nn
 
 import torchcall
 
 pytestmark = pytest.mark.gpu
-DEVICE = "cpu" if REHEARSAL else "cuda"
+DEVICE = "cpu" if ON_CPU else "cuda"
 
 
 class MakesATensorOnTheHost(nn.Module):
-    """What a script that was written for the CPU does."""
+    """Creates a tensor without naming a device."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.ones(3)
@@ -52,7 +52,7 @@ def test_an_output_on_another_device():
 
 
 @both_engines
-def test_an_exception_of_the_model(made_by):
+def test_an_exception_in_the_model(made_by):
     wrapper = torchcall.TorchModuleWrapper(
         made_by(RaisesWhenNegative()), output_spec=like_input, cuda_graph="off"
     )
@@ -68,7 +68,7 @@ class WrongShape(nn.Module):
 
 
 @both_engines
-def test_an_output_of_another_shape(made_by):
+def test_an_output_of_the_wrong_shape(made_by):
     wrapper = torchcall.TorchModuleWrapper(made_by(WrongShape()), output_spec=like_input)
     for _ in range(3):
         text = error_of(lambda: jax.jit(wrapper)(numbers(0)))
@@ -124,10 +124,10 @@ for mode in ("off", "auto"):
 """
 
 
-def test_torch_out_of_memory_says_what_to_turn_and_both_go_on(tmp_path):
+def test_torch_out_of_memory_names_the_remedy_and_both_frameworks_stay_usable(tmp_path):
     done = run_python(
         tmp_path,
-        HEAD.format(gpu=not REHEARSAL) + TORCH_MEMORY,
+        HEAD.format(gpu=not ON_CPU) + TORCH_MEMORY,
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
     )
     lines = done.stdout.splitlines()
@@ -136,10 +136,10 @@ def test_torch_out_of_memory_says_what_to_turn_and_both_go_on(tmp_path):
         assert lines.count(f"{mode} after works") == 4
         large = next(line for line in lines if line.startswith(f"{mode} large"))
         assert "torchcall: " in large
-        if not REHEARSAL:
+        if not ON_CPU:
             assert "out of memory" in large
             assert "XLA_PYTHON_CLIENT_MEM_FRACTION" in large
-    if not REHEARSAL:
+    if not ON_CPU:
         assert "auto replays 0" not in lines
 
 
@@ -182,25 +182,25 @@ with jax.default_device(jax.devices("cpu")[0]):
     tried("cpu", lambda: jax.jit(on_cpu)(np.ones(3, np.float32)))
 print("torch on the cpu", float(torch.ones(3).sum()))
 sys.stdout.flush()
-os._exit(0)  # the context is lost: what frameworks make of that at exit is their own
+os._exit(0)  # the context is lost: skip the frameworks' clean-up
 """
 
 
 @pytest.mark.parametrize("cuda_graph", ["off", "auto"])
 def test_a_fault_on_the_device_is_an_error_and_the_cpu_stays_usable(tmp_path, cuda_graph):
-    """An index out of range is found by the kernel, after the call has returned."""
-    program = HEAD.format(gpu=not REHEARSAL) + FAULT.replace("MODE", cuda_graph)
+    """The kernel detects an index out of range after the call has returned."""
+    program = HEAD.format(gpu=not ON_CPU) + FAULT.replace("MODE", cuda_graph)
     lines = run_python(tmp_path, program).stdout.splitlines()
     assert lines.count("before works") == 4
-    # A replay is through with the host before the device has begun, so the next call may be the
-    # first to say it. The card's context is gone, unless the fault was noticed on the host.
+    # A replay returns before the device starts, so the next call may be the first to fail. The
+    # context is lost, unless the fault was detected on the host.
     assert any(line.startswith(("fault raises", "next raises")) for line in lines), lines
     assert any(line.startswith("next ") for line in lines), lines
     assert "cpu works" in lines
     assert "torch on the cpu 3.0" in lines
 
 
-def test_numbers_that_are_not_finite_go_through():
+def test_nonfinite_values_are_preserved():
     wrapper = torchcall.TorchModuleWrapper(torch.nn.Identity())
     x = jnp.array([np.nan, np.inf, -np.inf, -0.0], jnp.float32)
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Models that a CUDA graph cannot hold run without one, say so once, and harm nobody."""
+"""Models that cannot be captured run without a CUDA graph, warn once and give right results."""
 
 import contextlib
 import threading
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_models import (
-    REHEARSAL,
+    ON_CPU,
     TORCH_DEVICE,
     Polynomial,
     assert_healthy,
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.gpu
 INPUTS = [numbers(seed) for seed in range(5)]
 
 
-class AsksTheHost(nn.Module):
-    """`x` times the number of its positive entries, which the host looks at."""
+class ReadsOnTheHost(nn.Module):
+    """`x` times the number of its positive entries, which the host reads."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * int((x > 0).sum().item())
@@ -43,21 +43,21 @@ class DataDependent(nn.Module):
 
 
 class CopiesFromTheHost(nn.Module):
-    """Makes a tensor on the CPU and takes it over, pageable memory and all."""
+    """Creates a tensor in pageable host memory and copies it to the device."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.arange(3, dtype=torch.float32).to(x.device)
 
 
 EXPECTED = {
-    AsksTheHost: lambda x: x * (x > 0).sum(),
+    ReadsOnTheHost: lambda x: x * (x > 0).sum(),
     DataDependent: lambda x: x + x[x > 0].sum(dtype=float),
 }
 
 
 @pytest.mark.parametrize("model", EXPECTED, ids=lambda model: model.__name__)
 @both_engines
-def test_a_model_that_asks_the_host_runs_uncaptured(made_by, model):
+def test_a_model_that_reads_values_on_the_host_runs_without_a_graph(made_by, model):
     wrapper = torchcall.TorchModuleWrapper(made_by(model()), output_spec=like_input)
     found = falls_back(wrapper, lambda: results(jax.jit(wrapper), *INPUTS))
     for x, y in zip(INPUTS, found, strict=True):
@@ -67,9 +67,9 @@ def test_a_model_that_asks_the_host_runs_uncaptured(made_by, model):
 
 
 @needs_gpu
-@pytest.mark.parametrize("model", [AsksTheHost, DataDependent], ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", [ReadsOnTheHost, DataDependent], ids=lambda model: model.__name__)
 @both_engines
-def test_require_says_why_it_cannot(made_by, model):
+def test_require_reports_why_the_capture_failed(made_by, model):
     wrapper = torchcall.TorchModuleWrapper(
         made_by(model()), output_spec=like_input, cuda_graph="require"
     )
@@ -81,7 +81,7 @@ def test_require_says_why_it_cannot(made_by, model):
 
 @pytest.mark.filterwarnings("ignore:.*torchcall")
 @both_engines
-def test_what_a_capture_makes_of_host_memory_is_right_or_not_made(made_by):
+def test_a_model_that_copies_from_host_memory_gives_right_results(made_by):
     wrapper = torchcall.TorchModuleWrapper(made_by(CopiesFromTheHost()), output_spec=like_input)
     for x, y in zip(INPUTS, results(jax.jit(wrapper), *INPUTS), strict=True):
         np.testing.assert_allclose(y, x + np.arange(3), rtol=1e-6)
@@ -103,13 +103,13 @@ def test_a_model_that_draws_random_numbers_draws_new_ones(made_by):
 
 
 class OwnsAGraph(nn.Module):
-    """`2 x`, replayed from a CUDA graph that the module captured itself."""
+    """`2 x`, by a CUDA graph that the module captured itself."""
 
     def __init__(self) -> None:
         super().__init__()
         self.slot = torch.zeros(4, 3, device=TORCH_DEVICE)
         self.graph = None
-        if not REHEARSAL:
+        if not ON_CPU:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):
                 self.doubled = self.slot * 2
@@ -126,7 +126,7 @@ class OwnsAGraph(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torchcall")
-def test_a_module_that_owns_cuda_graphs_is_right():
+def test_a_module_with_its_own_cuda_graph_gives_right_results():
     wrapper = torchcall.TorchModuleWrapper(OwnsAGraph(), output_spec=like_input)
     for x, y in zip(INPUTS, results(jax.jit(wrapper), *INPUTS), strict=True):
         np.testing.assert_array_equal(y, 2 * x)
@@ -135,7 +135,7 @@ def test_a_module_that_owns_cuda_graphs_is_right():
 
 @needs_gpu
 @pytest.mark.filterwarnings("ignore:.*torchcall", "ignore:The AccumulateGrad node's stream")
-def test_graphed_callables_of_torchs_own_are_right():
+def test_torchs_graphed_callables_give_right_results():
     sample = torch.zeros(4, 3, device=TORCH_DEVICE)
     module = torch.cuda.make_graphed_callables(Polynomial().to(TORCH_DEVICE), (sample,))
     wrapper = torchcall.TorchModuleWrapper(module, output_spec=like_input)
@@ -150,7 +150,7 @@ def capturing(x: Tensor) -> bool:
 
 
 class RaisesHalfWay(nn.Module):
-    """`2 x + 1`; while it is captured it raises after its first kernel."""
+    """`2 x + 1`; raises after its first kernel during a capture."""
 
     def forward(self, x: Tensor) -> Tensor:
         twice = x * 2
@@ -159,8 +159,8 @@ class RaisesHalfWay(nn.Module):
         return twice + 1
 
 
-class SpoilsTheCapture(nn.Module):
-    """`2 x + 1`; while it is captured it does what a capture forbids."""
+class Synchronises(nn.Module):
+    """`2 x + 1`; synchronises during a capture, which is forbidden."""
 
     def forward(self, x: Tensor) -> Tensor:
         twice = x * 2
@@ -169,8 +169,8 @@ class SpoilsTheCapture(nn.Module):
         return twice + 1
 
 
-class LeavesAForkBehind(nn.Module):
-    """`2 x + 1`; while it is captured, another stream joins the capture and never returns."""
+class ForksWithoutJoining(nn.Module):
+    """`2 x + 1`; forks a stream from the capture and does not join it."""
 
     def forward(self, x: Tensor) -> Tensor:
         if capturing(x):
@@ -182,9 +182,9 @@ class LeavesAForkBehind(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "model", [RaisesHalfWay, SpoilsTheCapture, LeavesAForkBehind], ids=lambda model: model.__name__
+    "model", [RaisesHalfWay, Synchronises, ForksWithoutJoining], ids=lambda model: model.__name__
 )
-def test_a_capture_that_fails_half_way_leaves_the_process_healthy(model):
+def test_the_process_stays_usable_after_a_failed_capture(model):
     wrapper = torchcall.TorchModuleWrapper(model(), output_spec=like_input)
     found = falls_back(wrapper, lambda: results(jax.jit(wrapper), *INPUTS))
     for x, y in zip(INPUTS, found, strict=True):
@@ -193,17 +193,17 @@ def test_a_capture_that_fails_half_way_leaves_the_process_healthy(model):
 
 
 @pytest.mark.filterwarnings("error:torchcall")
-def test_a_capture_that_another_thread_voids_is_made_by_a_later_call():
-    waits = [True]
+def test_a_later_call_retries_a_capture_that_another_thread_invalidated():
+    pending = [True]
 
-    def wait() -> None:
-        with contextlib.suppress(RuntimeError):  # CUDA forbids it meanwhile, to this thread too
+    def synchronise() -> None:
+        with contextlib.suppress(RuntimeError):  # CUDA's error 900 in this thread
             torch.cuda.synchronize()
 
     def disturbed(x: Tensor) -> Tensor:
         twice = x * 2
-        if capturing(x) and waits and waits.pop():
-            thread = threading.Thread(target=wait)
+        if capturing(x) and pending and pending.pop():
+            thread = threading.Thread(target=synchronise)
             thread.start()
             thread.join()
         return twice + 1
@@ -213,7 +213,7 @@ def test_a_capture_that_another_thread_voids_is_made_by_a_later_call():
         np.testing.assert_array_equal(y, 2 * x + 1)
     stats = wrapper.stats()
     assert stats["fallback"] is None
-    assert stats["graph_captures"] == (0 if REHEARSAL else 1)
+    assert stats["graph_captures"] == (0 if ON_CPU else 1)
     assert_healthy()
 
 
@@ -227,7 +227,7 @@ def test_other_threads_run_jax_while_models_are_captured():
             while not stop.is_set():
                 found = np.asarray(product(matrix + 0))
                 np.testing.assert_allclose(found, 0.025, rtol=1e-2)
-                # Allocates and frees: a capture of the whole process would refuse it.
+                # Allocates and frees, which a capture in global mode would forbid.
                 jnp.zeros(1 << 16).block_until_ready().delete()
                 rounds.append(1)
         except Exception as error:
@@ -251,4 +251,4 @@ def test_other_threads_run_jax_while_models_are_captured():
     assert rounds
     stats = wrapper.stats()
     assert stats["fallback"] is None
-    assert stats["graph_captures"] == (0 if REHEARSAL else 10)
+    assert stats["graph_captures"] == (0 if ON_CPU else 10)

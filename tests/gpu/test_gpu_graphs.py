@@ -1,4 +1,4 @@
-"""CUDA graphs: when they are captured and replayed, and that a replay is the model itself."""
+"""CUDA graphs: when calls are captured and replayed, and that replays equal the model."""
 
 import gc
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from gpu_models import (
-    REHEARSAL,
+    ON_CPU,
     TORCH_DEVICE,
     Polynomial,
     Quartic,
@@ -44,13 +44,13 @@ def test_replays_equal_the_uncaptured_model_bit_by_bit(made_by):
 
 
 @both_engines
-def test_the_first_call_is_plain_and_the_second_captures(made_by):
+def test_the_second_call_captures(made_by):
     wrapper = torchcall.TorchModuleWrapper(made_by(Polynomial()))
     call, counts = jax.jit(wrapper), []
     for seed in range(4):
         jax.block_until_ready(call(numbers(seed)))
         counts.append(wrapper.stats()["graph_captures"])
-    assert counts == ([0, 0, 0, 0] if REHEARSAL else [0, 1, 1, 1])
+    assert counts == ([0, 0, 0, 0] if ON_CPU else [0, 1, 1, 1])
 
 
 @both_engines
@@ -70,17 +70,17 @@ def test_a_loop_replays_with_the_inputs_of_each_iteration(made_by):
     assert_replayed(wrapper, 20)
 
 
-def test_every_shape_is_a_graph_of_its_own():
+def test_each_shape_has_its_own_graph():
     wrapper = torchcall.TorchModuleWrapper(torch.jit.script(Polynomial()))
     for _ in range(3):
         for rows in (2, 5, 9):
             x = numbers(rows, rows, 3)
             expected = np.array([1.5, -2.0, 0.25]) * x * x + x
             np.testing.assert_allclose(jax.jit(wrapper)(x), expected, rtol=1e-5, atol=1e-6)
-    assert wrapper.stats()["graph_captures"] == (0 if REHEARSAL else 3)
+    assert wrapper.stats()["graph_captures"] == (0 if ON_CPU else 3)
 
 
-def test_two_models_captured_in_one_program_keep_apart():
+def test_two_captured_models_in_one_program_do_not_mix():
     first = torchcall.TorchModuleWrapper(torch.jit.script(Polynomial()))
     second = torchcall.TorchModuleWrapper(Quartic(), requires_grad=True)
 
@@ -98,14 +98,14 @@ def test_two_models_captured_in_one_program_keep_apart():
 
 
 @both_engines
-def test_weights_changed_in_place_are_seen_by_replays(made_by):
+def test_replays_use_weights_changed_in_place(made_by):
     module = Polynomial().to(TORCH_DEVICE)
     wrapper = torchcall.TorchModuleWrapper(made_by(module))
     call, x = jax.jit(wrapper), numbers(0)
     results(call, x, x, x)
     with torch.no_grad():
         module.weight.fill_(7.0)
-    if not REHEARSAL:
+    if not ON_CPU:
         torch.cuda.synchronize()
     np.testing.assert_allclose(call(x), 7 * x * x + x, rtol=1e-5, atol=1e-6)
     assert_replayed(wrapper, 4)
@@ -126,29 +126,29 @@ class Counts(nn.Module):
 
 
 @both_engines
-def test_a_state_that_a_model_counts_is_not_counted_twice(made_by):
-    """Warm-up runs and capturing run the model more often than it is called."""
+def test_a_models_counter_advances_once_per_call(made_by):
+    """Although warm-up and capture run the model additional times."""
     wrapper = torchcall.TorchModuleWrapper(made_by(Counts()))
     call = jax.jit(wrapper)
     found = [float(call(jnp.zeros(()) + k * 10)) - k * 10 for k in range(5)]
     assert found == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-def test_require_works_where_it_can():
+def test_require_captures():
     wrapper = torchcall.TorchModuleWrapper(
-        torch.jit.script(Polynomial()), cuda_graph="auto" if REHEARSAL else "require"
+        torch.jit.script(Polynomial()), cuda_graph="auto" if ON_CPU else "require"
     )
     for seed in range(4):
         x = numbers(seed)
         expected = np.array([1.5, -2.0, 0.25]) * x * x + x
         np.testing.assert_allclose(jax.jit(wrapper)(x), expected, rtol=1e-5, atol=1e-6)
-    assert wrapper.stats()["graph_captures"] == (0 if REHEARSAL else 1)
+    assert wrapper.stats()["graph_captures"] == (0 if ON_CPU else 1)
 
 
 @needs_gpu
 @both_engines
-def test_a_graphs_memory_ends_with_its_wrapper(made_by, live_plans):
-    def held():
+def test_graph_memory_is_freed_with_the_wrapper(made_by, live_plans):
+    def memory():
         jax.clear_caches()
         gc.collect()
         torch.cuda.synchronize()
@@ -162,18 +162,18 @@ def test_a_graphs_memory_ends_with_its_wrapper(made_by, live_plans):
             jax.block_until_ready(call(jnp.ones((1 << 18, 3))))
         assert_replayed(wrapper, 4)
 
-    round_trip()  # what torch keeps for good (handles, workspaces) is there now
-    before, plans = held(), live_plans()
+    round_trip()  # torch creates its permanent handles and workspaces
+    before, plans = memory(), live_plans()
     for _ in range(5):
         round_trip()
-    after = held()
+    after = memory()
     assert live_plans() == plans
     assert after[0] <= before[0]
     assert after[1] <= before[1] + (1 << 21)
 
 
 @needs_gpu
-def test_a_wrapper_dropped_while_its_replay_runs():
+def test_a_wrapper_dropped_during_its_replay():
     def slowly(x: Tensor) -> Tensor:
         torch.cuda._sleep(20_000_000)
         return x + 1

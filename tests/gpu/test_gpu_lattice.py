@@ -1,4 +1,4 @@
-"""Lattice gradients and stresses inside a CUDA graph of torch's own: nothing in them waits."""
+"""Lattice gradients and stresses on a GPU. A torch CUDA graph shows that they never synchronise."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.gpu
 
 
 def everything(forces, positions, batch, cell, virial, pbc):
-    """Gradient, virial, stress in both conventions, pressure."""
+    """Lattice gradient, virial, stress in both conventions, pressure."""
     gradient = mliap.lattice_gradient_from_virial(forces, positions, batch, cell, virial, pbc)
     stress = mliap.stress_from_virial(virial, cell)
     return (
@@ -24,11 +24,11 @@ def everything(forces, positions, batch, cell, virial, pbc):
 
 
 def arguments(seed):
-    """Forces, positions, batch, cells and symmetric virials, without physics."""
+    """Random forces, positions, batch, cells and symmetric virials."""
     generator = np.random.default_rng(seed)
     virial = generator.normal(size=(4, 3, 3))
     cell = 4 * np.eye(3) + generator.normal(size=(4, 3, 3))
-    cell[0, 2] = 0.0  # a slab: its missing vector is completed
+    cell[0, 2] = 0.0  # a slab
     return [
         torch.from_numpy(array)
         for array in (
@@ -42,14 +42,14 @@ def arguments(seed):
     ]
 
 
-def test_results_on_the_device_are_those_on_the_cpu():
+def test_results_equal_the_cpu():
     found = everything(*[value.to(TORCH_DEVICE) for value in arguments(0)])
     for got, expected in zip(found, everything(*arguments(0)), strict=True):
         torch.testing.assert_close(got.cpu(), expected, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 @needs_gpu
-def test_captured_into_a_cuda_graph():
+def test_replays_of_a_torch_graph_equal_the_cpu():
     static = [value.cuda() for value in arguments(0)]
     everything(*static)
     recording = torch.cuda.CUDAGraph()

@@ -1,4 +1,4 @@
-"""Potentials on a GPU: energies and gradients, lists, transformations, simulations."""
+"""Potentials on a GPU: energies and gradients, neighbour lists, transformations, simulations."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from gpu_models import REHEARSAL, assert_replayed
+from gpu_models import ON_CPU, assert_replayed
 from gpu_systems import (
     CUTOFF,
     POTENTIALS,
@@ -26,7 +26,7 @@ ENGINES = ("TorchScript", "eager")
 
 
 def potential(name, engine, **options):
-    """The potential through an engine."""
+    """A potential on an engine."""
     module = POTENTIALS[name]()
     if engine == "TorchScript":
         module = torch.jit.script(module)
@@ -36,7 +36,7 @@ def potential(name, engine, **options):
 @pytest.mark.parametrize("cuda_graph", ["off", "auto"])
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", POTENTIALS)
-def test_energies_and_gradients_are_those_of_torch(name, engine, cuda_graph, device):
+def test_energies_and_gradients_equal_torch(name, engine, cuda_graph, device):
     model = potential(name, engine, cuda_graph=cuda_graph)
     evaluate = jax.jit(energy_and_gradients)
     for arrays, graph in graphs_on(device, 4):
@@ -50,8 +50,8 @@ def test_energies_and_gradients_are_those_of_torch(name, engine, cuda_graph, dev
 
 
 @pytest.mark.parametrize("engine", ["TorchScript", "eager"])
-def test_replays_of_a_potential_agree_with_the_uncaptured_model(engine, device):
-    """Sums over edges are atomic on a GPU: their order, hence their last bits, changes."""
+def test_replays_of_a_potential_equal_the_uncaptured_model(engine, device):
+    """Up to rounding: sums over edges are atomic on a GPU, in varying order."""
     graph, _ = graph_on(device, *systems())
     off = potential("message passing", engine, cuda_graph="off")
     auto = potential("message passing", engine, cuda_graph="auto")
@@ -60,10 +60,10 @@ def test_replays_of_a_potential_agree_with_the_uncaptured_model(engine, device):
         replayed = jax.jit(energy_and_gradients)(auto, graph)
         for a, b in zip(jax.tree.leaves(replayed), jax.tree.leaves(plain), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert auto.wrapper.stats()["graph_captures"] == (0 if REHEARSAL else 1)
+    assert auto.wrapper.stats()["graph_captures"] == (0 if ON_CPU else 1)
 
 
-def test_derivatives_by_jax_use_the_models_own_gradients(device):
+def test_jax_derivatives_use_the_models_gradients(device):
     model = potential("Lennard-Jones", "TorchScript")
     graph, _ = graph_on(device, *systems())
     before = model.wrapper.stats()["calls"]
@@ -75,7 +75,7 @@ def test_derivatives_by_jax_use_the_models_own_gradients(device):
     np.testing.assert_allclose(gradient, out.position_gradients, rtol=1e-3, atol=1e-5)
 
 
-def test_mapped_graphs_are_one_call(device):
+def test_vmapped_graphs_are_one_call(device):
     model = potential("message passing", "TorchScript")
     graph, _ = graph_on(device, *systems())
     moved = jnp.stack([systems(seed, move=0.02)[0] for seed in range(5)])
@@ -93,7 +93,7 @@ def test_mapped_graphs_are_one_call(device):
 
 @pytest.mark.parametrize("narrow", ["auto", False])
 def test_padding_changes_nothing(narrow, device):
-    """On a GPU the module sees the padded shapes, whatever `narrow` says: reading counts waits."""
+    """On a GPU the module always sees padded shapes: narrowing would synchronise."""
     model = potential("message passing", "TorchScript", narrow=narrow)
     graph, _ = graph_on(device, *systems())
     n_edges = int(graph.n_edges)
@@ -111,10 +111,10 @@ def test_padding_changes_nothing(narrow, device):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_lists_on_the_gpu_are_those_on_the_cpu(device):
-    def listed(place):
-        _, neighbors = graph_on(place, *systems())
-        with jax.default_device(place):
+def test_neighbor_lists_equal_the_cpu(device):
+    def edges_on(device):
+        _, neighbors = graph_on(device, *systems())
+        with jax.default_device(device):
             moved = systems(1, move=0.05)
             neighbors = jax.jit(lambda n, r, h: n.update(r, h))(neighbors, moved[0], moved[1])
         n = int(neighbors.n_edges)
@@ -122,11 +122,11 @@ def test_lists_on_the_gpu_are_those_on_the_cpu(device):
         edges, offsets = np.asarray(neighbors.edge_index), np.asarray(neighbors.cell_offsets)
         return sorted(map(tuple, np.concatenate([edges.T, offsets], 1)[:n].tolist()))
 
-    assert listed(device) == listed(jax.devices("cpu")[0])
+    assert edges_on(device) == edges_on(jax.devices("cpu")[0])
 
 
 @pytest.mark.parametrize("engine", ["TorchScript", "eager"])
-def test_a_simulation_keeps_its_energy(engine, device):
+def test_a_simulation_conserves_energy(engine, device):
     model = potential("Lennard-Jones", engine)
     arrays = [jax.device_put(a, device) for a in systems()]
     positions, cell, pbc, batch = arrays

@@ -1,4 +1,4 @@
-"""Streams and threads: autograd's, XLA's, the model's own; each waits for what it needs."""
+"""Streams and threads: autograd's, XLA's and the model's own are synchronised correctly."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -30,7 +30,7 @@ WEIGHT = np.array([1.5, -2.0, 0.25])
 
 
 class SlowCube(torch.autograd.Function):
-    """x³, whose backward pass is late: on a wrong stream, it would be too late."""
+    """x³ with a delayed backward pass: on a wrong stream its result comes too late."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class LateGradient(nn.Module):
 
 @pytest.mark.parametrize("cuda_graph", MODES)
 def test_backward_passes_run_on_xlas_stream(cuda_graph):
-    """torch runs them on threads of its own, each on the stream of its forward operation."""
+    """torch runs them on its own threads, on the stream of the forward operation."""
     wrapper = torchcall.TorchModuleWrapper(
         LateGradient(), requires_grad=True, output_spec=like_input, cuda_graph=cuda_graph
     )
@@ -65,7 +65,7 @@ def test_backward_passes_run_on_xlas_stream(cuda_graph):
 
 
 @pytest.mark.parametrize("cuda_graph", MODES)
-def test_gradients_of_scripted_models_follow_one_another(cuda_graph):
+def test_successive_gradients_of_a_scripted_model_are_ordered(cuda_graph):
     wrapper = torchcall.TorchModuleWrapper(
         torch.jit.script(Quartic()), requires_grad=True, cuda_graph=cuda_graph
     )
@@ -78,7 +78,7 @@ def test_gradients_of_scripted_models_follow_one_another(cuda_graph):
 
 
 class SideStream(nn.Module):
-    """`2 x + 1`, half of it on a stream of its own that is joined as torch's documents say."""
+    """`2 x + 1`, partly on a side stream that is joined as torch documents."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class SideStream(nn.Module):
 
 
 @pytest.mark.parametrize("cuda_graph", MODES)
-def test_a_module_with_a_stream_of_its_own(cuda_graph):
+def test_a_module_with_a_side_stream(cuda_graph):
     wrapper = torchcall.TorchModuleWrapper(
         SideStream(), output_spec=like_input, cuda_graph=cuda_graph
     )
@@ -114,7 +114,7 @@ def test_a_module_with_a_stream_of_its_own(cuda_graph):
 
 
 def on_stream(number: int, function: Any) -> Any:
-    """The function on a further stream of XLA's; skips where JAX has no such thing."""
+    """The function on another XLA stream. Skips if this JAX has no such API."""
     from jax.experimental import compute_on as module
 
     kind = f"gpu_stream:{number}"
@@ -124,12 +124,12 @@ def on_stream(number: int, function: Any) -> Any:
     try:
         return make(compute_type=kind, out_memory_spaces=memory.Device)(jax.jit(function))  # pyright: ignore[reportOptionalMemberAccess]
     except (TypeError, AttributeError) as error:
-        pytest.skip(f"this JAX names streams otherwise: {error}")
+        pytest.skip(f"no known API for streams in this JAX: {error}")
 
 
 @needs_gpu
 @pytest.mark.parametrize("cuda_graph", MODES)
-def test_one_plan_on_several_of_xlas_streams(cuda_graph):
+def test_one_plan_on_several_xla_streams(cuda_graph):
     wrapper = torchcall.TorchModuleWrapper(torch.jit.script(Polynomial()), cuda_graph=cuda_graph)
 
     @jax.jit
@@ -144,7 +144,7 @@ def test_one_plan_on_several_of_xlas_streams(cuda_graph):
             total, difference = program(x, y)
         except (NotImplementedError, jax.errors.JaxRuntimeError) as error:
             if isinstance(error, NotImplementedError) or "ExecutionStreamId" in str(error):
-                pytest.skip(f"this JAX cannot: {str(error)[:80]}")
+                pytest.skip(f"not supported by this JAX: {str(error)[:80]}")
             raise
         value = lambda x: WEIGHT * x * x + x  # noqa: E731
         np.testing.assert_allclose(total, value(x) + value(y), rtol=1e-4, atol=1e-5)
@@ -153,12 +153,12 @@ def test_one_plan_on_several_of_xlas_streams(cuda_graph):
 
 @pytest.mark.parametrize("cuda_graph", MODES)
 @both_engines
-def test_threads_that_call_one_wrapper_at_once(made_by, cuda_graph, device):
+def test_concurrent_calls_of_one_wrapper(made_by, cuda_graph, device):
     wrapper = torchcall.TorchModuleWrapper(made_by(Polynomial()), cuda_graph=cuda_graph)
     call = jax.jit(lambda x: jax.lax.fori_loop(0, 5, lambda _, x: 0.5 * wrapper(x), x))
 
     def work(seed: int) -> None:
-        with jax.default_device(device):  # a setting of the thread
+        with jax.default_device(device):  # thread-local
             for k in range(6):
                 x = 0.5 * numbers(10 * seed + k)
                 expected = x.astype(float)
@@ -172,7 +172,7 @@ def test_threads_that_call_one_wrapper_at_once(made_by, cuda_graph, device):
     assert wrapper.stats()["fallback"] is None
 
 
-def test_threads_that_capture_different_models_at_once(device):
+def test_concurrent_captures_of_different_models(device):
     wrappers = [torchcall.TorchModuleWrapper(Polynomial()) for _ in range(4)]
 
     def work(wrapper: Any) -> None:
@@ -189,8 +189,8 @@ def test_threads_that_capture_different_models_at_once(device):
 
 
 @needs_gpu
-def test_torchs_own_work_meanwhile_is_left_alone():
-    """torch's current stream and gradient mode are what they were, and its work is right."""
+def test_calls_do_not_disturb_torchs_own_work():
+    """torch's current stream and grad mode are unchanged, and its results are right."""
     wrapper = torchcall.TorchModuleWrapper(torch.jit.script(Polynomial()))
     side = torch.cuda.Stream()
     with torch.cuda.stream(side), torch.no_grad():
