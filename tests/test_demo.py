@@ -1,4 +1,4 @@
-"""The demo on short runs: physics, options, the files it writes, and one line for every mistake."""
+"""The demo in short runs: physics, options, output files, one-line errors."""
 
 import json
 import sys
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 @pytest.fixture(scope="module")
 def crystal(tmp_path_factory):
-    """A structure file of 32 shaken argon atoms."""
+    """A structure file of 32 argon atoms near fcc sites."""
     atoms = bulk("Ar", "fcc", a=5.4, cubic=True).repeat(2)
     atoms.rattle(0.05, rng=np.random.default_rng(1))
     path = tmp_path_factory.mktemp("structures") / "crystal.xyz"
@@ -32,7 +32,7 @@ def crystal(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """The example potential, differentiating internally, with a further output, as a file."""
+    """The example potential as a file: differentiates internally, has an additional output."""
     path = tmp_path_factory.mktemp("models") / "lj.pt"
     lennard_jones = _system.load_example("lennard_jones").LennardJones
     module = lennard_jones(cutoff=5.0, autograd=True, cell_gradients=True)
@@ -59,7 +59,7 @@ def only_line(err):
     return lines[0]
 
 
-def test_the_shipped_start_is_liquid_argon_with_its_velocities():
+def test_the_default_structure_is_liquid_argon_with_velocities():
     argon = _system.read_structure(_system.shipped("argon.xyz"), temperature=None, seed=0)
     assert argon.formula == "Ar500"
     assert argon.pbc.all()
@@ -72,7 +72,7 @@ def test_the_shipped_start_is_liquid_argon_with_its_velocities():
 
 
 @pytest.mark.slow
-def test_energy_is_conserved_and_everything_is_written(run, tmp_path):
+def test_energy_is_conserved_and_the_files_are_written(run, tmp_path):
     status, out, err = run("--steps", 250, "--json", "demo.json")
     assert status == 0, err
     document = json.loads((tmp_path / "demo.json").read_text())
@@ -89,12 +89,13 @@ def test_energy_is_conserved_and_everything_is_written(run, tmp_path):
     assert "in one jitted lax.scan" in out
     assert "meV/atom/ps" in out
     assert "250/250" in err
-    assert out.strip().splitlines()[-1].startswith("500 atoms moved for 0.5 ps, drawn in demo.png")
+    last = out.strip().splitlines()[-1]
+    assert last.startswith("simulated 500 atoms for 0.5 ps, plotted in demo.png")
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("barely_optimised")
-def test_a_structure_and_a_model_of_ones_own(run, tmp_path, crystal, archive):
+def test_the_users_structure_and_model(run, tmp_path, crystal, archive):
     options = ("--structure", crystal, "--model", archive, "--cutoff", 5.0, "--temperature", 30)
     status, out, err = run(
         *options, "--steps", 60, "--no-peers", "--picture", "own.png", "--json", "own.json"
@@ -125,11 +126,11 @@ def test_double_precision_conserves_energy_better(run, tmp_path, crystal):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("barely_optimised")
-def test_an_overflow_is_found_and_the_run_repeated_with_more_room(crystal, capfd):
+def test_the_run_is_repeated_with_more_capacity_after_an_overflow(crystal, capfd):
     cutoff = 5.0
     structure = _system.read_structure(crystal, temperature=30.0, seed=0)
     potential = _potential.load_potential(None, cutoff)
-    # An expanded crystal has few pairs within the cutoff; its list has no room for the others.
+    # An expanded crystal has fewer pairs within the cutoff, so its list overflows.
     expanded = replace(structure, positions=structure.positions * 1.3, cell=structure.cell * 1.3)
     small, _ = _dynamics.start(expanded, cutoff=cutoff, skin=0.0, dtype=np.float32)
     cell = np.asarray(structure.cell, np.float32)[None]
@@ -144,7 +145,7 @@ def test_an_overflow_is_found_and_the_run_repeated_with_more_room(crystal, capfd
     end, energies, _ = _run.simulate(
         steps, state, constants, 5, count=lambda: potential.wrapper.stats()["calls"]
     )
-    assert "repeated with more room" in capfd.readouterr().out
+    assert "repeating the run with more capacity" in capfd.readouterr().out
     assert not end.neighbors.did_overflow
     assert _dynamics.is_finite(energies)
     atoms = ase.Atoms(
@@ -163,7 +164,7 @@ def test_a_structure_that_ase_cannot_read(run, tmp_path):
     (tmp_path / "bad.xyz").write_text("this is\nnot a structure\n")
     status, _, err = run("--structure", "bad.xyz")
     assert status == 2
-    assert only_line(err).startswith("torchcall: --structure bad.xyz: ase cannot read it: ")
+    assert only_line(err).startswith("torchcall: --structure bad.xyz: ase cannot read the file: ")
 
 
 def test_a_structure_without_enough_atoms(run, tmp_path):
@@ -179,7 +180,7 @@ def test_a_missing_model(run, crystal):
     assert only_line(err) == "torchcall: --model nowhere.pt: no such file"
 
 
-def test_a_file_that_is_no_model(run, crystal, tmp_path):
+def test_an_invalid_model_file(run, crystal, tmp_path):
     (tmp_path / "bad.pt").write_bytes(b"not an archive")
     status, _, err = run("--structure", crystal, "--model", "bad.pt")
     assert status == 2
@@ -213,7 +214,7 @@ def test_a_model_that_returns_no_gradients(run, crystal, tmp_path):
     ],
     ids=" ".join,
 )
-def test_a_wrong_option_is_one_line(run, argv):
+def test_a_wrong_option_is_a_one_line_error(run, argv):
     status, _, err = run(*argv)
     assert status == 2
     line = only_line(err)
@@ -230,7 +231,7 @@ def test_a_picture_in_a_missing_folder_is_refused_before_the_run(run):
 
 
 @pytest.mark.parametrize("package", ["ase", "matplotlib"])
-def test_a_missing_extra_names_what_to_install(run, monkeypatch, package):
+def test_a_missing_package_is_an_error_that_names_the_extra(run, monkeypatch, package):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
@@ -256,7 +257,7 @@ def test_help_lists_the_options(run):
         assert option in out
 
 
-def test_velocities_have_exactly_the_temperature_asked_for_and_no_drift():
+def test_velocities_have_the_exact_temperature_and_no_drift():
     masses = np.linspace(1.0, 40.0, 20)
     velocities = _system.thermal_velocities(masses, units.kB * 300.0, seed=3)
     kinetic = 0.5 * (masses[:, None] * velocities**2).sum()
@@ -264,21 +265,21 @@ def test_velocities_have_exactly_the_temperature_asked_for_and_no_drift():
     np.testing.assert_allclose((masses[:, None] * velocities).sum(0), 0.0, atol=1e-12)
 
 
-def test_examples_are_found_beside_the_package_or_in_the_repository():
+def test_the_included_files_are_found():
     assert _system.shipped("argon.xyz").is_file()
-    with pytest.raises(_system.DemoError, match="the shipped file nothing was not found in"):
+    with pytest.raises(_system.DemoError, match="the included file nothing was not found in"):
         _system.shipped("nothing")
 
 
-def test_the_shipped_potential_is_the_repository_s():
+def test_the_included_potential_is_the_example():
     here = Path(__file__).parents[1] / "examples" / "lennard_jones.py"
     assert _system.shipped("lennard_jones.py").read_text() == here.read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("barely_optimised")
-def test_a_run_that_explodes_says_so(run, crystal):
+def test_a_diverging_run_is_an_error(run, crystal):
     status, _, err = run("--structure", crystal, "--no-peers", "--steps", 20, "--dt", 1e9)
     assert status == 2
-    assert "went astray" in err
+    assert "diverged" in err
     assert "smaller --dt" in err

@@ -96,7 +96,7 @@ TRY_IMPORT = """
 
 def test_torch_half_that_is_nowhere_is_an_import_error(tmp_path):
     printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF="/nowhere/half.so").stdout
-    assert printed.startswith("torchcall: /nowhere/half.so does not load with torch ")
+    assert printed.startswith("torchcall: cannot load /nowhere/half.so with torch ")
     assert "Likely causes" in printed
 
 
@@ -104,12 +104,12 @@ def test_torch_half_that_is_no_library_is_an_import_error(tmp_path):
     half = tmp_path / "half.so"
     half.write_text("not a library")
     printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF=str(half)).stdout
-    assert printed.startswith(f"torchcall: {half} does not load")
+    assert printed.startswith(f"torchcall: cannot load {half}")
 
 
 def test_library_without_the_entry_point_is_an_import_error(tmp_path):
     printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF="libm.so.6").stdout
-    assert printed.startswith("torchcall: libm.so.6 ")
+    assert printed.startswith("torchcall: cannot load libm.so.6 ")
     assert "torchcall_engine_api" in printed
 
 
@@ -175,7 +175,7 @@ def test_unknown_command_is_an_error_with_the_usage(capsys):
     assert main(["dcotor"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("torchcall: expected the command compile, demo or doctor, got")
+    assert printed.err.startswith("torchcall: expected the command demo, compile or doctor, got")
     assert "usage:" in printed.err
 
 

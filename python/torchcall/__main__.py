@@ -1,4 +1,4 @@
-"""`python -m torchcall`: the demo, the compiler and the doctor."""
+"""The command `python -m torchcall`: demo, compile, doctor."""
 
 import sys
 
@@ -6,13 +6,13 @@ USAGE = """usage: python -m torchcall COMMAND [OPTIONS]
 
 commands:
   demo     argon atoms under a TorchScript potential inside one jitted loop (demo --help for more)
-  compile  a potential, a torch.nn.Module, into an AOTInductor package (compile --help for more)
-  doctor   versions, devices, what works and why not
+  compile  compile a potential (a torch.nn.Module) into an AOTInductor package (compile --help)
+  doctor   report versions and devices, and test each engine
 """
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command and returns the process's exit status: 1: a check failed, 2: misuse."""
+    """Runs one command. Returns the exit status: 1 if a check failed, 2 for wrong usage."""
     command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if command in ("-h", "--help"):
         print(USAGE, end="")
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return compile(options)
     print(
-        f"torchcall: expected the command compile, demo or doctor, got {command!r}", file=sys.stderr
+        f"torchcall: expected the command demo, compile or doctor, got {command!r}", file=sys.stderr
     )
     print(USAGE, end="", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""What is installed, what works, and why not."""
+"""Reports versions and devices, and tests each engine."""
 
 import os
 import platform as machine
@@ -25,30 +25,30 @@ def _self_test(model: Callable[..., torch.Tensor], platform: str = "cpu") -> str
     wrapper = TorchModuleWrapper(model)
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     with jax.default_device(jax.devices(platform)[0]):
-        # The third call of three replays a CUDA graph, where there are any.
+        # On CUDA, the third call replays a CUDA graph.
         got = [np.asarray(jax.jit(wrapper)(x)) for _ in range(3)][-1]
     if not np.array_equal(got, 2 * x):
         return f"FAILED: expected {(2 * x).tolist()}, got {got.tolist()}"
     if wrapper.stats()["weights"] != "shared":
-        return "ok, but a live module is serialised: its C++ object is out of reach"
+        return "ok, but live modules are serialised: their C++ objects are inaccessible"
     return "ok"
 
 
 def _compiler() -> str:
     compiler = os.environ.get("CXX", "g++")
     if shutil.which(compiler) is None:
-        return f"packages run; none can be made, for there is no C++ compiler ({compiler})"
-    return f"packages run, and are compiled with {shutil.which(compiler)}"
+        return f"packages run; compiling them needs a C++ compiler ({compiler} not found)"
+    return f"packages run; they are compiled with {shutil.which(compiler)}"
 
 
 def _cuda() -> str:
     jax_has = any(device.platform == "gpu" for device in jax.devices())
     if torch.version.cuda is None:
-        return "this torch was built without it; programs run on the CPU"
+        return "torch was built without CUDA; programs run on the CPU"
     if not torch.cuda.is_available():
-        return f"torch has CUDA {torch.version.cuda} and finds no device; programs run on the CPU"
+        return f"torch has CUDA {torch.version.cuda} but no device; programs run on the CPU"
     if not jax_has:
-        return "torch has a device, this JAX has none (jax[cuda13]?); programs run on the CPU"
+        return "torch has a device, JAX has none (jax[cuda13]?); programs run on the CPU"
     _bridge.cuda_driver_loads()
     outcomes = [_self_test(model, "gpu") for model in (torch.jit.script(_twice), _twice)]
     return f"CUDA {torch.version.cuda}; TorchScript {outcomes[0]}, eager {outcomes[1]}"
@@ -65,8 +65,8 @@ def doctor() -> dict[str, str]:
     """Checks the installation and prints a report.
 
     Returns:
-        The report, one entry a line: versions, the torch half in use, devices, thread budget, and
-        the outcome of a call through the bridge ("ok", or what failed). Nothing is raised.
+        The report, one entry per line: versions, the torch half in use, devices, threads, and the
+        result of a test call per engine ("ok", or the failure). Never raises.
     """
     from torchcall import __version__
 

@@ -1,4 +1,4 @@
-"""Loads the torch half that was built for the installed torch, and nothing else."""
+"""Loads the torch half that matches the installed torch, and registers the FFI handlers."""
 
 import os
 import threading
@@ -21,18 +21,18 @@ def _minor(version: str) -> str:
 
 
 def library_root() -> Path:
-    """The folder that holds the compiled parts; apart from the sources in an editable install."""
+    """The folder of the compiled libraries; not the source folder in an editable install."""
     return Path(_bridge.__file__).parent
 
 
 def find_torch_half(torch_version: str, root: Path) -> Path:
-    """Returns the torch half under `root` for this torch.
+    """The path of the torch half under `root` for this torch version.
 
-    libtorch's C++ ABI changes with every minor release and is silently wrong when mixed, so only
-    the exact minor will do.
+    libtorch's C++ ABI changes with every minor release, and a mismatch gives wrong results
+    silently, so the minor version must be equal.
 
     Raises:
-        ImportError: naming the torch that is installed and the ones that torchcall was built for.
+        ImportError: if there is none; names the installed torch and the supported ones.
     """
     wanted = _minor(torch_version)
     found = list((root / "lib" / f"torch-{wanted}").glob("*torchcall_torch.*"))
@@ -42,7 +42,7 @@ def find_torch_half(torch_version: str, root: Path) -> Path:
     raise ImportError(
         f"torchcall: expected torch {' or '.join(built) or '(none was built)'}, which this "
         f"torchcall was built for, got torch {torch_version}; install a matching torch, or rebuild "
-        "torchcall with `pip install --no-build-isolation --force-reinstall --no-deps torchcall`"
+        "torchcall: `pip install --no-build-isolation --force-reinstall --no-deps torchcall`"
     )
 
 
@@ -50,7 +50,7 @@ def load_torch_half() -> Path:
     """Loads the torch half into the process. `TORCHCALL_TORCH_HALF` names another library file.
 
     Raises:
-        ImportError: if there is none for this torch, or it does not load.
+        ImportError: if there is none for this torch, or it cannot be loaded.
     """
     override = os.environ.get("TORCHCALL_TORCH_HALF")
     path = Path(override) if override else find_torch_half(torch.__version__, library_root())
@@ -58,9 +58,9 @@ def load_torch_half() -> Path:
         _bridge.load_torch_half(str(path))
     except RuntimeError as error:
         raise ImportError(
-            f"torchcall: {path} does not load with torch {torch.__version__}: {error}\n"
-            "Likely causes: torch was replaced after torchcall was built, or the file is damaged; "
-            "rebuilding torchcall against the installed torch mends both."
+            f"torchcall: cannot load {path} with torch {torch.__version__}: {error}\n"
+            "Likely causes: torch was replaced after torchcall was built, or the file is damaged. "
+            "Rebuild torchcall against the installed torch."
         ) from error
     built_for = _bridge.torch_half_version()
     if _minor(built_for) != _minor(torch.__version__):
@@ -72,11 +72,11 @@ def load_torch_half() -> Path:
 
 
 def register_target(platform: str) -> None:
-    """Registers the FFI handlers for a platform whose client is running, once.
+    """Registers the FFI handlers for a platform, once. Its client must be running.
 
-    The calls' state is a registered type. XLA's CPU client takes queued targets before queued types
-    when it starts, and refuses a target whose state type it does not know yet; so nothing is
-    queued: this runs while a program is lowered, when the client is there.
+    A starting XLA CPU client registers queued targets before queued types, and refuses a target
+    with an unknown state type. This function is therefore called during lowering, when the client
+    runs and nothing is queued.
     """
     with _register_lock:
         if platform in _registered:
@@ -88,11 +88,11 @@ def register_target(platform: str) -> None:
 
 
 def prepare_cuda() -> str | None:
-    """Makes torch ready for calls on CUDA devices, or says why they are impossible."""
+    """Initialises torch for calls on CUDA devices. Returns the reason if that is impossible."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} was built without CUDA"
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} finds no device that it can use"
+        return f"torch {torch.__version__} finds no usable CUDA device"
     torch.cuda.init()
     from torchcall._cuda.capture import capture, warn
 

@@ -1,4 +1,4 @@
-"""The demo's command line: options, errors in one line, and the order of events."""
+"""The demo's command line: options and one-line errors."""
 
 import argparse
 import sys
@@ -12,11 +12,11 @@ potential, in one jitted lax.scan; then the same loop through JAX's own callback
 Defaults are in brackets."""
 
 _EPILOG = """A model is a TorchScript module that takes an AtomGraphInput and returns a dict with
-energy (B,) in eV and position_gradients (N, 3) in eV/Å. examples/lennard_jones.py is one, and
-`python examples/lennard_jones.py lj.pt` writes it to a file."""
+energy (B,) in eV and position_gradients (N, 3) in eV/Å. For example,
+`python examples/lennard_jones.py lj.pt` writes a Lennard-Jones model."""
 
 
-_TEMPERATURE = "draw velocities at this temperature (the file's own velocities, else 94.4 K)"
+_TEMPERATURE = "draw velocities at this temperature (the file's velocities, else 94.4 K)"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,22 +52,22 @@ def _options(argv: list[str]) -> argparse.Namespace:
         epilog=_EPILOG,
         allow_abbrev=False,
     )
-    # A type's __name__ is what argparse says when float() or int() itself refuses the text.
+    # argparse names a type by its __name__ when float() or int() raises.
     for kind, name in ((_above_zero, "number"), (_not_below_zero, "number"), (_count, "number")):
         kind.__name__ = name
     add = parser.add_argument
     add("--structure", type=Path, metavar="FILE", help="anything ase reads (500 argon atoms)")
     add("--model", type=Path, metavar="FILE", help="TorchScript archive (Lennard-Jones argon)")
-    add("--steps", type=_count, default=2000, metavar="N", help="how many (2000)")
+    add("--steps", type=_count, default=2000, metavar="N", help="number of steps (2000)")
     add("--dt", type=_above_zero, default=2.0, metavar="FS", help="time step in fs (2)")
     add("--temperature", type=_not_below_zero, metavar="K", help=_TEMPERATURE)
-    add("--cutoff", type=_above_zero, default=8.5, metavar="Å", help="the model's, in Å (8.5)")
-    add("--skin", type=_not_below_zero, default=1.0, metavar="Å", help="of the neighbour list (1)")
-    add("--seed", type=int, default=0, metavar="N", help="of the velocities drawn (0)")
-    add("--float64", action="store_true", help="double precision, in JAX and in the model's inputs")
-    add("--picture", type=Path, metavar="FILE", help="energies and temperature (demo.png)")
-    add("--json", type=Path, metavar="FILE", help="write the figures to FILE")
-    add("--no-peers", action="store_true", help="leave out buffer_callback and pure_callback")
+    add("--cutoff", type=_above_zero, default=8.5, metavar="Å", help="cutoff of the model (8.5)")
+    add("--skin", type=_not_below_zero, default=1.0, metavar="Å", help="neighbour list's skin (1)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the velocities (0)")
+    add("--float64", action="store_true", help="double precision in JAX and the model's inputs")
+    add("--picture", type=Path, metavar="FILE", help="plot of energies and temperature (demo.png)")
+    add("--json", type=Path, metavar="FILE", help="write the results to FILE")
+    add("--no-peers", action="store_true", help="skip buffer_callback and pure_callback")
     return parser.parse_args(argv)
 
 
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
         argv: The options, without the command's name.
 
     Returns:
-        0; or 2 after one line on stderr about something the user can put right.
+        0; or 2 after a one-line error on stderr.
     """
     try:
         options = _options(argv)
@@ -98,8 +98,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted")
     except Exception as error:
-        # What a model's file or the model itself is to blame for says so; all else is a bug of the
-        # demo, and its traceback is wanted.
+        # Errors of the model or its file start with "torchcall:". Anything else is a bug in the
+        # demo and needs its traceback.
         _, prefix, reason = str(error).partition("torchcall:")
         if not prefix:
             raise

@@ -12,14 +12,11 @@ from torchcall.demo._system import DemoError, Structure
 from torchcall.mliap import AtomGraph, AtomGraphInput, NeighborList, neighbor_list, pad_graph
 
 Model = Callable[[AtomGraphInput], dict[str, Array]]
-"""A module that obeys `TorchMliapForward`, callable from JAX by whatever means."""
-
-Runner = Callable[..., tuple["State", "Energies"]]
-"""`run(state, constants, n_steps)`."""
+"""A module with the interface of `TorchMliapForward`, callable from JAX."""
 
 
 class Constants(NamedTuple):
-    """What a run does not change; arguments, since XLA rebuilds closed-over constants each step."""
+    """Constant arrays. Passed as arguments: XLA rebuilds closed-over constants in each step."""
 
     atomic_numbers: Int[Array, " n"]
     masses: Float[Array, " n"]
@@ -28,7 +25,7 @@ class Constants(NamedTuple):
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """The arrays that a step updates."""
 
     positions: Float[Array, "n 3"]
     velocities: Float[Array, "n 3"]
@@ -37,7 +34,7 @@ class State(NamedTuple):
 
 
 class Energies(NamedTuple):
-    """Potential and kinetic energy in eV, one entry a step."""
+    """Potential and kinetic energy in eV, per step."""
 
     potential: Float[Array, " steps"]
     kinetic: Float[Array, " steps"]
@@ -46,16 +43,16 @@ class Energies(NamedTuple):
 def start(
     structure: Structure, *, cutoff: float, skin: float, dtype: Any
 ) -> tuple[State, Constants]:
-    """The arrays a run begins with; the gradients are still zero (see `with_gradients`).
+    """The initial arrays. Gradients are zero: see `with_gradients`.
 
     Args:
         structure: The atoms.
-        cutoff: The model's, in Å.
-        skin: Of the neighbour list, in Å.
+        cutoff: The model's cutoff in Å.
+        skin: The neighbour list's skin in Å.
         dtype: Of all floats.
 
     Raises:
-        DemoError: If the neighbour list refuses the structure.
+        DemoError: If the neighbour list cannot be made for the structure.
     """
     constants = Constants(
         atomic_numbers=jnp.asarray(structure.atomic_numbers, jnp.int32),
@@ -94,7 +91,7 @@ def graph_of(
 
 
 def with_gradients(model: Model, state: State, constants: Constants, cutoff: float) -> State:
-    """The state with ∂E/∂r of its own positions."""
+    """The state with ∂E/∂r at its positions."""
     _, gradients = jax.jit(_evaluate, static_argnums=(0, 4))(
         model, state.positions, state.neighbors, constants, cutoff
     )
@@ -105,13 +102,12 @@ def make_run(model: Model, *, cutoff: float, dt: float) -> Any:
     """`run(state, constants, n_steps)`, a jitted scan of velocity Verlet steps.
 
     Args:
-        model: Called once a step.
-        cutoff: The model's, in Å.
-        dt: Time step, in ASE's unit of time (Å √(u/eV)).
+        model: Called once per step.
+        cutoff: The model's cutoff in Å.
+        dt: Time step in ASE's unit of time (Å √(u/eV)).
 
     Returns:
-        The jitted function; `n_steps` is static. It returns the last state and each step's
-        energies.
+        The jitted function. `n_steps` is static. Returns the final state and the energies.
     """
 
     def step(constants: Constants, state: State) -> tuple[State, tuple[Array, Array]]:
@@ -131,28 +127,28 @@ def make_run(model: Model, *, cutoff: float, dt: float) -> Any:
     return jax.jit(run, static_argnames="n_steps")
 
 
-def make_room(begin: State, end: State) -> State:
-    """The state to run again from, with room for the pairs that `end` had none for.
+def grow_list(begin: State, end: State) -> State:
+    """The state `begin` with enough capacity for the pairs that overflowed in `end`.
 
     Raises:
-        DemoError: If positions are no longer finite.
+        DemoError: If the positions are not finite.
     """
     reason = end.neighbors.why()
     try:
         grown = end.neighbors.grow()
     except ValueError as error:
-        raise DemoError(f"the run went astray ({reason}): try a smaller --dt") from error
+        raise DemoError(f"the run diverged ({reason}): try a smaller --dt") from error
     return begin._replace(neighbors=jax.jit(NeighborList.rebuild)(grown, begin.positions))
 
 
 def is_finite(energies: Energies) -> bool:
-    """Whether no energy is NaN or infinite."""
+    """Whether all energies are finite."""
     return bool(np.isfinite(energies.potential).all() and np.isfinite(energies.kinetic).all())
 
 
 def _evaluate(
     model: Model, positions: Array, neighbors: Any, constants: Constants, cutoff: float
 ) -> tuple[Float[Array, ""], Float[Array, "n 3"]]:
-    """Potential energy in eV, and ∂E/∂r in eV/Å, of the real atoms."""
+    """Potential energy in eV and ∂E/∂r in eV/Å of the real atoms."""
     out = model(graph_of(positions, neighbors, constants, cutoff))
     return out["energy"][0], out["position_gradients"][: positions.shape[0]]

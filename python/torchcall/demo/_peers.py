@@ -1,9 +1,9 @@
-"""The other ways to call a torch module from a jitted JAX function, each as good as it gets.
+"""Other ways to call a torch module from a jitted JAX function, each as fast as possible.
 
-Every maker takes the module and returns `call(*args)`, which takes any pytree of arrays. Common to
-all: structures are settled while tracing, tensors are wrapped without a copy wherever the interface
-hands out memory, casts happen in torch, `inference_mode` is on unless the module differentiates,
-and `forward` is called directly, which saves a microsecond of `nn.Module.__call__`.
+Each function takes the module and returns `call(*args)` for any pytrees of arrays. All flatten
+pytrees at trace time, avoid copies where the interface gives access to memory, cast in torch, use
+`inference_mode` unless the module differentiates, and call `forward` directly, which saves the
+microsecond of `nn.Module.__call__`.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Call = Callable[..., Any]
 
 
 class CallCounter:
-    """Counts calls of a peer's Python function: proof that none was merged or hoisted."""
+    """Counts the calls of a Python function: shows that XLA merged or hoisted none."""
 
     calls: int = 0
 
@@ -40,8 +40,7 @@ def pure_callback_call(
     Args:
         module: A torch module or script function.
         output_spec: The outputs' shapes and dtypes, or a function from the arguments to them.
-        input_spec: Pytree prefix of the arguments' tuple with a `torch.dtype` where a leaf is cast,
-            or None.
+        input_spec: Pytree prefix of the arguments: a `torch.dtype` to cast to, or None.
         requires_grad: Whether the module differentiates internally.
         counter: Incremented on each call.
     """
@@ -108,11 +107,10 @@ def wrap_torch2jax_call(
 ) -> Call:
     """The module through the package `wrap_torch2jax`, without its VJP.
 
-    Arguments as in `pure_callback_call`. The package's own way to ask for a dtype inside torch is
-    the dtype of its example tensors, so casts are made by the package.
+    Arguments as in `pure_callback_call`. The package casts to the dtypes of its example tensors.
 
     Raises:
-        ImportError: Where the package is not installed.
+        ImportError: If the package is not installed.
     """
     from wrap_torch2jax import torch2jax_without_vjp
 

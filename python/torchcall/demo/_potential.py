@@ -1,4 +1,4 @@
-"""The demo's model: the shipped Lennard-Jones argon, or a TorchScript file of the user's own."""
+"""The demo's model: the included Lennard-Jones argon, or the user's TorchScript file."""
 
 import warnings
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
 
 @dataclass
 class Outputs:
-    """Specs of what a model returns: energies, gradients, and what else it is known to return."""
+    """Specs of a model's outputs: energies, gradients, and any others it returns."""
 
     others: dict[str, jax.ShapeDtypeStruct] = field(default_factory=dict)
 
@@ -27,7 +27,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Potential:
-    """A model: `wrapper` calls it through torchcall, `module` is what the peers call."""
+    """A model. torchcall calls `wrapper`, the peers call `module`."""
 
     name: str
     wrapper: torchcall.TorchModuleWrapper
@@ -36,13 +36,13 @@ class Potential:
     requires_grad: bool
 
     def learn_outputs(self, graph: AtomGraphInput) -> None:
-        """Calls the module once, from Python, to see what it returns beside the outputs needed.
+        """Calls the module once from Python to find its additional outputs.
 
         Args:
             graph: Real data.
 
         Raises:
-            DemoError: If the module fails, or what it returns is not what the demo needs.
+            DemoError: If the module raises, or a required output is missing.
         """
         casts = input_dtypes()
         tensors = {k: torch.from_dlpack(v).to(casts[k], copy=True) for k, v in graph.items()}
@@ -66,17 +66,17 @@ class Potential:
 
 
 def load_potential(path: Path | None, cutoff: float) -> Potential:
-    """The model of a file, or the shipped Lennard-Jones argon.
+    """Loads a model from a file, or the included Lennard-Jones argon.
 
-    A model of a file may differentiate internally, as most learnt potentials do, so it runs with
-    `requires_grad=True`.
+    Models from files run with `requires_grad=True`, as most learned potentials differentiate
+    internally.
 
     Args:
         path: A TorchScript archive, or None.
-        cutoff: Of the shipped model, in Å.
+        cutoff: Of the included model, in Å.
 
     Raises:
-        DemoError: If there is no such file; what `torchcall.load` says about others passes through.
+        DemoError: If there is no such file. Errors of `torchcall.load` are not caught.
     """
     outputs = Outputs()
     spec: dict[str, Any] = {"input_spec": ((input_dtypes(),), {}), "output_spec": outputs}
@@ -96,7 +96,7 @@ def load_potential(path: Path | None, cutoff: float) -> Potential:
 
 @contextmanager
 def quiet_torchscript() -> Iterator[None]:
-    """Without torch's notices that TorchScript is deprecated: it is what deployed models are."""
+    """Silences torch's deprecation warnings for TorchScript, the format of deployed models."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
         yield

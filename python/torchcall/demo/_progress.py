@@ -1,4 +1,4 @@
-"""A progress bar for work that never comes back to Python: a thread watches a counter of calls."""
+"""A progress bar for a jitted loop: a thread polls the model's call counter."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,15 +10,14 @@ from torchcall.demo._system import DemoError, require
 
 @contextmanager
 def progress(total: int, count: Callable[[], int], label: str) -> Iterator[None]:
-    """Shows how far `count()` has come while the body runs.
+    """Shows the progress of `count()` while the body runs, one jitted loop without callbacks.
 
-    The body is one jitted loop without callbacks. A bridge that held the GIL throughout would leave
-    this thread, and the bar, standing still.
+    The bar moves because the bridge releases the GIL.
 
     Args:
-        total: How far it will come.
-        count: A counter that grows, cheap to read; its value on entry counts as zero.
-        label: What is being done.
+        total: The expected increase of the counter.
+        count: Reads an increasing counter; its value on entry counts as zero.
+        label: Text of the bar.
     """
     try:
         tqdm: Any = require("tqdm", "the progress bar").tqdm
@@ -33,15 +32,15 @@ def progress(total: int, count: Callable[[], int], label: str) -> Iterator[None]
             bar.n = min(total, count() - start)
             bar.refresh()
 
-        def watch() -> None:
+        def poll() -> None:
             while not done.wait(0.1):
                 show()
 
-        watcher = threading.Thread(target=watch, name="torchcall-demo-progress", daemon=True)
-        watcher.start()
+        thread = threading.Thread(target=poll, name="torchcall-demo-progress", daemon=True)
+        thread.start()
         try:
             yield
         finally:
             done.set()
-            watcher.join()
+            thread.join()
             show()

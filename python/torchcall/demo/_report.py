@@ -1,4 +1,4 @@
-"""What a run showed: drift and temperature, the table, the picture, the file for machines."""
+"""Results of a run: energy drift and temperature, timing table, plot, JSON file."""
 
 import json
 from dataclasses import dataclass
@@ -16,11 +16,11 @@ _TOTAL, _POTENTIAL, _KINETIC = "#1f2933", "#2f6fb0", "#c8553d"
 
 @dataclass(frozen=True)
 class Observables:
-    """What energy conservation and temperature look like over a run.
+    """Energy conservation and temperature of a run.
 
-    `drift` is the slope of a straight line through the total energy, in meV/atom/ps; `fluctuation`
-    what remains around that line (standard deviation, meV/atom); temperatures in K, from `3 n − 3`
-    degrees of freedom.
+    `drift` is the slope of a linear fit to the total energy, in meV/atom/ps. `fluctuation` is the
+    standard deviation around the fit, in meV/atom. Temperatures are in K, from `3 n − 3` degrees of
+    freedom.
     """
 
     drift: float
@@ -36,7 +36,7 @@ class Observables:
     def of(
         cls, potential: np.ndarray, kinetic: np.ndarray, *, n_atoms: int, dt: float, kb: float
     ) -> "Observables":
-        """From energies in eV, one a step, with `dt` in fs and Boltzmann's constant in eV/K."""
+        """From energies per step in eV, `dt` in fs and Boltzmann's constant in eV/K."""
         potential, kinetic = np.asarray(potential, float), np.asarray(kinetic, float)
         times = dt * 1e-3 * np.arange(1, len(potential) + 1)
         total = (potential + kinetic) * 1e3 / n_atoms
@@ -55,9 +55,9 @@ class Observables:
 
 
 def timing_table(timings: dict[str, Timing]) -> str:
-    """Microseconds per step of each method, and how they compare with torchcall."""
+    """Microseconds per step of each method, and the ratio to torchcall."""
     base = timings["torchcall"].us_median
-    lines = [f"  {'one step, called through':<26}{'µs':>9}{'± IQR':>9}{'':>4}compared"]
+    lines = [f"  {'one step through':<26}{'µs':>9}{'± IQR':>9}{'':>4}ratio"]
     for name, timing in timings.items():
         ratio = "1" if name == "torchcall" else f"{timing.us_median / base:.2f} × torchcall's time"
         lines.append(f"  {name:<26}{timing.us_median:>9.0f}{timing.us_iqr:>9.0f}{'':>4}{ratio}")
@@ -65,7 +65,7 @@ def timing_table(timings: dict[str, Timing]) -> str:
 
 
 def draw(path: Path, observables: Observables, title: str) -> None:
-    """Draws energies and temperature against time.
+    """Plots energies and temperature against time.
 
     Raises:
         DemoError: If matplotlib is missing or the file cannot be written.
@@ -110,13 +110,13 @@ def draw(path: Path, observables: Observables, title: str) -> None:
     try:
         figure.savefig(path)
     except (OSError, ValueError) as error:
-        raise DemoError(f"--picture {path}: cannot write it: {error}") from error
+        raise DemoError(f"--picture {path}: cannot write the file: {error}") from error
 
 
 def write_json(
     path: Path, case: str, observables: Observables, timings: dict[str, Timing], **run: Any
 ) -> None:
-    """Writes the figures in the benchmarks' form, with the run's observables beside them.
+    """Writes timings in the format of the benchmarks, and the run's observables.
 
     Raises:
         DemoError: If the file cannot be written.
@@ -137,4 +137,6 @@ def write_json(
     try:
         path.write_text(json.dumps(document, indent=2) + "\n")
     except OSError as error:
-        raise DemoError(f"--json {path}: cannot write it: {error.strerror or error}") from error
+        raise DemoError(
+            f"--json {path}: cannot write the file: {error.strerror or error}"
+        ) from error

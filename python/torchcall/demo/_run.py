@@ -1,4 +1,4 @@
-"""The demo itself: prepare, run, time the peers, report."""
+"""The demo: prepares and runs the simulation, times the peers, prints the results."""
 
 import argparse
 import time
@@ -19,8 +19,8 @@ from torchcall.demo._dynamics import (
     Model,
     State,
     graph_of,
+    grow_list,
     is_finite,
-    make_room,
     make_run,
     start,
     with_gradients,
@@ -34,14 +34,14 @@ from torchcall.demo._timing import Run, Timing, interleave, machine, timed
 from torchcall.mliap._input import input_dtypes
 
 _ROUNDS = 9
-_MOST_GROWTHS = 8
+_MAX_REPEATS = 8
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the demo with these options and prints what happened.
+    """Runs the demo and prints the results.
 
     Raises:
-        DemoError: For anything the user can put right.
+        DemoError: For errors that the user can fix.
     """
     picture = _picture(options)
     potential = load_potential(options.model, options.cutoff)
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     )
     us_per_step = seconds / options.steps * 1e6
     print(
-        f"\n  energy drift    {observed.drift:+.2e} meV/atom/ps, around it "
+        f"\n  energy drift    {observed.drift:+.2e} meV/atom/ps, fluctuation "
         f"{observed.fluctuation:.1e} meV/atom\n"
         f"  temperature     {observed.temperature:.1f} ± {observed.temperature_std:.1f} K\n"
         f"  whole run       {seconds:.1f} s, {us_per_step:.0f} µs per step"
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> None:
         timings = time_peers(potential, end, constants, options, cutoff, dt, us_per_step)
         print(f"\n{timing_table(timings)}", flush=True)
     if picture is not None:
-        title = f"{structure.formula}, {potential.name}, NVE with steps of {options.dt:g} fs"
+        title = f"{structure.formula}, {potential.name}, NVE, time step {options.dt:g} fs"
         draw(picture, observed, title)
     if options.json is not None:
         write_json(
@@ -108,22 +108,22 @@ def run(options: argparse.Namespace) -> None:
 def simulate(
     steps: Any, state: State, constants: Constants, n_steps: int, *, count: Callable[[], int]
 ) -> tuple[State, Energies, float]:
-    """Runs the steps in one jitted scan, with more room and from the start wherever it overflowed.
+    """Runs the steps in one jitted scan. Repeats it with a larger neighbour list on overflow.
 
     Args:
-        steps: What `make_run` returned.
-        state: Where to start.
-        constants: Of the run.
-        n_steps: How many.
-        count: The calls of the model so far, for the progress bar.
+        steps: The function from `make_run`.
+        state: The initial state.
+        constants: The run's constant arrays.
+        n_steps: The number of steps.
+        count: Returns the model's number of calls, for the progress bar.
 
     Returns:
-        The last state, the energies, and the seconds that the scan took (compilation left out).
+        The final state, the energies, and the seconds of the scan without compilation.
 
     Raises:
-        DemoError: If more room does not help.
+        DemoError: If the list overflows every time, or energies are not finite.
     """
-    for _ in range(_MOST_GROWTHS):
+    for _ in range(_MAX_REPEATS):
         compiled = steps.lower(state, constants, n_steps=n_steps).compile()
         with progress(n_steps, count, "torchcall"):
             begun = time.perf_counter()
@@ -132,12 +132,13 @@ def simulate(
         if not bool(end.neighbors.did_overflow):
             return end, energies, seconds
         if not is_finite(energies):
-            raise DemoError("the run went astray, its energies are not finite: try a smaller --dt")
+            raise DemoError("the run diverged: energies are not finite: try a smaller --dt")
         print(
-            f"neighbour list: {end.neighbors.why()}; the run is repeated with more room", flush=True
+            f"neighbour list: {end.neighbors.why()}; repeating the run with more capacity",
+            flush=True,
         )
-        state = make_room(state, end)
-    raise DemoError(f"the neighbour list overflowed {_MOST_GROWTHS} times: try a smaller --dt")
+        state = grow_list(state, end)
+    raise DemoError(f"the neighbour list overflowed {_MAX_REPEATS} times: try a smaller --dt")
 
 
 def time_peers(
@@ -149,9 +150,9 @@ def time_peers(
     dt: float,
     us_per_step: float,
 ) -> dict[str, Timing]:
-    """Times the loop through torchcall and through JAX's callbacks, by turns, from the same state.
+    """Times the loop through torchcall and JAX's callbacks, interleaved, from the same state.
 
-    Fewer steps than the run has, as many for one method as for another: about a third of a second.
+    All methods make the same number of steps, about 0.3 s through torchcall.
     """
     n_steps = int(np.clip(0.3e6 / us_per_step, 1, options.steps))
     spec = {"output_spec": potential.outputs, "input_spec": (input_dtypes(),)}
@@ -161,7 +162,7 @@ def time_peers(
         "buffer_callback": buffer_callback_call(potential.module, **spec, requires_grad=grad),
         "pure_callback": pure_callback_call(potential.module, **spec, requires_grad=grad),
     }
-    print(f"\ncomparing: {_ROUNDS} turns of {n_steps} steps for each way to call", flush=True)
+    print(f"\ntiming: {_ROUNDS} rounds of {n_steps} steps per method", flush=True)
     runs = compiled_runs(models, state, constants, n_steps, cutoff=cutoff, dt=dt)
     for timed_run in runs.values():
         timed_run(n_steps)
@@ -177,7 +178,7 @@ def compiled_runs(
     cutoff: float,
     dt: float,
 ) -> dict[str, Run]:
-    """By name, a run of exactly `n_steps` from this state through that model, compiled."""
+    """For each model, a compiled run of exactly `n_steps` from this state."""
 
     def compiled(model: Model) -> Run:
         lowered = make_run(model, cutoff=cutoff, dt=dt).lower(state, constants, n_steps=n_steps)
@@ -189,16 +190,16 @@ def compiled_runs(
 
         return timed_run
 
-    # XLA compiles without the GIL: two threads, two loops at a time.
+    # XLA compiles without the GIL, so two threads compile at once.
     with ThreadPoolExecutor(max_workers=2) as pool:
         return dict(zip(models, pool.map(compiled, models.values()), strict=True))
 
 
 def _picture(options: argparse.Namespace) -> Path | None:
-    """Where the picture goes; None without matplotlib, unless a picture was asked for."""
+    """The path of the plot; None without matplotlib, unless `--picture` was given."""
     picture = options.picture or Path("demo.png")
     try:
-        require("matplotlib", "the picture")
+        require("matplotlib", "the plot")
     except DemoError as missing:
         if options.picture is not None:
             raise
@@ -212,11 +213,11 @@ def _picture(options: argparse.Namespace) -> Path | None:
 def _last_line(
     options: argparse.Namespace, n_atoms: int, picture: Path | None, timings: dict[str, Timing]
 ) -> str:
-    """What happened, and what to try next."""
-    drawn = f", drawn in {picture}" if picture is not None else ""
+    """A summary, and what to try next."""
+    drawn = f", plotted in {picture}" if picture is not None else ""
     base = timings["torchcall"].us_median
     faster = [
-        f"{100 * (timing.us_median / base - 1):.0f} % more time through {name}"
+        f"{100 * (timing.us_median / base - 1):.0f} % longer through {name}"
         for name, timing in timings.items()
         if timing.us_median > base
     ]
@@ -226,4 +227,4 @@ def _last_line(
     else:
         follow = "the same run with --steps 10000 or --temperature 300"
     time_run = options.steps * options.dt * 1e-3
-    return f"{n_atoms} atoms moved for {time_run:g} ps{drawn}{compared}. Try next: {follow}"
+    return f"simulated {n_atoms} atoms for {time_run:g} ps{drawn}{compared}. Try next: {follow}"

@@ -1,4 +1,4 @@
-"""The demo's atoms: where the shipped files are, reading a structure, drawing velocities."""
+"""The demo's atoms: finds the included files, reads structures, draws velocities."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class DemoError(Exception):
-    """Something the user can put right; the command line shows its text and nothing else."""
+    """An error that the user can fix. The command line prints its text without a traceback."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def require(package: str, purpose: str) -> Any:
     """Imports an optional package.
 
     Raises:
-        DemoError: Where it is missing; names the extra that brings it.
+        DemoError: If it is missing; names the extra to install.
     """
     import importlib
 
@@ -43,25 +43,26 @@ def require(package: str, purpose: str) -> Any:
 
 
 def shipped(name: str) -> Path:
-    """A file of the examples: beside the installed extension, or in the repository.
+    """The path of an included example: beside the installed extension, or in the repository.
 
     Raises:
-        DemoError: Where there is no such file.
+        DemoError: If there is no such file.
     """
     import torchcall
 
     bridge = getattr(torchcall, "_bridge", None)
-    places = [Path(bridge.__file__).parent] if bridge is not None else []
-    places.append(Path(__file__).resolve().parents[3])
-    for place in places:
-        if (path := place / "examples" / name).is_file():
+    roots = [Path(bridge.__file__).parent] if bridge is not None else []
+    roots.append(Path(__file__).resolve().parents[3])
+    folders = [root / "examples" for root in roots]
+    for folder in folders:
+        if (path := folder / name).is_file():
             return path
-    looked = ", ".join(str(place / "examples") for place in places)
-    raise DemoError(f"the shipped file {name} was not found in {looked}; install torchcall again")
+    searched = ", ".join(map(str, folders))
+    raise DemoError(f"the included file {name} was not found in {searched}; reinstall torchcall")
 
 
 def load_example(name: str) -> ModuleType:
-    """Imports a shipped example by its file."""
+    """Imports an included example."""
     import importlib.util
 
     path = shipped(f"{name}.py")
@@ -74,16 +75,16 @@ def load_example(name: str) -> ModuleType:
 
 
 def read_structure(path: Path, *, temperature: float | None, seed: int) -> Structure:
-    """Reads the last frame of anything ASE reads.
+    """Reads the last frame of a file that ASE can read.
 
     Args:
         path: The file.
-        temperature: In K; None keeps the file's velocities, or draws them at 94.4 K where it has
-            none.
-        seed: Of the velocities drawn.
+        temperature: In K, of drawn velocities. None takes the file's velocities, or 94.4 K if it
+            has none.
+        seed: Of the drawn velocities.
 
     Raises:
-        DemoError: If the file is missing, can't be read, or holds no usable atoms.
+        DemoError: If the file is missing, cannot be read, or has no usable atoms.
     """
     io, units = (
         require("ase.io", "reading a structure"),
@@ -97,7 +98,7 @@ def read_structure(path: Path, *, temperature: float | None, seed: int) -> Struc
         reason = next(
             (line for line in str(error).splitlines() if line.strip()), type(error).__name__
         )
-        raise DemoError(f"--structure {path}: ase cannot read it: {reason}") from error
+        raise DemoError(f"--structure {path}: ase cannot read the file: {reason}") from error
     if len(atoms) < 2:
         raise DemoError(f"--structure {path}: expected at least 2 atoms, got {len(atoms)}")
     cell, pbc = np.array(atoms.cell[:], float), np.array(atoms.pbc, bool)
@@ -107,7 +108,8 @@ def read_structure(path: Path, *, temperature: float | None, seed: int) -> Struc
         )
     if pbc.any() and not np.linalg.norm(cell, axis=1)[pbc].all():
         raise DemoError(
-            f"--structure {path}: a periodic direction has no lattice vector: pbc {pbc.tolist()}"
+            f"--structure {path}: expected a lattice vector for each periodic axis, got zero; "
+            f"pbc {pbc.tolist()}"
         )
     masses = atoms.get_masses()
     if not (masses > 0).all():
@@ -131,7 +133,7 @@ def read_structure(path: Path, *, temperature: float | None, seed: int) -> Struc
 
 
 def thermal_velocities(masses: np.ndarray, thermal_energy: float, seed: int) -> np.ndarray:
-    """Maxwell-Boltzmann velocities without drift, scaled to exactly the temperature asked for."""
+    """Maxwell-Boltzmann velocities without drift, scaled to the exact temperature."""
     drawn = np.random.default_rng(seed).normal(size=(len(masses), 3)) / np.sqrt(masses)[:, None]
     drawn -= (masses[:, None] * drawn).sum(0) / masses.sum()
     kinetic = 0.5 * (masses[:, None] * drawn**2).sum()

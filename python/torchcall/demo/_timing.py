@@ -1,4 +1,4 @@
-"""Interleaved timing: methods take turns, so that a busy machine disturbs all of them alike."""
+"""Interleaved timing: load on the machine affects all methods equally."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per call of one method: median and interquartile range over `n` timed calls."""
+    """Microseconds per call: median and interquartile range over `n` timed calls."""
 
     us_median: float
     us_iqr: float
@@ -21,30 +21,29 @@ class Timing:
 
 
 Run = Callable[[int], float]
-"""`run(calls)` makes that many calls, waits for the last, and returns the seconds they took."""
+"""`run(calls)` makes that many calls, waits for the last, and returns the elapsed seconds."""
 
 
 def interleave(
     methods: Mapping[str, Run], *, rounds: int, seconds: float, calls: int | None = None
 ) -> dict[str, Timing]:
-    """Times the methods by turns.
+    """Times the methods in interleaved rounds.
 
     Args:
-        methods: What to time, by name; each has been compiled and called before.
-        rounds: How many times each gets its turn.
-        seconds: About how long a turn lasts; decides the number of calls in it.
-        calls: The number of calls in a turn, the same for all methods, in place of `seconds`.
+        methods: By name; each has been compiled and called before.
+        rounds: The number of samples per method.
+        seconds: Approximate length of a sample; determines its number of calls.
+        calls: The number of calls per sample, in place of `seconds`.
 
     Returns:
-        By name, median and interquartile range of the turns' microseconds per call.
+        For each method, median and interquartile range of the microseconds per call.
     """
     names = list(methods)
     counts = {name: calls or calls_for(methods[name], seconds) for name in names}
     samples: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        # Another order each time: what a method leaves in the caches is not always met by the
-        # same neighbour.
-        shift = turn % len(names)
+    for k in range(rounds):
+        # The order rotates, so that no method always runs on the caches of the same one.
+        shift = k % len(names)
         for name in names[shift:] + names[:shift]:
             samples[name].append(methods[name](counts[name]) / counts[name] * 1e6)
     return {name: summarise(values, counts[name] * rounds) for name, values in samples.items()}
@@ -67,14 +66,14 @@ def summarise(microseconds: list[float], n: int) -> Timing:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds one call takes; it has to wait for its own result."""
+    """Seconds of one call, which must wait for its result."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
 def machine() -> dict[str, object]:
-    """What the figures were taken on."""
+    """The CPU, number of cores and operating system."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0))
@@ -85,7 +84,7 @@ def machine() -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter."""
+    """Versions of Python and the relevant packages."""
     found = {"python": platform.python_version()}
     for package in ("torchcall", "jax", "jaxlib", "torch", "numpy", "wrap_torch2jax"):
         try:
