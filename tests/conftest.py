@@ -11,28 +11,31 @@ import torch
 
 import torchcall
 
-CACHE = "jax_compilation_cache_dir"
+# XLA compiles these programs in a third of the time. `TORCHCALL_OPTIMISED=1` (`make test-slow`)
+# leaves XLA's settings alone.
+QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def pytest_configure(config):
-    """What takes XLA long is compiled once a run, by the process of the run that is first.
-
-    The others, children too, find the folder in their environment, where JAX looks for it.
-    """
-    if CACHE.upper() in os.environ:
-        return
-    folder = tempfile.mkdtemp(prefix="torchcall-tests-")
-    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-    settings = {
-        CACHE: folder,
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-        # Only a folder of limited size is locked while a program is written.
-        "jax_compilation_cache_max_size": 2**30,
-    }
-    for name, value in settings.items():
-        os.environ[name.upper()] = str(value)
-        jax.config.update(name, value)
+    """Settings of JAX, before its first use. xdist's workers and child processes inherit them."""
+    optimised = os.environ.get("TORCHCALL_OPTIMISED") == "1"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = tempfile.mkdtemp(prefix="torchcall-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        if not optimised:
+            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}"
+        settings = {
+            "jax_disable_most_optimizations": not optimised,
+            # One test process uses the programs that another has compiled.
+            "jax_compilation_cache_dir": folder,
+            "jax_persistent_cache_min_compile_time_secs": 0.3,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+            # Only a folder of limited size is locked while a program is written.
+            "jax_compilation_cache_max_size": 2**30,
+        }
+        for name, value in settings.items():
+            os.environ[name.upper()] = str(value)
+            jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -70,10 +73,7 @@ def x64():
 
 @pytest.fixture
 def barely_optimised():
-    """XLA compiles in half the time: for whole programs that prove what happens, not how fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    """Has no effect: every program is compiled so (`QUICK_TO_COMPILE`)."""
 
 
 @pytest.fixture
