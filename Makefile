@@ -1,72 +1,90 @@
-# One task file. Every target sets itself up: a .venv with pinned dependencies, and the build.
+# Every target sets itself up: a .venv with pinned dependencies, and the build.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-NATIVE := $(wildcard $(foreach d,csrc csrc/xla csrc/xla/cuda csrc/torch csrc/torch/script tests/standin,$d/*.h $d/*.cc))
-# An editable install knows the modules that it was made with: a folder is newer when one comes or goes.
+NATIVE := $(wildcard $(foreach d,csrc csrc/* csrc/*/*,$d/*.h $d/*.cc))
+SIMULATED := $(wildcard tests/standin/*.h tests/standin/*.cc)
+# An editable install lists its modules when it is built. A folder's time changes when a module is
+# added or removed.
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup demo test test-fast test-kups lint format types stubs bench bench-mace gpu-check docs sanitize clean
+.PHONY: help setup setup-demo demo test test-slow test-kups lint format types stubs bench bench-mace gpu-check sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
-	@echo "make test       the whole test suite"
-	@echo "make test-fast  the same without the slow ones"
-	@echo "make test-kups  our potential beside kUPS' own, in an environment of its own (5.7 GB)"
-	@echo "make lint       ruff and clang-format;  make format  lets them write"
+	@echo "make test       the test suite"
+	@echo "make test-slow  the test suite with more repetitions and XLA's full optimisation"
+	@echo "make test-kups  our potential against kUPS' own, in a separate environment (5.7 GB)"
+	@echo "make lint       ruff and clang-format;  make format  applies their changes"
 	@echo "make types      pyright"
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
 	@echo "make bench-mace MACE as eager modules, TorchScript and a package; installs mace-torch first"
-	@echo "make gpu-check  what needs a GPU: build, tests and benchmarks, with what python3 has; no network"
-	@echo "make  the GPU tests with torch and JAX for CUDA over devices that are played"
+	@echo "make gpu-check  what needs a GPU: build, tests and benchmarks, with python3's packages; no network"
 	@echo "make sanitize   the tests of the bridge against a build with AddressSanitizer"
 
-$(VENV)/.installed: requirements/dev.txt requirements/constraints.txt
-	@echo "torchcall: installing pinned dependencies into $(VENV) (about two minutes, once)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet -r requirements/dev.txt
+# The interpreter that a command runs. pyenv's command python3.12 fails if 3.12 is installed but not
+# selected; PYENV_VERSION selects it.
+PRINT_PATH = $(1) -c 'import sys; print(sys.executable)' 2>/dev/null
+interpreter = $(shell $(PRINT_PATH) || PYENV_VERSION=$$(pyenv whence $(notdir $(1)) 2>/dev/null | tail -n 1) $(PRINT_PATH))
+
+# $(call make_venv,command,folder,oldest minor version of Python)
+define make_venv
+	@"$(or $(call interpreter,$(1)),false)" -c 'import sys; sys.exit(sys.version_info < (3, $(3)))' || \
+	  { echo "torchcall: expected '$(1)' to run Python 3.$(3) or newer; name one with PYTHON=... or PYTHON_KUPS=..." >&2; exit 2; }
+	@"$(call interpreter,$(1))" -m venv $(2)
+endef
+
+$(VENV)/.installed-demo: requirements/demo.txt requirements/constraints.txt
+	@echo "torchcall: 1/2 installing the demo's dependencies into $(VENV) (once)"
+	$(call make_venv,$(PYTHON),$(VENV),11)
+	@$(BIN)/python -m pip install -r requirements/demo.txt
 	@touch $@
 
-$(VENV)/.built: $(VENV)/.installed CMakeLists.txt tests/standin/standin.cmake pyproject.toml $(NATIVE) $(FOLDERS)
-	@echo "torchcall: building the two native libraries against the installed torch (about two minutes, once)"
-	@$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable . \
-	  -C cmake.define.TORCHCALL_STANDIN=ON
+$(VENV)/.installed: $(VENV)/.installed-demo requirements/dev.txt
+	@echo "torchcall: installing the development dependencies into $(VENV) (once)"
+	@$(BIN)/python -m pip install -r requirements/dev.txt
 	@touch $@
 
-setup: $(VENV)/.built
+$(VENV)/.built: $(VENV)/.installed-demo CMakeLists.txt pyproject.toml $(NATIVE) $(FOLDERS)
+	@echo "torchcall: 2/2 building the two native libraries against the installed torch (once)"
+	@$(BIN)/python -m pip install --verbose --no-build-isolation --no-deps --editable .
+	@touch $@
 
-demo: setup
+setup-demo: $(VENV)/.built
+setup: setup-demo $(VENV)/.installed
+	@$(BIN)/python tests/standin/build.py
+
+demo: setup-demo
 	@$(BIN)/python -m torchcall demo
 
-# A process per core; a file's tests stay together, for they share what they compiled. In the order
-# of the files: by number of tests, the few long ones would come last, and one core would wait. A
-# process that has a core to itself needs one thread of torch's.
+# One process per core, with one torch thread. The tests of a file share compiled programs and stay
+# in one process. Files run in order: sorted by the number of tests, the few long tests would come
+# last, in one process.
 JOBS ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: setup
-	@$(PYTEST)
-	@echo "torchcall: every test passed. Next: make demo, or make bench."
-
-test-fast: setup
 	@$(PYTEST) -m "not slow"
 
-# kUPS wants Python 3.12, which is not torchcall's pinned one, and a torch of its own choosing.
+test-slow: setup
+	@TORCHCALL_TESTS_OPTIMISED=1 $(PYTEST)
+
+# kUPS needs Python 3.12.
 PYTHON_KUPS ?= python3.12
 KUPS_VENV ?= .venv-kups
 test-kups:
-	@$(PYTHON_KUPS) -m venv $(KUPS_VENV)
-	@$(KUPS_VENV)/bin/python -m pip install --quiet kups==1.0.8 torch==2.13.0 jax jaxtyping pytest \
+	$(call make_venv,$(PYTHON_KUPS),$(KUPS_VENV),12)
+	@$(KUPS_VENV)/bin/python -m pip install kups==1.0.8 torch==2.13.0 jax jaxtyping pytest \
 	  scikit-build-core nanobind cmake ninja
-	@$(KUPS_VENV)/bin/python -m pip install --quiet --no-build-isolation --no-deps .
+	@$(KUPS_VENV)/bin/python -m pip install --no-build-isolation --no-deps .
 	@$(KUPS_VENV)/bin/python -m pytest -p no:cacheprovider tests/kups
 
 lint: $(VENV)/.installed
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE) $(SIMULATED)
 
 format: $(VENV)/.installed
-	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE) $(SIMULATED)
 
 types: setup
 	@$(BIN)/pyright
@@ -84,19 +102,19 @@ bench: setup
 	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
 	@$(BIN)/python benchmarks/plot_results.py
 
-# Without dependencies: mace-torch would bring another torch. requirements/mace.txt has those it needs here.
+# With --no-deps: mace-torch would bring another torch.
 bench-mace: setup
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/mace.txt
 	@$(BIN)/python -W ignore benchmarks/mace_engines.py --json benchmarks/results/mace_engines.json
 
-# With the packages that $(PYTHON) has, and nothing fetched: docs/gpu.md. GPU_CHECK takes further options.
+# Uses the packages that $(PYTHON) has and downloads nothing: docs/gpu.md. GPU_CHECK takes more options.
 SECTIONS ?=
 GPU_CHECK ?=
 gpu-check:
 	@$(PYTHON) benchmarks/gpu_check.py $(SECTIONS) $(GPU_CHECK)
 
-# A build of its own in build/sanitize, imported in place of the ordinary one. Leaks are left out:
-# Python and its extensions keep memory until the process ends.
+# A separate build in build/sanitize, imported instead of the ordinary one. Leaks are not reported:
+# Python and its extensions hold memory until the process ends.
 SANITIZER ?= address
 SANITIZE_TESTS ?= tests/test_numerics.py tests/test_outputs.py tests/engines
 sanitize: setup
@@ -105,7 +123,7 @@ sanitize: setup
 	@LD_PRELOAD=$$($(CXX) -print-file-name=libasan.so):$$($(CXX) -print-file-name=libubsan.so) \
 	  ASAN_OPTIONS=detect_leaks=0:alloc_dealloc_mismatch=0 PYTHONPATH=build/sanitize \
 	  $(BIN)/python -c "$$SANITIZED" -p no:cacheprovider $(SANITIZE_TESTS)
-# The editable install's finder comes before the path; without it, PYTHONPATH decides.
+# The editable install's finder has precedence over PYTHONPATH.
 define SANITIZED
 import sys
 sys.meta_path = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]

@@ -3,39 +3,47 @@
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 import jax
+import jaxlib
 import pytest
 import torch
 
 import torchcall
 
-# XLA compiles these programs in a third of the time. `TORCHCALL_OPTIMISED=1` (`make test-slow`)
-# leaves XLA's settings alone.
+# With these and few LLVM passes, XLA compiles programs in a third of the time.
 QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 
 
 def pytest_configure(config):
-    """Settings of JAX, before its first use. xdist's workers and child processes inherit them."""
-    optimised = os.environ.get("TORCHCALL_OPTIMISED") == "1"
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        folder = tempfile.mkdtemp(prefix="torchcall-tests-")
-        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
-        if not optimised:
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}"
-        settings = {
-            "jax_disable_most_optimizations": not optimised,
-            # One test process uses the programs that another has compiled.
-            "jax_compilation_cache_dir": folder,
-            "jax_persistent_cache_min_compile_time_secs": 0.3,
-            "jax_persistent_cache_min_entry_size_bytes": -1,
-            # Only a folder of limited size is locked while a program is written.
-            "jax_compilation_cache_max_size": 2**30,
-        }
-        for name, value in settings.items():
-            os.environ[name.upper()] = str(value)
-            jax.config.update(name, value)
+    """Settings of JAX, before its first use. xdist's workers and child processes inherit them.
+
+    `TORCHCALL_TESTS_OPTIMISED=1` (`make test-slow`) and a CUDA device leave XLA's optimisations on.
+    """
+    # A background job may have inherited an ignored SIGINT. Tests and their children send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    quick = os.environ.get("TORCHCALL_TESTS_OPTIMISED") != "1" and not torch.cuda.is_available()
+    # XLA ends the process for a flag that it does not know; these are known to the pinned one.
+    if quick and jaxlib.__version__.startswith("0.10."):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}"
+    folder = tempfile.mkdtemp(prefix="torchcall-tests-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    settings = {
+        "jax_disable_most_optimizations": quick,
+        # One test process uses the programs that another has compiled.
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+        # Only a folder of limited size is locked while a program is written.
+        "jax_compilation_cache_max_size": 2**30,
+    }
+    for name, value in settings.items():
+        os.environ[name.upper()] = str(value)
+        jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +54,15 @@ def _strict_dtype_promotion():
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """What a module compiled is of no use to the next, and makes garbage collections slow."""
+    """No other module uses these programs, and they make garbage collections slow."""
     yield
     jax.clear_caches()
     gc.collect()
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _pass_over_imports():
-    """Collections look at what tests make, and not at the many objects of what is imported."""
+def _freeze_imports():
+    """Garbage collections skip the many objects of imported modules."""
     gc.collect()
     gc.freeze()
 

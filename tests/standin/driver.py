@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
-from torchcall import _native
+from standin.build import build
 
 
 @dataclass(frozen=True)
@@ -23,18 +22,6 @@ class Call:
     result: int
     thread: int  # threading.get_native_id()
     time: int  # nanoseconds; the same clock as torch_device.Entry
-
-
-def library(name: str) -> Path:
-    """The path of a simulation library, built by `make setup`.
-
-    Raises:
-        FileNotFoundError: in an install that was built without the simulation libraries.
-    """
-    path = _native.library_root() / "standin" / f"lib{name}_standin.so"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is built with -C cmake.define.TORCHCALL_STANDIN=ON")
-    return path
 
 
 def read_log(copy: Callable[[ctypes.Array[ctypes.c_char] | None, int], int]) -> list[list[str]]:
@@ -51,7 +38,7 @@ class Driver:
     """The process's simulated driver. It is global state: call `reset()` before a test."""
 
     def __init__(self) -> None:
-        self.path = library("cuda")
+        self.path = build("cuda")
         self.library = ctypes.CDLL(str(self.path))
         self._copy_log = self.library.standin_log
         self._copy_log.argtypes = [ctypes.c_void_p, ctypes.c_size_t]

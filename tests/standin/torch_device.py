@@ -23,7 +23,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import torch
-from standin.driver import library, read_log
+from standin.build import build
+from standin.driver import read_log
 from torch import Tensor
 from torch.utils import dlpack
 
@@ -50,7 +51,7 @@ class TorchDevice:
     """The process's simulated devices. They are global state: call `reset()` before a test."""
 
     def __init__(self) -> None:
-        self.path = library("torch_cuda")
+        self.path = build("torch_cuda")
         self.library = ctypes.CDLL(str(self.path))
         self._copy_log = self.library.standin_device_log
         self._copy_log.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
