@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 TORCH_LOOPS = {"torch, C++ loop", "torch, Python loop"}
 JAX_METHODS = {"torchcall", "buffer_callback", "pure_callback"}
-UNOPTIMISED = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def run(script, *options):
@@ -20,9 +17,8 @@ def run(script, *options):
         capture_output=True,
         text=True,
         timeout=900,
-        # Two busy threads on two busy cores wait for each other: a smoke test needs one, and no
-        # optimised programs.
-        env=os.environ | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": UNOPTIMISED},
+        # Two torch threads on two busy cores wait for each other.
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         check=False,
     )
 
@@ -40,7 +36,6 @@ def checked_document(path):
     return document
 
 
-@pytest.mark.slow
 def test_call_overhead_times_every_case_and_states_every_claim(tmp_path):
     path = tmp_path / "results" / "call_overhead.json"
     options = ("--quick", "--without", "wrap_torch2jax", "--json", path)
@@ -57,7 +52,6 @@ def test_call_overhead_times_every_case_and_states_every_claim(tmp_path):
     assert len(verdicts) == 10
 
 
-@pytest.mark.slow
 def test_md_loop_runs_every_method(tmp_path):
     path = tmp_path / "md_loop.json"
     done = run("md_loop.py", "--quick", "--without", "wrap_torch2jax", "--json", path)
@@ -69,7 +63,6 @@ def test_md_loop_runs_every_method(tmp_path):
     assert loops == forward_only | JAX_METHODS
 
 
-@pytest.mark.slow
 def test_neighbor_list_times_every_method(tmp_path):
     path = tmp_path / "neighbor_list.json"
     done = run(

@@ -71,7 +71,6 @@ def test_the_default_structure_is_liquid_argon_with_velocities():
     np.testing.assert_allclose(momentum, 0.0, atol=1e-2)
 
 
-@pytest.mark.slow
 def test_energy_is_conserved_and_the_files_are_written(run, tmp_path):
     status, out, err = run("--steps", 250, "--json", "demo.json")
     assert status == 0, err
@@ -93,8 +92,6 @@ def test_energy_is_conserved_and_the_files_are_written(run, tmp_path):
     assert last.startswith("simulated 500 atoms for 0.5 ps, plotted in demo.png")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("barely_optimised")
 def test_the_users_structure_and_model(run, tmp_path, crystal, archive):
     options = ("--structure", crystal, "--model", archive, "--cutoff", 5.0, "--temperature", 30)
     status, out, err = run(
@@ -111,8 +108,6 @@ def test_the_users_structure_and_model(run, tmp_path, crystal, archive):
     assert abs(document["result"]["drift_mev_per_atom_per_ps"]) < 0.05
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("barely_optimised")
 def test_double_precision_conserves_energy_better(run, tmp_path, crystal):
     status, _, err = run(
         "--structure", crystal, "--temperature", 30, "--steps", 100, "--dt", 1, "--skin", 0,
@@ -124,8 +119,6 @@ def test_double_precision_conserves_energy_better(run, tmp_path, crystal):
     assert result["fluctuation_mev_per_atom"] < 1e-3
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("barely_optimised")
 def test_the_run_is_repeated_with_more_capacity_after_an_overflow(crystal, capfd):
     cutoff = 5.0
     structure = _system.read_structure(crystal, temperature=30.0, seed=0)
@@ -193,7 +186,6 @@ class NoGradients(torch.nn.Module):
         return {"energy": input["charge"]}
 
 
-@pytest.mark.usefixtures("barely_optimised")
 def test_a_model_that_returns_no_gradients(run, crystal, tmp_path):
     torch.jit.script(NoGradients()).save(tmp_path / "energy.pt")
     status, _, err = run("--structure", crystal, "--model", "energy.pt", "--no-peers")
@@ -276,8 +268,6 @@ def test_the_included_potential_is_the_example():
     assert _system.shipped("lennard_jones.py").read_text() == here.read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("barely_optimised")
 def test_a_diverging_run_is_an_error(run, crystal):
     status, _, err = run("--structure", crystal, "--no-peers", "--steps", 20, "--dt", 1e9)
     assert status == 2

@@ -128,7 +128,6 @@ def test_boxes_have_their_atoms_and_density(load):
         box(100)
 
 
-@pytest.mark.slow
 def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
     path = tmp_path / "gpu_md.json"
     options = ["--device", "cpu", "--quick", "--potentials", "Lennard-Jones"]

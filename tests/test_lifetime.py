@@ -74,7 +74,6 @@ def test_wrapper_made_inside_a_jitted_loop_body_works_after_it_is_collected():
     assert_same(program(X), X + 5)
 
 
-@pytest.mark.slow
 def test_wrapper_recreated_hundreds_of_times_gives_no_stale_result_and_leaks_nothing(live_plans):
     """Twenty programs in each of which twenty wrappers come and go, called with other shapes."""
     module = torch.jit.script(Linear())
@@ -114,7 +113,6 @@ def test_wrappers_with_other_code_at_the_same_address_give_no_stale_result():
         del f
 
 
-@pytest.mark.slow
 def test_a_hundred_thousand_calls_need_no_more_memory():
     f = TorchModuleWrapper(torch.jit.script(Linear()))
 
@@ -134,7 +132,6 @@ def test_a_hundred_thousand_calls_need_no_more_memory():
     assert resident_bytes() - before < 8 * MIB
 
 
-@pytest.mark.slow
 def test_calls_that_fail_need_no_more_memory():
     f = TorchModuleWrapper(torch.jit.script(Raises()), output_spec=jax.ShapeDtypeStruct((), "f4"))
     x = jnp.zeros(250_000)

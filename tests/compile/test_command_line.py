@@ -10,8 +10,6 @@ from energies import Soft
 from torchcall.__main__ import main
 from torchcall._compile._cli import UsageError, load_module, read_example
 
-# Neighbour lists of the examples.
-pytestmark = pytest.mark.usefixtures("barely_optimised")
 FACTORY = """
 import torch
 

@@ -132,7 +132,6 @@ def test_an_example_below_the_minimum_is_an_error(key, what, tmp_path, example):
     assert f"expected at least 2 {what}, phantoms included, got 1" in text
 
 
-@pytest.mark.usefixtures("barely_optimised")
 def test_a_graph_of_another_cutoff_is_an_error(tmp_path):
     import ase.build
 

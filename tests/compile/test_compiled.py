@@ -14,7 +14,6 @@ import torchcall
 from torchcall._compile._cases import dynamic_cases
 from torchcall._engines.package_file import read_package
 
-pytestmark = pytest.mark.slow
 CUTOFF = reference.CUTOFF
 KINDS = ["triclinic", "left-handed", "slab", "slab with a vacuum vector", "wire", "molecule"]
 

@@ -9,8 +9,6 @@ from reference import CUTOFF, one_thread  # noqa: F401
 
 from torchcall.mliap import TorchMliap, check_model
 
-pytestmark = pytest.mark.usefixtures("barely_optimised")
-
 
 class Flawed(torch.nn.Module):
     """A pair potential with one chosen flaw."""

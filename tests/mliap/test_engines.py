@@ -16,7 +16,7 @@ from reference import one_thread  # noqa: F401
 
 from torchcall.mliap import energy, energy_and_gradients
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import torchcall
 from torchcall.mliap import TorchMliap, pad_graph
 from torchcall.mliap._input import output_specs
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.fixture

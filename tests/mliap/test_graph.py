@@ -190,7 +190,6 @@ def test_layout_is_the_promised_one(members):
     np.testing.assert_array_equal(r, here)
 
 
-@pytest.mark.usefixtures("barely_optimised")
 def test_neighbour_list_makes_the_same_graph_as_ase(models):
     system = reference.systems()["triclinic"]
     cell, positions = jnp.asarray(system.cell)[None], jnp.asarray(system.positions)

@@ -18,7 +18,7 @@ from reference import CUTOFF, one_thread  # noqa: F401
 import torchcall
 from torchcall.mliap import TorchMliap, energy, pad_graph
 
-pytestmark = [pytest.mark.usefixtures("x64"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.fixture

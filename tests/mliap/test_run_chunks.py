@@ -8,7 +8,6 @@ from lists import listed
 
 from torchcall.mliap import RunError, neighbor_list, run_chunks
 
-pytestmark = pytest.mark.usefixtures("barely_optimised")
 N, SIDE, CUTOFF = 40, 9.0, 3.0
 PBC, BATCH = np.ones((1, 3), bool), np.zeros(N, np.int32)
 STEPS = 40

@@ -7,8 +7,6 @@ from reference import one_thread  # noqa: F401
 
 from torchcall.mliap import HyperGraph, TorchMliapInput, torch_mliap_model_fn
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("barely_optimised")]
-
 
 @pytest.fixture
 def run(monkeypatch, capsys):
