@@ -81,10 +81,10 @@ test-kups:
 	@$(KUPS_VENV)/bin/python -m pytest -p no:cacheprovider tests/kups
 
 lint: $(VENV)/.installed
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE) $(SIMULATED)
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/clang-format --dry-run -Werror $(NATIVE) $(SIMULATED) benchmarks/*.cc
 
 format: $(VENV)/.installed
-	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE) $(SIMULATED)
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format . && $(BIN)/clang-format -i $(NATIVE) $(SIMULATED) benchmarks/*.cc
 
 types: setup
 	@$(BIN)/pyright

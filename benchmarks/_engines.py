@@ -15,11 +15,12 @@ from _harness import (
     jitted_loop,
     liquid,
     peers,
+    tensors_of,
 )
+from _native_loop import package_loop, script_loop
 from _potentials import shares
 
 import torchcall
-from torchcall._timing import time_native
 from torchcall.demo._dynamics import Constants, State, with_gradients
 from torchcall.demo._peers import CallCounter
 from torchcall.demo._system import load_example
@@ -46,8 +47,7 @@ def models(
     fixed: bool = True,
 ) -> dict[str, TorchMliap]:
     """The module through each engine, for any shapes and, if wanted, for the graph's own."""
-    differentiates = not hasattr(module, "autograd") or bool(module.autograd)
-    options: dict[str, Any] = {"requires_grad": differentiates}
+    options: dict[str, Any] = {"requires_grad": differentiates(module)}
     result = {
         SCRIPT: TorchMliap.from_module(torch.jit.script(module), cutoff, **options),
         EAGER: TorchMliap.from_module(module, cutoff, **options),
@@ -56,11 +56,21 @@ def models(
     if graph["edge_index"].shape[1] < SERIAL:
         torch.set_num_threads(1)  # serial code, as docs/packages.md advises for small systems
     for method, dynamic in ((ANY, True), (FIXED, False))[: 1 + fixed]:
-        path = folder / f"{name}-{dynamic}.pt2"
+        path = package_path(folder, name, method)
         torchcall.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
         result[method] = TorchMliap.from_package(path)
     torch.set_num_threads(threads)
     return result
+
+
+def differentiates(module: torch.nn.Module) -> bool:
+    """Whether the module computes its gradients by autograd."""
+    return not hasattr(module, "autograd") or bool(module.autograd)
+
+
+def package_path(folder: Path, name: str, method: str) -> Path:
+    """The file of a potential's package for any shapes (`ANY`) or for the graph's own (`FIXED`)."""
+    return folder / f"{name}-{'fixed' if method == FIXED else 'any'}.pt2"
 
 
 def potentials() -> dict[str, tuple[torch.nn.Module, float]]:
@@ -85,7 +95,7 @@ def calls(report: Report, folder: Path, n_atoms: int = 64) -> None:
             runs[method] = call_loop(model, graph)
             if method != EAGER:
                 floor = f"{FLOOR}, {method.removeprefix('torchcall, ')}"
-                runs[floor] = floor_loop(model, graph)
+                runs[floor] = floor_loop(method, module, graph, package_path(folder, name, method))
                 engines[floor] = ENGINES[method]
         for peer, run in eager_peers(name, module, graph).items():
             runs[peer], engines[peer] = run, "eager"
@@ -105,16 +115,23 @@ def call_loop(model: TorchMliap, graph: AtomGraphInput) -> Run:
     return jitted_loop(model.call, (graph,), lambda: model.wrapper.stats()["calls"])
 
 
-def floor_loop(model: TorchMliap, graph: AtomGraphInput) -> Run:
-    """The model alone in a C++ loop."""
-    return lambda calls: time_native(model.wrapper, graph, iterations=calls) * calls
+def floor_loop(method: str, module: torch.nn.Module, graph: AtomGraphInput, package: Path) -> Run:
+    """The model alone in a C++ loop: as TorchScript, or its package."""
+    tensors = (tensors_of(graph),)
+    if method != SCRIPT:
+        return package_loop(package, tensors)
+    return script_loop(torch.jit.script(module), tensors, requires_grad=differentiates(module))
 
 
 def eager_peers(name: str, module: torch.nn.Module, graph: AtomGraphInput) -> dict[str, Run]:
     """The eager module by JAX's callbacks."""
-    differentiates = name != "Lennard-Jones by formulas"
     problem = Problem(
-        name, module, (graph,), output_specs, (input_dtypes(),), requires_grad=differentiates
+        name,
+        module,
+        (graph,),
+        output_specs,
+        (input_dtypes(),),
+        requires_grad=differentiates(module),
     )
     runs: dict[str, Run] = {}
     for peer, make in peers(["wrap_torch2jax"]).items():

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from _native_loop import script_loop
 
 import torchcall
-from torchcall._timing import time_native
 from torchcall.demo._peers import (
     CallCounter,
     buffer_callback_call,
@@ -28,7 +28,7 @@ from torchcall.demo._peers import (
 )
 from torchcall.demo._system import load_example
 from torchcall.demo._timing import Run, Timing, interleave, machine, timed, versions
-from torchcall.mliap import AtomGraph, neighbor_list, pad_graph
+from torchcall.mliap import AtomGraph, AtomGraphInput, neighbor_list, pad_graph
 from torchcall.mliap._input import input_dtypes, output_specs
 
 FLOOR, PYTHON, TORCHCALL = "torch, C++ loop", "torch, Python loop", "torchcall"
@@ -216,6 +216,14 @@ def graph_of(positions: np.ndarray, cell: np.ndarray, cutoff: float, *, slack: f
     )
 
 
+def tensors_of(graph: AtomGraphInput) -> dict[str, torch.Tensor]:
+    """A padded graph as torch tensors of the dtypes that the model gets."""
+    dtypes = {key: dtype for key, dtype in input_dtypes().items() if key in graph}
+    return {
+        key: torch.from_dlpack(graph[key]).to(dtype, copy=True) for key, dtype in dtypes.items()
+    }
+
+
 def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff: float) -> Problem:
     """Lennard-Jones argon with int64 indices inside torch, over exactly the edges there are."""
     atoms = graph_of(positions, cell, cutoff, slack=1.0)
@@ -250,7 +258,7 @@ def methods(problem: Problem, without: Collection[str] = ()) -> dict[str, Run]:
     wrapper = torchcall_wrapper(problem)
     tensors = problem.tensors()
     result: dict[str, Run] = {
-        FLOOR: lambda calls: time_native(wrapper, *problem.args, iterations=calls) * calls,
+        FLOOR: script_loop(problem.module, tensors, requires_grad=problem.requires_grad),
         PYTHON: python_loop(problem.module, tensors, requires_grad=problem.requires_grad),
         TORCHCALL: jitted_loop(wrapper, problem.args, lambda: wrapper.stats()["calls"]),
     }

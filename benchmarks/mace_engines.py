@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _engines import call_loop, floor_loop
-from _harness import FLOOR, Report, parser, python_loop
+from _engines import call_loop
+from _harness import FLOOR, Report, parser, python_loop, tensors_of
+from _native_loop import package_loop, script_loop
 from script_options import OPTIMISED, PROFILING, attempt, optimised
 
 import torchcall
 from torchcall.demo._system import load_example
 from torchcall.demo._timing import Run
 from torchcall.mliap import TorchMliap, pad_graph
-from torchcall.mliap._input import input_dtypes
 
 EAGER, SCRIPTED, PACKAGE = "eager", "TorchScript", "AOTInductor"
 PACKAGE_FLOOR = f"{FLOOR}, {PACKAGE}"
@@ -36,10 +36,7 @@ def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
     example = load_example("mace_adapter")
     graph = example.silicon(repeat)
     padded, _ = pad_graph(graph, cutoff=5.0)
-    tensors = {
-        key: torch.from_dlpack(padded[key]).to(dtype, copy=True)
-        for key, dtype in input_dtypes().items()
-    }
+    tensors = tensors_of(padded)
     eager = example.MacePotential(example.random_mace(for_compile=False)).eval()
     path = torchcall.compile(
         example.random_silicon(), folder / "mace.pt2", example=graph, cutoff=5.0
@@ -66,9 +63,9 @@ def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
     runs[f"torchcall, {SCRIPTED}"] = call_loop(model(scripted), padded)
     runs[FROZEN] = call_loop(model(scripted, freeze=True), padded)
     attempt(runs, TUNED, lambda: call_loop(model(optimised(scripted)), padded))
-    attempt(runs, PROFILED, lambda: floor_loop(model(scripted), padded))
+    attempt(runs, PROFILED, lambda: script_loop(scripted, (tensors,), requires_grad=True))
     runs[f"torchcall, {PACKAGE}"] = call_loop(compiled, padded)
-    runs[PACKAGE_FLOOR] = floor_loop(compiled, padded)
+    runs[PACKAGE_FLOOR] = package_loop(path, (tensors,))
     for run in runs.values():
         run(5)
     shape = f"{len(graph.positions)} atoms, {tensors['edge_index'].shape[1]} edges"

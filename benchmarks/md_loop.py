@@ -34,10 +34,10 @@ from _harness import (
     python_loop,
     torchcall_wrapper,
 )
+from _native_loop import script_loop
 from _potentials import batched, narrowing, shares
 from ase import units
 
-from torchcall._timing import time_native
 from torchcall.demo._dynamics import Constants, State, graph_of, start, with_gradients
 from torchcall.demo._potential import load_potential
 from torchcall.demo._run import compiled_runs
@@ -82,9 +82,7 @@ def loops(
         models[name] = make(problem.module, **problem.options())
     tensors = problem.tensors()
     runs: dict[str, Run] = {
-        f"{FLOOR}, forward only": lambda calls: (
-            time_native(wrapper, *problem.args, iterations=calls) * calls
-        ),
+        f"{FLOOR}, forward only": script_loop(problem.module, tensors, requires_grad=False),
         f"{PYTHON}, forward only": python_loop(problem.module, tensors, requires_grad=False),
     }
     runs |= compiled_runs(models, state, constants, n_steps, cutoff=CUTOFF, dt=DT)

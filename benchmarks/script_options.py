@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from _engines import potentials
-from _harness import Report, Run, graph_of, jitted_loop, liquid, parser
+from _harness import Report, Run, graph_of, jitted_loop, liquid, parser, tensors_of
+from _native_loop import script_loop
 from torch.jit import set_fusion_strategy  # pyright: ignore[reportPrivateImportUsage]
 
-from torchcall._timing import time_native
 from torchcall.mliap import AtomGraphInput, TorchMliap, pad_graph
 
 PLAIN, FROZEN, OPTIMISED = "as it is", "freeze=True", "optimize_for_inference"
@@ -45,11 +45,14 @@ def measure(
     def model(script: Any, **options: Any) -> TorchMliap:
         return TorchMliap.from_module(script, cutoff, requires_grad=gradients, **options)
 
+    def in_cpp(script: Any) -> Run:
+        return script_loop(script, (tensors_of(graph),), requires_grad=gradients)
+
     runs: dict[str, Run] = {}
     attempt(runs, PLAIN, lambda: in_jax(model(script), graph))
     attempt(runs, FROZEN, lambda: in_jax(model(script, freeze=True), graph))
     attempt(runs, OPTIMISED, lambda: in_jax(model(optimised(script)), graph))
-    attempt(runs, PROFILING, lambda: in_cpp(model(script), graph))
+    attempt(runs, PROFILING, lambda: in_cpp(script))
     report.time(f"{name}, 64 atoms", runs)
 
     fuses = torch._C._jit_can_fuse_on_cpu()
@@ -58,7 +61,7 @@ def measure(
     again = torch.jit.script(module)
     runs = {}
     attempt(runs, PLAIN, lambda: in_jax(model(again), graph))
-    attempt(runs, PROFILING, lambda: in_cpp(model(again), graph))
+    attempt(runs, PROFILING, lambda: in_cpp(again))
     report.time(f"{name}, 64 atoms, fused on the CPU", runs)
     set_fusion_strategy(before)
     torch._C._jit_override_can_fuse_on_cpu(fuses)
@@ -83,12 +86,6 @@ def optimised(script: Any) -> Any:
 def in_jax(model: TorchMliap, graph: AtomGraphInput) -> Run:
     """The call in one jitted loop."""
     return jitted_loop(model.call, (graph,), lambda: model.wrapper.stats()["calls"])
-
-
-def in_cpp(model: TorchMliap, graph: AtomGraphInput) -> Run:
-    """`Module::forward` in a C++ loop."""
-    model.call(graph)
-    return lambda calls: time_native(model.wrapper, graph, iterations=calls) * calls
 
 
 if __name__ == "__main__":

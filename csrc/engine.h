@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 6
+#define TC_ABI_VERSION 7
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -208,10 +208,6 @@ typedef struct {
   TcStatus (*plan_create)(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink error);
   TcStatus (*plan_run)(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, TcPlace place,
                        TcSink error);
-  // Calls the model's own `forward` `iterations` times on these inputs, already cast to what the
-  // model gets, without any of the plan's machinery: the floor that a call can be compared with.
-  TcStatus (*plan_time_forward)(TcPlan* plan, const DLTensor* inputs, int64_t iterations,
-                                double* seconds, TcSink error);
   // Code and weights as the plan's calls on the device use them now; they live until the hold is
   // released, which is before the plan is.
   TcStatus (*plan_hold)(TcPlan* plan, DLDevice device, TcHold** out, TcSink error);

@@ -177,11 +177,6 @@ TcStatus PlanRun(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, 
   return TC_KEPT;
 }
 
-TcStatus PlanTimeForward(TcPlan* plan, const DLTensor* inputs, int64_t iterations, double* seconds,
-                         TcSink error) {
-  return Guarded(error, [&] { *seconds = plan->plan->TimeForward(inputs, iterations); });
-}
-
 TcStatus PlanHold(TcPlan* plan, DLDevice device, TcHold** out, TcSink error) {
   return Guarded(error, [&] { *out = new TcHold{plan->plan->Hold(device)}; });
 }
@@ -215,7 +210,6 @@ extern "C" __attribute__((visibility("default"))) const TcEngineApi* torchcall_e
       torchcall::ModelCheckArguments,
       torchcall::PlanCreate,
       torchcall::PlanRun,
-      torchcall::PlanTimeForward,
       torchcall::PlanHold,
       torchcall::HoldRelease,
       torchcall::PlanRelease,

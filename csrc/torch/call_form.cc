@@ -162,25 +162,4 @@ void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
   std::memset(static_cast<char*>(destination) + bytes, 0, output.bytes - bytes);
 }
 
-std::vector<at::Tensor> CallForm::CopiesOf(const DLTensor* inputs) const {
-  const TorchStateGuard guard(Autograd::kOff);
-  std::vector<int64_t> sizes(lengths.size());
-  ReadLengths(inputs, c10::kCPU, sizes);
-  std::vector<at::Tensor> tensors;
-  for (size_t i = 0; i < operands.size(); ++i) {
-    const Operand& operand = operands[i];
-    if (operand.is_length) {
-      tensors.emplace_back();
-      continue;
-    }
-    at::Tensor view = View(inputs[i].data, operand.shape, operand.dtype, c10::kCPU);
-    if (operand.narrowing.length >= 0) {
-      view = view.narrow(operand.narrowing.axis, 0, sizes[operand.narrowing.length]);
-    }
-    tensors.push_back(
-        view.to(operand.cast.value_or(operand.dtype)).clone(at::MemoryFormat::Contiguous));
-  }
-  return tensors;
-}
-
 }  // namespace torchcall

@@ -45,8 +45,6 @@ struct CallForm {
   // not what the output says.
   void CopyOut(const Output& output, const at::Tensor& tensor, const std::vector<int64_t>& sizes,
                c10::Device device, void* destination) const;
-  // What the model gets of these buffers on the CPU, in memory of its own; undefined for a length.
-  std::vector<at::Tensor> CopiesOf(const DLTensor* inputs) const;
 
   std::vector<Operand> operands;
   std::vector<Output> outputs;

@@ -135,8 +135,4 @@ std::shared_ptr<const void> CallablePlan::Hold(DLDevice device) const {
           }};
 }
 
-double CallablePlan::TimeForward(const DLTensor*, int64_t) const {
-  throw std::invalid_argument("expected a model that runs without Python, got a Python callable");
-}
-
 }  // namespace torchcall

@@ -42,7 +42,6 @@ class CallablePlan : public Plan {
  public:
   CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpec& spec);
 
-  double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
   std::shared_ptr<const void> Hold(DLDevice device) const override;
 
  private:

@@ -1,7 +1,6 @@
 #include "package.h"
 
 #include <algorithm>
-#include <chrono>
 #include <stdexcept>
 
 #include "fingerprint.h"
@@ -193,19 +192,6 @@ void PackagePlan::CheckIndices(const CallInputs& inputs) const {
       if (!fits) refuse("one of " + Listed(check), i);
     }
   }
-}
-
-double PackagePlan::TimeForward(const DLTensor* inputs, int64_t iterations) const {
-  ApplyThreadBudget();
-  const std::vector<at::Tensor> copies = form().CopiesOf(inputs);
-  std::vector<at::Tensor> arguments;
-  for (const int64_t operand : order_) arguments.push_back(copies[operand]);
-  const TorchStateGuard guard(Autograd::kInference);
-  const std::shared_ptr<PackageLoader> loader = model_->loader(c10::kCPU);
-  for (int i = 0; i < 20; ++i) loader->Run(arguments);
-  const auto start = std::chrono::steady_clock::now();
-  for (int64_t i = 0; i < iterations; ++i) loader->Run(arguments);
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace torchcall

@@ -72,7 +72,6 @@ class PackagePlan : public Plan {
   // results, None where nobody asks for one.
   PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec);
 
-  double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
   std::shared_ptr<const void> Hold(DLDevice device) const override {
     return model_->Hold(DeviceOf(device));
   }

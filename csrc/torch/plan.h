@@ -49,8 +49,6 @@ class Plan {
   // Thread-safe.
   // Of an observed call: why calls like it cannot be captured, empty where nothing tells.
   std::string Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
-  // Seconds for `iterations` calls of the model itself on copies of these inputs.
-  virtual double TimeForward(const DLTensor* inputs, int64_t iterations) const = 0;
   // A share of what calls on the device compute with now.
   virtual std::shared_ptr<const void> Hold(DLDevice device) const = 0;
 

@@ -230,10 +230,6 @@ class PyPlan {
   PyPlan& operator=(const PyPlan&) = delete;
 
   int64_t id() const { return id_; }
-  double TimeForward(const std::vector<uintptr_t>& addresses, int64_t iterations) const {
-    const nb::gil_scoped_release release;
-    return plan_->TimeForward(Pointers(addresses), iterations);
-  }
   // What the handler does, on addresses: the way in for tests.
   void RunOnCuda(const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
                  int ordinal, uintptr_t stream) const {
@@ -344,7 +340,6 @@ NB_MODULE(_bridge, m) {
            nb::arg("cuda_graph"), nb::arg("graph_refusal"))
       .def_prop_ro("id", &PyPlan::id)
       .def("run_on_cuda", &PyPlan::RunOnCuda, nb::arg("inputs"), nb::arg("outputs"),
-           nb::arg("ordinal"), nb::arg("stream"))
-      .def("time_forward", &PyPlan::TimeForward, nb::arg("addresses"), nb::arg("iterations"));
+           nb::arg("ordinal"), nb::arg("stream"));
   BindCapture(m);
 }

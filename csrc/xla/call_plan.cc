@@ -212,18 +212,6 @@ std::string CallPlan::RunPlainly(void* const* inputs, void* const* outputs, TcPl
   return error.text();
 }
 
-double CallPlan::TimeForward(const std::vector<void*>& data, int64_t iterations) const {
-  CallArray<DLTensor> inputs(inputs_.size());
-  Fill(inputs, input_tensors_, data.data(), kCpu);
-  double seconds = 0;
-  ErrorText error;
-  if (TorchHalf().plan_time_forward(plan_.get(), inputs.data(), iterations, &seconds,
-                                    error.sink()) != TC_OK) {
-    throw std::runtime_error("torchcall: " + model_name_ + ": " + error.text());
-  }
-  return seconds;
-}
-
 PlanRegistry& PlanRegistry::Get() {
   // Leaked: executables may still look plans up while the process ends.
   static auto* registry = new PlanRegistry;

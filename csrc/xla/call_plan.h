@@ -53,8 +53,6 @@ class CallPlan {
                       TcPlace place);
   // The same over buffers whose shapes and dtypes the caller answers for. Throws what went wrong.
   void RunOn(void* const* inputs, void* const* outputs, TcPlace place);
-  // Seconds for `iterations` calls of the model's own forward on these buffers.
-  double TimeForward(const std::vector<void*>& data, int64_t iterations) const;
 
  private:
   // The model itself. Throws what went wrong; returns what an observed call tells.

@@ -1,6 +1,5 @@
 #include "plan.h"
 
-#include <chrono>
 #include <stdexcept>
 
 #include "../place.h"
@@ -89,23 +88,6 @@ ScriptPlan::ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spe
 
 std::unique_ptr<CallContext> ScriptPlan::NewContext(TcPlace place) const {
   return std::make_unique<Context>(*this, place);
-}
-
-double ScriptPlan::TimeForward(const DLTensor* inputs, int64_t iterations) const {
-  ApplyThreadBudget();
-  const std::shared_ptr<const ModelInstance> instance = model_->instance(c10::kCPU);
-  std::vector<c10::IValue> containers;
-  const std::vector<c10::IValue> arguments =
-      arguments_->builder.Build(form().CopiesOf(inputs), containers);
-  const TorchStateGuard guard(model_->autograd());
-  torch::jit::Module module = instance->module.value_or(torch::jit::Module());
-  const auto call = [&] {
-    return instance->module ? module.forward(arguments) : (*instance->function)(arguments);
-  };
-  for (int i = 0; i < 20; ++i) call();  // the profiling executor settles in its first calls
-  const auto start = std::chrono::steady_clock::now();
-  for (int64_t i = 0; i < iterations; ++i) call();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace torchcall

@@ -17,7 +17,6 @@ class ScriptPlan : public Plan {
   static std::unique_ptr<ScriptPlan> Make(std::shared_ptr<ScriptModel> model,
                                           const TcPlanSpec& spec);
 
-  double TimeForward(const DLTensor* inputs, int64_t iterations) const override;
   std::shared_ptr<const void> Hold(DLDevice device) const override {
     return model_->Hold(DeviceOf(device));
   }

@@ -120,10 +120,6 @@ class CallPlan:
             run = compiled(self)
         return run(*operands)
 
-    def time_forward(self, addresses: list[int], iterations: int) -> float:
-        """Seconds for `iterations` calls of the model's own forward, see `_timing.time_native`."""
-        return self._native.time_forward(addresses, iterations)
-
     def __reduce__(self) -> Any:
         # A pickled executable leaves its plans behind. Where it is loaded, it finds the plan of the
         # same id, which a call of the same model makes there.
