@@ -111,7 +111,7 @@ bench-mace: setup
 SECTIONS ?=
 GPU_CHECK ?=
 gpu-check:
-	@$(PYTHON) benchmarks/gpu_check.py $(SECTIONS) $(GPU_CHECK)
+	@$(PYTHON) benchmarks/gpu/check.py $(SECTIONS) $(GPU_CHECK)
 
 # A separate build in build/sanitize, imported instead of the ordinary one. Leaks are not reported:
 # Python and its extensions hold memory until the process ends.

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-BENCHMARKS = ROOT / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks" / "gpu"
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def python(*code):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so_and_fails(tmp_path):
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "gpu_check.py", "--out", tmp_path],
+        [sys.executable, BENCHMARKS / "check.py", "--out", tmp_path],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -43,7 +43,7 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_benchmark_without_a_gpu_is_one_line():
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "gpu_md.py"],
+        [sys.executable, BENCHMARKS / "md.py"],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
@@ -51,7 +51,7 @@ def test_a_benchmark_without_a_gpu_is_one_line():
 
 
 def test_sections_fail_end_and_are_skipped_apart_from_each_other(load):
-    part = load("_gpu_sections")
+    part = load("_sections")
     wanted = {
         "good": part.Section(python("print('fine')"), 30),
         "bad": part.Section(python("import sys; print('why'); sys.exit(3)"), 30),
@@ -79,7 +79,7 @@ def test_sections_fail_end_and_are_skipped_apart_from_each_other(load):
 
 
 def test_nothing_runs_after_a_section_that_is_needed(load):
-    part = load("_gpu_sections")
+    part = load("_sections")
     wanted = {
         "build": part.Section(python("import sys; sys.exit('no compiler')"), 30, needed=True),
         "tests": part.Section(python("print('never')"), 30),
@@ -90,7 +90,7 @@ def test_nothing_runs_after_a_section_that_is_needed(load):
 
 
 def test_the_counter_counts_what_lies_between_launches(load):
-    count = load("gpu_transfers").count
+    count = load("transfers").count
 
     def event(cat, name, ts, **args):
         return {"ph": "X", "cat": cat, "name": name, "ts": ts, "args": args}
@@ -118,7 +118,7 @@ def test_the_counter_counts_what_lies_between_launches(load):
 
 
 def test_boxes_have_their_atoms_and_density(load):
-    box = load("_gpu").box
+    box = load("_common").box
     for n_atoms in (64, 256, 1024, 16384):
         positions, cell = box(n_atoms)
         assert positions.shape == (n_atoms, 3)
@@ -133,7 +133,7 @@ def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
     options = ["--device", "cpu", "--quick", "--potentials", "Lennard-Jones"]
     options += ["--engines", "TorchScript", "--only", "calls", "--json", path]
     done = subprocess.run(
-        [sys.executable, BENCHMARKS / "gpu_md.py", *options],
+        [sys.executable, BENCHMARKS / "md.py", *options],
         capture_output=True, text=True, timeout=600, check=False,
         env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
     )  # fmt: skip
@@ -149,7 +149,7 @@ def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
 
 
 def test_the_figure_is_drawn_from_what_a_gpu_gave_and_nothing_else(load, tmp_path):
-    plot = load("gpu_plot")
+    plot = load("plot")
     rows = [
         {"case": f"{kind}, message passing, {n} atoms, 9 edges", "method": method,
          "engine": "-", "us_median": 3.0 * n, "us_iqr": 0.5, "n": 9}

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from _gpu import Loop, graph_at, neighbors_of
-from _gpu_engines import Engines
+from _common import Loop, graph_at, neighbors_of
+from _models import Engines
 
 from torchcall.mliap import SystemId, Table, TorchMliap, energy_and_gradients
 

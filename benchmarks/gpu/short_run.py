@@ -1,7 +1,7 @@
 """A short run of every path that touches device memory, for memory checkers and other libraries.
 
-    compute-sanitizer python benchmarks/gpu_short_run.py
-    TORCHCALL_TORCH_HALF=path/to/libtorchcall_torch.so python benchmarks/gpu_short_run.py
+    compute-sanitizer python benchmarks/gpu/short_run.py
+    TORCHCALL_TORCH_HALF=path/to/libtorchcall_torch.so python benchmarks/gpu/short_run.py
 
 A scripted and an eager model, uncaptured and captured, with autograd inside, in a jitted loop and
 with changing inputs; results are compared with a formula. The last line says which torch half ran.
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from _gpu import device_of
+from _common import device_of
 
 import torchcall
 from torchcall import _bridge

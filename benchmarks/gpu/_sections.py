@@ -1,4 +1,4 @@
-"""The sections of `gpu_check.py`: what each runs, how long it may, and running them.
+"""The sections of `check.py`: what each runs, how long it may, and running them.
 
 Imports nothing that is not Python's own: torchcall is not built yet when this starts.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 
 from _built import command
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILT, OBJECTS = ROOT / "build" / "gpu", ROOT / "build" / "gpu-objects"
-HERE = ROOT / "benchmarks"
+HERE = Path(__file__).resolve().parent
 # What some compilers warn of inside torch's headers when they inline them; a check should not end
 # with the version of a compiler.
 MIDDLE_END = ("stringop-overflow", "array-bounds", "maybe-uninitialized", "restrict", "nonnull")
@@ -96,7 +96,7 @@ def sections(options: argparse.Namespace) -> dict[str, Section]:
 
     half = os.environ.get("TORCHCALL_TORCH_HALF")
     sanitizer = shutil.which("compute-sanitizer") or _in_cuda("compute-sanitizer")
-    short = command(HERE / "gpu_short_run.py", *device)
+    short = command(HERE / "short_run.py", *device)
     report = f"--junitxml={options.out / 'gpu_tests.xml'}"
     tests = 170 if gpu else 1200
     # Alone it has all the time there is.
@@ -113,17 +113,17 @@ def sections(options: argparse.Namespace) -> dict[str, Section]:
         "build": Section(build_command(), 300, env=_flags(), needed=True),
         "tests": Section(pytest(report, str(ROOT / "tests" / "gpu")), tests, env=_tests(gpu)),
         "packages": Section(
-            script("gpu_md.py", "--packages-only", "--engines", "AOTInductor")
+            script("md.py", "--packages-only", "--engines", "AOTInductor")
             if gpu else "a rehearsal compiles no packages",
             170, beside=True,
         ),
-        "transfers": Section(script("gpu_transfers.py", *to("transfers")), 75, env=_half_card()),
+        "transfers": Section(script("transfers.py", *to("transfers")), 75, env=_half_card()),
         "bench": Section(
-            script("gpu_md.py", *to("md"), "--check", "--budget", bench - 15,
+            script("md.py", *to("md"), "--check", "--budget", bench - 15,
                    "--rounds", 5, "--seconds", 0.03), bench,
             env=_half_card(),
         ),
-        "memory": Section(script("gpu_memory.py", *to("memory"), "--budget", 60), 70),
+        "memory": Section(script("memory.py", *to("memory"), "--budget", 60), 70),
         "half": Section(
             no_half or short, 60, env={"TORCHCALL_TORCH_HALF": half, **_half_card()}
         ),

@@ -1,6 +1,6 @@
 """What must hold on a GPU, in one run."""
 
-from _gpu import GpuReport
+from _common import GpuReport
 
 # Two measurements of the same thing differ by about so much.
 NOISE = 1.02

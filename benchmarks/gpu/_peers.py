@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from _gpu import Device, Run
+from _common import Device, Run
 from jax.experimental.buffer_callback import buffer_callback
 
 from torchcall.demo._timing import timed

@@ -1,8 +1,8 @@
 """Everything that needs a GPU, by one command, on a machine with a GPU and no network.
 
-    make gpu-check                                # python3 benchmarks/gpu_check.py
+    make gpu-check                                # python3 benchmarks/gpu/check.py
     make gpu-check SECTIONS="build tests"         # some sections only
-    python3 benchmarks/gpu_check.py --device cpu  # a rehearsal without a GPU
+    python3 benchmarks/gpu/check.py --device cpu  # a rehearsal without a GPU
 
 Needs jax with its CUDA plugin, a CUDA torch, numpy, jaxtyping, pytest, nanobind, scikit-build-core,
 CMake, ninja and a C++20 compiler, all installed; nothing is fetched, and nothing is installed but
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _gpu_sections import ROOT, Outcome, Section, run_sections, sections
+from _sections import ROOT, Outcome, Section, run_sections, sections
 
 ORDER = (
     "device", "build", "tests", "packages", "transfers", "bench", "memory", "half", "sanitizer",

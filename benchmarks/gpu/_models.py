@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _gpu import Device, graph_at, neighbors_of
+from _common import Device, graph_at, neighbors_of
 
 import torchcall
 from torchcall.mliap import AtomGraphInput, TorchMliap, pad_graph
@@ -65,7 +65,7 @@ def package_of(name: str, module: torch.nn.Module, cutoff: float, device: Device
     Raises:
         RuntimeError: It cannot be compiled.
     """
-    folder = Path(__file__).parents[1] / "build" / "gpu-packages"
+    folder = Path(__file__).parents[2] / "build" / "gpu-packages"
     folder.mkdir(parents=True, exist_ok=True)
     neighbors = neighbors_of(64, cutoff)
     example, _ = pad_graph(graph_at(neighbors.positions, neighbors.cell, neighbors), cutoff=cutoff)

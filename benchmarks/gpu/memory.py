@@ -1,6 +1,6 @@
 """How XLA's and torch's memory share one card, setting by setting.
 
-    python benchmarks/gpu_memory.py --json benchmarks/results/gpu_memory.json
+    python benchmarks/gpu/memory.py --json benchmarks/results/gpu_memory.json
 
 Each setting is tried in a process of its own: a potential in a jitted loop, whose time and memory
 are noted; then each framework takes half of the card's free memory, frees it, and the other one
@@ -40,8 +40,8 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
     import jax
     import numpy as np
     import torch
-    from _gpu import call_loop, device_of, graph_at, neighbors_of, potentials, timed_loop
-    from _gpu_engines import SCRIPT, Engines
+    from _common import call_loop, device_of, graph_at, neighbors_of, potentials, timed_loop
+    from _models import SCRIPT, Engines
 
     from torchcall.mliap import pad_graph
 
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.json:
             from pathlib import Path
 
-            from _gpu import where
+            from _common import where
 
             machine, versions = where()
             document = {"machine": machine, "versions": versions, "rows": rows}

@@ -9,22 +9,26 @@ whose figures say nothing about a GPU.
 import argparse
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from _harness import Report, parser
 
 from torchcall.demo._system import load_example
 from torchcall.demo._timing import Run, Timing, machine, timed, versions
 from torchcall.mliap import AtomGraph, NeighborList, neighbor_list
+
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules of benchmarks/
+from _harness import Report, parser
 
 SPACING = 3.64  # Å; its inverse cube is the density of liquid argon, 0.0207 atoms/Å³
 

@@ -1,7 +1,7 @@
 """What a potential costs on a GPU: µs per call in one jitted loop, and per step of a simulation.
 
-    python benchmarks/gpu_md.py --json benchmarks/results/gpu_md.json
-    python benchmarks/gpu_md.py --device cpu --quick        # a rehearsal without a GPU
+    python benchmarks/gpu/md.py --json benchmarks/results/gpu_md.json
+    python benchmarks/gpu/md.py --device cpu --quick        # a rehearsal without a GPU
 
 64 to 16384 Lennard-Jones atoms and a message-passing network, by torch alone (in a Python loop and
 as a CUDA graph), through JAX's callbacks, and through torchcall without and with CUDA graphs, by
@@ -20,7 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from _gpu import (
+from _claims import call_claims
+from _common import (
     Device,
     GpuReport,
     Loop,
@@ -34,10 +35,9 @@ from _gpu import (
     potentials,
     timed_loop,
 )
-from _gpu_claims import call_claims
-from _gpu_engines import EAGER, ENGINES, PACKAGE, SCRIPT, Engines, engines_of
-from _gpu_peers import KEYS, Torch, buffer_call, pure_call
-from _gpu_steps import step_loop
+from _models import EAGER, ENGINES, PACKAGE, SCRIPT, Engines, engines_of
+from _peers import KEYS, Torch, buffer_call, pure_call
+from _steps import step_loop
 
 from torchcall.mliap import AtomGraphInput, pad_graph
 

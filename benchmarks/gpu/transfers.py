@@ -1,6 +1,6 @@
 """Copies to the host and waits inside a simulation's loop, as torch's profiler counts them.
 
-    python benchmarks/gpu_transfers.py --json benchmarks/results/gpu_transfers.json
+    python benchmarks/gpu/transfers.py --json benchmarks/results/gpu_transfers.json
 
 CUPTI, which the profiler reads, sees XLA's work as well as torch's. Counted is what lies between
 the first and the last launch of one jitted loop, and must be zero; what the caller waits for at its
@@ -18,10 +18,10 @@ from typing import Any
 
 import jax
 import torch
-from _gpu import device_of, gpu_parser, potentials, where
-from _gpu_engines import EAGER, SCRIPT, Engines
-from _gpu_peers import pure_call
-from _gpu_steps import step_loop
+from _common import device_of, gpu_parser, potentials, where
+from _models import EAGER, SCRIPT, Engines
+from _peers import pure_call
+from _steps import step_loop
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 

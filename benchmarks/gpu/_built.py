@@ -1,7 +1,7 @@
 """Runs a program with the torchcall in `$TORCHCALL_BUILT`, before any other that is installed.
 
-    TORCHCALL_BUILT=build/gpu python benchmarks/_built.py benchmarks/gpu_md.py --quick
-    TORCHCALL_BUILT=build/gpu python benchmarks/_built.py -m pytest tests/gpu
+    TORCHCALL_BUILT=build/gpu python benchmarks/gpu/_built.py benchmarks/gpu/md.py --quick
+    TORCHCALL_BUILT=build/gpu python benchmarks/gpu/_built.py -m pytest tests/gpu
 
 An editable install's finder comes before every folder of the path; it is taken off. Without the
 variable, the program runs as it is. Child processes inherit the choice through `command`.

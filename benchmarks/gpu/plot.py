@@ -1,6 +1,6 @@
 """Draws the figure of docs/gpu.md from what a GPU gave.
 
-python benchmarks/gpu_plot.py            # gpu_md.json → docs/images/gpu_md.png
+python benchmarks/gpu/plot.py            # gpu_md.json → docs/images/gpu_md.png
 """
 
 import argparse
@@ -14,6 +14,8 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+sys.path.append(str(Path(__file__).parents[1]))  # for the modules of benchmarks/
 from plot_results import GRID, INK, MUTED, ROOT
 
 LINES = {
