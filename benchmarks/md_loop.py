@@ -41,7 +41,7 @@ from ase import units
 from torchcall.demo._dynamics import Constants, State, graph_of, start, with_gradients
 from torchcall.demo._potential import load_potential
 from torchcall.demo._run import compiled_runs
-from torchcall.demo._system import Structure, read_structure, shipped, thermal_velocities
+from torchcall.demo._system import Structure, included_file, read_structure, thermal_velocities
 from torchcall.mliap import TorchMliap
 from torchcall.mliap._input import input_dtypes, output_specs
 
@@ -49,8 +49,8 @@ CUTOFF, SKIN, DT, TEMPERATURE = 8.5, 1.0, 2.0 * units.fs, 94.4
 
 
 def structure(n_atoms: int) -> Structure:
-    """Liquid argon: the shipped 500 atoms, copies of them, or a shaken lattice of n³ atoms."""
-    argon = read_structure(shipped("argon.xyz"), temperature=TEMPERATURE, seed=0)
+    """Liquid argon: the included 500 atoms, copies of them, or a distorted lattice of n³ atoms."""
+    argon = read_structure(included_file("argon.xyz"), temperature=TEMPERATURE, seed=0)
     copies = round((n_atoms / len(argon.positions)) ** (1 / 3))
     if n_atoms == 500 * copies**3:
         shifts = np.stack(np.meshgrid(*[np.arange(copies)] * 3, indexing="ij"), -1).reshape(-1, 3)

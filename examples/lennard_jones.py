@@ -1,13 +1,13 @@
-"""Lennard-Jones atoms as a TorchScript module that obeys `torchcall.mliap.TorchMliapForward`.
+"""A Lennard-Jones potential as a TorchScript module, see `torchcall.mliap.TorchMliapForward`.
 
 With `u = r²` and `s = σ⁶/u³`, a pair's energy is
 
     φ(u) = 4 ε (s² − s) S(x),    x = clamp((u − r_on²) / (r_c² − r_on²), 0, 1),
     S(x) = 1 − 10 x³ + 15 x⁴ − 6 x⁵.
 
-`S`, its first and its second derivative are continuous at both ends, so energy, gradients and their
-slopes are continuous (C²), and every pair at or beyond the cutoff contributes exactly zero. The
-energy of a system is half the sum over its directed edges.
+`S` and its first two derivatives are continuous at both ends, so the energy is C², and pairs at or
+beyond the cutoff contribute exactly zero. The energy of a system is half the sum over its directed
+edges.
 
 Run as a program, this file writes a TorchScript archive for
 `python -m torchcall demo --model FILE`.
@@ -25,12 +25,11 @@ class LennardJones(torch.nn.Module):
     Args:
         epsilon: Depth of the well, in eV.
         sigma: Distance at which the unswitched energy vanishes, in Å.
-        cutoff: Distance from which on pairs contribute nothing, in Å.
-        onset: Distance from which on the energy is switched off, in Å; 0.9 × cutoff when None.
+        cutoff: Distance beyond which pairs contribute nothing, in Å.
+        onset: Distance at which the switch starts, in Å; None means 0.9 × cutoff.
         cell_gradients: Whether to return `cell_gradients` too.
-        autograd: Whether to differentiate with `torch.autograd.grad`, as most learnt potentials do,
-            in place of the analytic formula. Such a module needs `requires_grad=True` in
-            `TorchModuleWrapper`.
+        autograd: Whether to differentiate with `torch.autograd.grad`, like most learned potentials,
+            instead of analytically. Then it needs `requires_grad=True` in `TorchModuleWrapper`.
 
     Raises:
         ValueError: If not 0 <= onset < cutoff.
@@ -61,7 +60,7 @@ class LennardJones(torch.nn.Module):
         self.autograd = autograd
 
     def pair(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """½ φ(u) and its derivative by u = r²; half, since each pair comes as two edges."""
+        """½ φ(u) and its derivative by u = r². The half is because each pair has two edges."""
         width = self.cutoff * self.cutoff - self.onset * self.onset
         x = ((u - self.onset * self.onset) / width).clamp(0.0, 1.0)
         y = 1.0 / u
@@ -78,8 +77,8 @@ class LennardJones(torch.nn.Module):
     ) -> torch.Tensor:
         """`offsets @ cell` of each edge, as `(3, E)`."""
         if cell.size(0) == 2:
-            # One real system and the phantom one: both products and a choice are faster than
-            # gathering 3 × 3 cells.
+            # One real and one phantom system: two products and a `where` are faster than gathering
+            # 3 × 3 cells.
             both = cell.transpose(1, 2).reshape(6, 3) @ offsets.t()
             return torch.where(system == 0, both[:3], both[3:])
         cells = cell.reshape(-1, 9).t().index_select(1, system).view(3, 3, -1)
@@ -109,8 +108,8 @@ class LennardJones(torch.nn.Module):
                 edges are a full directed list: with `(i, j, S)` comes `(j, i, −S)`.
 
         Returns:
-            `energy (B,)` in eV, `position_gradients (N, 3)` = ∂E/∂r in eV/Å, and, where asked for,
-            `cell_gradients (B, 3, 3)` = ∂E/∂h in eV/Å at fixed Cartesian positions, rows being
+            `energy (B,)` in eV, `position_gradients (N, 3)` = ∂E/∂r in eV/Å, and optionally
+            `cell_gradients (B, 3, 3)` = ∂E/∂h in eV/Å at fixed Cartesian positions; rows are
             lattice vectors.
         """
         pos, cell = input["pos"], input["cell"]
@@ -120,8 +119,7 @@ class LennardJones(torch.nn.Module):
             pos = pos.detach().requires_grad_(True)
             cell = cell.detach().requires_grad_(self.cell_gradients)
 
-        # Components first, edges last: rows of E numbers are what gathers, sums and scatters handle
-        # fastest.
+        # Layout (3, E): gathers, sums and scatters are fastest along the last axis.
         n_atoms, n_systems = pos.size(0), cell.size(0)
         x = pos.t().contiguous()
         r = x.index_select(1, receiver) - x.index_select(1, sender)
@@ -130,7 +128,7 @@ class LennardJones(torch.nn.Module):
         u = (r * r).sum(0)
         energy, slope = self.pair(u)
 
-        # Atoms first, systems next: short sums keep their digits in single precision.
+        # Sum by atom, then by system: short sums are more accurate in single precision.
         per_atom = torch.zeros(n_atoms, dtype=pos.dtype, device=pos.device).index_add(
             0, receiver, energy
         )
@@ -151,9 +149,8 @@ class LennardJones(torch.nn.Module):
                 result["cell_gradients"] = cell_gradients
             return result
 
-        # g = ∂(½φ)/∂r of each edge. A full list holds each pair in both directions: what an atom
-        # gets as a sender is what it gets as a receiver, so one scatter of 2 g is its whole
-        # gradient.
+        # g = ∂(½φ)/∂r of each edge. A full list has each pair in both directions, so an atom's
+        # terms as a sender equal those as a receiver: scattering 2 g once gives its gradient.
         g = (2.0 * slope) * r
         sums = torch.zeros(3, n_atoms, dtype=pos.dtype, device=pos.device)
         sums = sums.scatter_add_(1, receiver.unsqueeze(0).expand(3, -1), g + g)

@@ -1,4 +1,4 @@
-"""MACE as a potential of torchcall: what turns an `AtomGraphInput` into MACE's data, and back.
+"""MACE as a torchcall potential: converts an `AtomGraphInput` to MACE's input, and its output back.
 
     python examples/mace_adapter.py mace.pt2                     # a random model, as a package
     python -m torchcall compile examples/mace_adapter.py:random_silicon mace.pt2 \\
@@ -6,11 +6,10 @@
 
 Needs mace-torch (`pip install mace-torch`; requirements/mace.txt pins what is tested).
 
-MACE's conventions: vectors of edges are `positions[receiver] − positions[sender] + shifts` with
-`shifts = cell_offsets @ cell`, the same as torchcall's; elements come as one-hot rows `node_attrs`
-in the order of the model's `atomic_numbers`. MACE's energy is a sum over atoms, so systems are
-summed here: the number of systems stays a symbol when the module is traced, where MACE would make
-it a Python int.
+MACE's conventions: edge vectors are `positions[receiver] − positions[sender] + shifts` with
+`shifts = cell_offsets @ cell`, as in torchcall. Elements are one-hot rows `node_attrs` in the order
+of the model's `atomic_numbers`. This module sums MACE's atomic energies by system itself: the
+number of systems then stays symbolic during tracing, where MACE would make it a Python int.
 
 I. Batatia et al., NeurIPS 2022, https://arxiv.org/abs/2206.07697.
 """
@@ -28,9 +27,9 @@ class MaceEnergy(torch.nn.Module):
     """Energies of a MACE model, for `torchcall.compile`, which differentiates them.
 
     Args:
-        model: a `mace.modules.MACE` or `ScaleShiftMACE`, built with `mace.tools.compile.prepare`
-            if it is to be compiled: e3nn's own code generation makes TorchScript, which cannot be
-            traced for any shapes.
+        model: a `mace.modules.MACE` or `ScaleShiftMACE`. For compilation, build it with
+            `mace.tools.compile.prepare`: e3nn otherwise generates TorchScript, which cannot be
+            traced with dynamic shapes.
     """
 
     numbers: torch.Tensor
@@ -68,7 +67,7 @@ class MaceEnergy(torch.nn.Module):
 
 
 class MacePotential(torch.nn.Module):
-    """The same with gradients by autograd inside `forward`; `e3nn.util.jit.script` scripts it.
+    """MACE with gradients by autograd inside `forward`. Script it with `e3nn.util.jit.script`.
 
     Needs `requires_grad=True` in `TorchModuleWrapper`.
 
@@ -104,7 +103,7 @@ def random_mace(*, for_compile: bool, seed: int = 0) -> Any:
 
     Args:
         for_compile: whether to build it without e3nn's scripted code.
-        seed: of the weights, which are the same either way.
+        seed: of the weights, which do not depend on `for_compile`.
     """
     import mace  # noqa: F401  first: it lets e3nn load its constants
     import numpy as np
@@ -135,12 +134,12 @@ def random_mace(*, for_compile: bool, seed: int = 0) -> Any:
             atomic_inter_scale=1.0,
             atomic_inter_shift=0.0,
         )
-    # Else autograd would record the weights' gradients in every call, for nobody.
+    # Otherwise autograd would record weight gradients in every call.
     return model.eval().requires_grad_(False)
 
 
 def random_silicon() -> MaceEnergy:
-    """What `python -m torchcall compile examples/mace_adapter.py:random_silicon` compiles."""
+    """The module for `python -m torchcall compile examples/mace_adapter.py:random_silicon`."""
     return MaceEnergy(random_mace(for_compile=True))
 
 

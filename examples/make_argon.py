@@ -2,8 +2,8 @@
 
     python examples/make_argon.py            # a few minutes; needs ase
 
-A face-centred cubic crystal at the liquid's density (1.374 g/cm³) is melted at 250 K and cooled to
-94.4 K by Langevin dynamics with ASE's own Lennard-Jones calculator. Every random number is seeded.
+Langevin dynamics with ASE's Lennard-Jones calculator melts an fcc crystal at the liquid's density
+(1.374 g/cm³) at 250 K and cools it to 94.4 K. Random numbers are seeded.
 """
 
 import argparse
@@ -22,7 +22,7 @@ TEMPERATURE = 94.4  # K
 
 
 def main() -> None:
-    """Melts, cools and writes."""
+    """Melts and cools the crystal and writes the file."""
     parser = argparse.ArgumentParser(description="Write liquid argon.")
     parser.add_argument("--file", type=Path, default=Path(__file__).with_name("argon.xyz"))
     parser.add_argument(

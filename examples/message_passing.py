@@ -1,8 +1,8 @@
-"""A small message-passing network that obeys `torchcall.mliap.TorchMliapForward`.
+"""A small message-passing network as a TorchScript module, see `torchcall.mliap.TorchMliapForward`.
 
-It has the parts of learnt potentials that a bridge can get wrong: a table looked up by atomic
-numbers, messages along directed edges, division by distances, sums over systems. Its weights are
-random and fixed by a seed: good for tests, speed and examples, meaningless as physics.
+It has the typical parts of learned potentials: an embedding of atomic numbers, messages along
+directed edges, division by distances, sums over systems. Its weights are random with a fixed seed:
+for tests, benchmarks and examples, not for physics.
 
 For an edge from j to i with distance r, unit vector u and envelope f(r),
 
@@ -12,8 +12,8 @@ For an edge from j to i with distance r, unit vector u and envelope f(r),
     h_i ← h_i + MLP(s_i, |v_i|²),    h_i ← h_i / √(1 + ⟨h²⟩_system)
 
 in each layer, with m' the second half of the message's channels. The energy of a system is the sum
-of ε(Z_i) + MLP(h_i). Distances and |v|² make it invariant under translations, rotations and
-reflections; f, smooth with all its derivatives, lets edges come and go at the cutoff unnoticed.
+of ε(Z_i) + MLP(h_i). It depends on distances and |v|² only, so it is invariant under translations,
+rotations and reflections. f and all its derivatives vanish at the cutoff, so the energy is smooth.
 
 The radial basis is that of J. Gasteiger, J. Groß and S. Günnemann, ICLR 2020,
 https://arxiv.org/abs/2003.03123; the vector messages follow K. Schütt, O. Unke and M. Gastegger,
@@ -31,7 +31,7 @@ import torch
 
 
 def perceptron(inputs: int, hidden: int, outputs: int) -> torch.nn.Sequential:
-    """Two linear maps around a SiLU, whose curvature keeps energies smooth."""
+    """Linear, SiLU (smooth, for smooth energies), linear."""
     first, second = torch.nn.Linear(inputs, hidden), torch.nn.Linear(hidden, outputs)
     for linear in (first, second):
         torch.nn.init.kaiming_normal_(linear.weight)
@@ -67,16 +67,16 @@ class Layer(torch.nn.Module):
 class MessagePassing(torch.nn.Module):
     """Energies and gradients of atoms of any elements, from an `AtomGraphInput`.
 
-    Needs `requires_grad=True` in `TorchModuleWrapper`: it differentiates inside. It computes in the
-    precision of its weights (`.double()`), whatever the input's.
+    It differentiates internally: needs `requires_grad=True` in `TorchModuleWrapper`. It computes in
+    the precision of its weights (`.double()`), for inputs of any precision.
 
     Args:
-        cutoff: Distance from which on edges contribute nothing, in Å.
-        features: Channels of an atom.
+        cutoff: Distance beyond which edges contribute nothing, in Å.
+        features: Channels per atom.
         basis: Number of radial functions.
-        layers: Rounds of messages.
-        elements: Length of the table: atomic numbers are below it.
-        seed: Of the random weights; torch's global generator is left as it is.
+        layers: Number of message-passing layers.
+        elements: Size of the embedding; larger than any atomic number.
+        seed: Of the random weights; torch's global generator is not changed.
         cell_gradients: Whether to return `cell_gradients` too.
     """
 
@@ -105,7 +105,7 @@ class MessagePassing(torch.nn.Module):
             self.readout = perceptron(features, features, 1)
         frequency = torch.arange(1, basis + 1, dtype=torch.float64) * (math.pi / self.cutoff)
         self.register_buffer("frequency", frequency.to(torch.get_default_dtype()))
-        # Else autograd would record the weights' gradients in every call, for nobody.
+        # Otherwise autograd would record weight gradients in every call.
         self.requires_grad_(False)
 
     def energy(
@@ -124,8 +124,8 @@ class MessagePassing(torch.nn.Module):
         r = (vector * vector).sum(1).sqrt()
         unit = vector / r.unsqueeze(1)
 
-        # 1 / (1 − x²) has a pole at the cutoff, and `0 × ∞` would reach the gradients: edges beyond
-        # it are given a harmless value first and a plain zero last.
+        # 1 / (1 − x²) has a pole at the cutoff, and 0 × ∞ would make gradients NaN: edges beyond it
+        # get a finite value here, and zero below.
         inside = r < self.cutoff
         room = torch.where(inside, 1.0 - (r / self.cutoff).square(), torch.ones_like(r))
         envelope = torch.where(inside, torch.exp(1.0 - 1.0 / room), torch.zeros_like(r))
@@ -141,7 +141,7 @@ class MessagePassing(torch.nn.Module):
         return total.index_add(0, batch, per_atom)
 
     def system_scale(self, h: torch.Tensor, batch: torch.Tensor, n_systems: int) -> torch.Tensor:
-        """`1 / √(1 + ⟨h²⟩)` of each system, the mean over its atoms and their channels, `(B,)`."""
+        """`1 / √(1 + ⟨h²⟩)`, `(B,)`, with the mean over a system's atoms and channels."""
         square = h.square().mean(1)
         zeros = torch.zeros(n_systems, dtype=h.dtype, device=h.device)
         count = zeros.index_add(0, batch, torch.ones_like(square))
@@ -157,8 +157,8 @@ class MessagePassing(torch.nn.Module):
                 and `batch (N,)` int64. The edges are a full directed list.
 
         Returns:
-            `energy (B,)` in eV, `position_gradients (N, 3)` = ∂E/∂r in eV/Å, and, where asked for,
-            `cell_gradients (B, 3, 3)` = ∂E/∂h in eV/Å at fixed Cartesian positions, rows being
+            `energy (B,)` in eV, `position_gradients (N, 3)` = ∂E/∂r in eV/Å, and optionally
+            `cell_gradients (B, 3, 3)` = ∂E/∂h in eV/Å at fixed Cartesian positions; rows are
             lattice vectors.
         """
         dtype = self.embedding.weight.dtype

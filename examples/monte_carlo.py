@@ -2,10 +2,10 @@
 
     python examples/monte_carlo.py            # some seconds; needs ase and tqdm
 
-Every step proposes to move one atom of each cell. The move is a patch: the potential evaluates the
-state with it, every cell accepts or rejects for itself, and the returned patch writes positions and
-output where it was accepted. The energies before the move come from the output that the state
-keeps, so a step is one evaluation.
+Each step proposes to move one atom of each cell. The move is a patch: the potential evaluates the
+state with it, each cell accepts or rejects independently, and the returned patch writes positions
+and output of accepted cells. The energies before the move come from the cached output, so a step is
+one evaluation.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Systems:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Atoms, and the output of the potential at their positions."""
+    """Atoms, and the potential's output at their positions."""
 
     particles: Table[ParticleId, Particles]
     systems: Table[SystemId, Systems]
@@ -71,7 +71,7 @@ class State:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Displace:
-    """The patch that moves atoms of accepted cells, (n, 3) in Å."""
+    """A patch that displaces the atoms of accepted cells by (n, 3) Å."""
 
     by: jax.Array
 
@@ -87,7 +87,7 @@ OUTPUT = lens(lambda state: state.output)
 
 
 def start(count: int, repeat: int) -> tuple[State, TorchMliap]:
-    """Perfect crystals."""
+    """A state of perfect crystals, and the model."""
     cells = [bulk("Si", cubic=True) * (repeat, repeat, repeat)] * count
     positions, cell, pbc, batch = geometry_from_ase(cells)
     module = StillingerWeber()
@@ -96,7 +96,7 @@ def start(count: int, repeat: int) -> tuple[State, TorchMliap]:
         jnp.full(len(positions), 14, jnp.int32),
         Index.integer(batch, n=count, label=SystemId),
     )
-    # A crystal has 4 neighbours within the cutoff, and 12 more just beyond it.
+    # Spare capacity: a crystal has 4 neighbours within the cutoff, and 12 more just beyond it.
     listed = neighbor_list(module.cutoff, capacity_multiplier=4.0)
     state = State(
         Table.arange(particles, label=ParticleId),
@@ -107,7 +107,7 @@ def start(count: int, repeat: int) -> tuple[State, TorchMliap]:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs, and returns what it prints."""
+    """Runs the simulation. Returns its results."""
     parser = argparse.ArgumentParser(description="Monte Carlo of a batch of silicon cells.")
     parser.add_argument("--cells", type=int, default=4, help="(default: %(default)s)")
     parser.add_argument("--repeat", type=int, default=1, help="of the 8-atom cell (default: 1)")
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         result = potential(state, proposal)
         change = result.data.total_energies.data - state.output.total_energies.data
         chance = jnp.exp(jnp.minimum(0.0, -change / thermal_energy))
-        # A NaN, of a neighbour list without room, would reject: it is looked for below.
+        # A NaN from an overflowed neighbour list rejects the move; it is checked below.
         accept = jax.random.uniform(whether, (options.cells,)) < chance
         table = result.data.total_energies.set_data(accept)
         return result.patch(state, table), (accept, result.data.total_energies.data)
@@ -161,16 +161,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             bar.update(len(chunk))
 
     calls = model.wrapper.stats()["calls"]
-    # The state is as its output says: nothing to evaluate.
+    # The cache is valid: no evaluation.
     state = jax.block_until_ready(store(state))
-    spared = model.wrapper.stats()["calls"] == calls
+    cached = model.wrapper.stats()["calls"] == calls
     rate = float(np.concatenate(accepted).mean())
     energies = np.asarray(state.output.total_energies.data) / n_atoms
     print(
         f"{options.cells} cells of {n_atoms} atoms, {options.steps} steps, {calls} evaluations: "
-        f"{100 * rate:.0f} % accepted, {energies.mean() - perfect:.3f} eV an atom above the crystal"
+        f"{100 * rate:.0f} % accepted, {energies.mean() - perfect:.3f} eV/atom above the crystal"
     )
-    return {"calls": calls, "spared": spared, "rate": rate, "state": state, "model": model}
+    return {"calls": calls, "cached": cached, "rate": rate, "state": state, "model": model}
 
 
 if __name__ == "__main__":

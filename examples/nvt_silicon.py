@@ -1,11 +1,11 @@
-"""Silicon cells at a temperature each: Langevin dynamics of a batch with a TorchScript potential.
+"""Langevin dynamics of a batch of silicon cells, each at its own temperature.
 
     python examples/nvt_silicon.py            # some seconds; needs ase and tqdm
 
-Every cell of the batch has its own thermostat. The potential is Stillinger–Weber in TorchScript
-(`stillinger_weber.py`) over a state of particles, systems, a neighbour list and a model; a step is
-BAOAB (B. Leimkuhler and C. Matthews, J. Chem. Phys. 138, 174102 (2013),
-https://doi.org/10.1063/1.4802990), and all steps run inside compiled chunks.
+The potential is Stillinger–Weber in TorchScript (`stillinger_weber.py`), as a function of a state
+with particles, systems, a neighbour list and a model. The integrator is BAOAB (B. Leimkuhler and
+C. Matthews, J. Chem. Phys. 138, 174102 (2013), https://doi.org/10.1063/1.4802990). All steps run in
+compiled chunks.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from torchcall.mliap import (
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Particles:
-    """Atoms: Å, Å/(ASE's unit of time), atomic mass units."""
+    """Atoms, in Å, ASE's unit of time and atomic mass units."""
 
     positions: jax.Array
     velocities: jax.Array
@@ -61,7 +61,7 @@ class Systems:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What the potential and the integrator need."""
+    """The state of potential and integrator."""
 
     particles: Table[ParticleId, Particles]
     systems: Table[SystemId, Systems]
@@ -74,7 +74,7 @@ class State:
 
 
 def start(temperatures: Sequence[float], repeat: int) -> tuple[State, NeighborList]:
-    """Diamond cells at rest, atoms a bit away from their sites."""
+    """Diamond cells at rest, with atoms displaced from their sites."""
     cells = [bulk("Si", cubic=True) * (repeat, repeat, repeat) for _ in temperatures]
     for k, atoms in enumerate(cells):
         atoms.rattle(0.02, seed=k)
@@ -100,38 +100,38 @@ def start(temperatures: Sequence[float], repeat: int) -> tuple[State, NeighborLi
         jnp.zeros(len(cells)),
         jnp.zeros(len(cells)),
     )
-    # A crystal has 4 neighbours within the cutoff, and 12 more just beyond it.
+    # Spare capacity: a crystal has 4 neighbours within the cutoff, and 12 more just beyond it.
     listed = neighbor_list(module.cutoff, skin=0.6, capacity_multiplier=3.0)
     return state, listed.allocate(positions, cell, pbc, batch)
 
 
-def whole(state: State) -> State:
-    """The view of what the potential reads: the state itself."""
+def identity(state: State) -> State:
+    """The potential's view: the state itself."""
     return state
 
 
-potential = make_torch_mliap_from_state(whole)
+potential = make_torch_mliap_from_state(identity)
 
 
 def step(
     state: State, neighbors: NeighborList, dt: float, friction: float
 ) -> tuple[State, NeighborList]:
-    """Half a kick, half a drift, friction and noise, half a drift, half a kick."""
+    """One BAOAB step: half kick, half drift, friction and noise, half drift, half kick."""
     atoms, systems = state.particles.data, state.systems
     key, noise = jax.random.split(state.key)
     mass = atoms.masses[:, None]
     spread = jnp.sqrt(systems[atoms.system].thermal_energy[:, None] / mass)
-    keep = jnp.exp(-friction * dt)
+    damping = jnp.exp(-friction * dt)
 
     v = atoms.velocities + 0.5 * dt * state.forces / mass
     x = atoms.positions + 0.5 * dt * v
-    v = keep * v + jnp.sqrt(1 - keep**2) * spread * jax.random.normal(noise, v.shape)
+    v = damping * v + jnp.sqrt(1 - damping**2) * spread * jax.random.normal(noise, v.shape)
     x = x + 0.5 * dt * v
     neighbors = neighbors.update(x, systems.data.cell)
     moved = dataclasses.replace(
         state, particles=state.particles.set_data(dataclasses.replace(atoms, positions=x))
     )
-    # The potential finds the list where it has to be: no search of its own to compile.
+    # The list is up to date: the potential need not compile another search.
     listed = dataclasses.replace(neighbors, schedule="never")
     out = potential(dataclasses.replace(moved, neighborlist=listed)).data
     forces = -out.gradients
@@ -151,18 +151,18 @@ def step(
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs, and returns what it prints."""
+    """Runs the simulation. Returns its results."""
     parser = argparse.ArgumentParser(description="Langevin dynamics of a batch of silicon cells.")
     parser.add_argument(
         "--temperatures",
         type=float,
         nargs="+",
         default=[300.0, 600.0, 900.0],
-        help="K, a cell each",
+        help="K, one per cell",
     )
     parser.add_argument("--repeat", type=int, default=2, help="of the 8-atom cell (default: 2)")
     parser.add_argument(
-        "--steps", type=int, default=6000, help="a multiple of 10; the first third warms up"
+        "--steps", type=int, default=6000, help="a multiple of 10; the first third is discarded"
     )
     parser.add_argument("--dt", type=float, default=2.0, help="fs (default: 2)")
     parser.add_argument("--friction", type=float, default=0.02, help="1/fs (default: 0.02)")
@@ -193,9 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             bar.update(10)
 
         run_chunks(ten_steps, state, neighbors, options.steps // 10, chunk=1, progress=progress)
-    kept = samples[len(samples) // 3 :]
-    energies = np.mean([energy for energy, _ in kept], 0) / (8 * options.repeat**3)
-    found = np.mean([temperature for _, temperature in kept], 0)
+    equilibrated = samples[len(samples) // 3 :]
+    energies = np.mean([energy for energy, _ in equilibrated], 0) / (8 * options.repeat**3)
+    found = np.mean([temperature for _, temperature in equilibrated], 0)
     pairs = zip(found, options.temperatures, strict=True)
     reached = ", ".join(f"{mean:.0f} K at {wanted:g} K" for mean, wanted in pairs)
     print(f"{len(found)} cells of {8 * options.repeat**3} atoms, {options.steps} steps: {reached}")

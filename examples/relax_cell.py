@@ -1,10 +1,10 @@
-"""A strained, shaken silicon cell relaxes, atoms and lattice vectors, until no stress is left.
+"""Relaxes atoms and lattice vectors of a strained silicon cell until its stress vanishes.
 
     python examples/relax_cell.py             # some seconds; needs ase and tqdm
 
-The potential is Stillinger–Weber in TorchScript (`stillinger_weber.py`) over a state, with
-gradients of positions and cell from one evaluation a step. Both go downhill at once: atoms along
-their forces, the cell by a strain along the stress σ = (1/V) dE/dε,
+The potential is Stillinger–Weber in TorchScript (`stillinger_weber.py`) as a function of a state,
+with position and cell gradients from one evaluation per step. Each step is steepest descent: atoms
+along their forces, the cell by a strain along the stress σ = (1/V) dE/dε,
 
     r → (r − α ∂E/∂r) (1 − β σ),    h → h (1 − β σ).
 """
@@ -64,7 +64,7 @@ class Systems:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What the potential needs."""
+    """The state of the potential."""
 
     particles: Table[ParticleId, Particles]
     systems: Table[SystemId, Systems]
@@ -76,16 +76,16 @@ POSITIONS = lens(lambda state: state.particles.data.positions)
 CELLS = lens(lambda state: state.systems.data.cell)
 
 
-def whole(state: State) -> State:
-    """The view of what the potential reads: the state itself."""
+def identity(state: State) -> State:
+    """The potential's view: the state itself."""
     return state
 
 
-potential = make_torch_mliap_from_state(whole, compute_position_and_cell_gradients=True)
+potential = make_torch_mliap_from_state(identity, compute_position_and_cell_gradients=True)
 
 
 def start() -> State:
-    """Eight atoms, up to 8 % of strain."""
+    """Eight displaced atoms in a cell strained by up to 8 %."""
     atoms = bulk("Si", cubic=True)
     generator = np.random.default_rng(0)
     atoms.set_cell(atoms.cell @ (np.eye(3) + generator.uniform(-0.08, 0.08, (3, 3))), True)
@@ -112,7 +112,7 @@ def start() -> State:
 
 
 def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array, jax.Array]]:
-    """One step downhill; energies, largest force and stress before it."""
+    """One step of steepest descent; energies, largest force and stress before it."""
     out = potential(state).data
     positions, cell = POSITIONS.get(state), CELLS.get(state)
     by_positions, by_cell = out.gradients
@@ -127,7 +127,7 @@ def step(state: State, _: None) -> tuple[State, tuple[jax.Array, jax.Array, jax.
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Relaxes, and returns what it prints."""
+    """Relaxes the cell. Returns the results."""
     parser = argparse.ArgumentParser(description="Relax a silicon cell, lattice vectors included.")
     parser.add_argument("--steps", type=int, default=600, help="at most, a multiple of 50")
     parser.add_argument(
@@ -159,7 +159,7 @@ def _relax(steps: int, tolerance: float) -> dict[str, Any]:
     energy = float(energies[-1, 0]) / n
     print(
         f"after {done} steps: stress {abs(first).max() / units.GPa:.1f} → "
-        f"{abs(last).max() / units.GPa:.1e} GPa, {energy:.4f} eV an atom, "
+        f"{abs(last).max() / units.GPa:.1e} GPa, {energy:.4f} eV/atom, "
         f"a = {lengths.mean():.4f} Å"
     )
     return {

@@ -1,4 +1,4 @@
-"""Stillinger–Weber silicon as a TorchScript module that obeys `torchcall.mliap.TorchMliapForward`.
+"""Stillinger–Weber silicon as a TorchScript module, see `torchcall.mliap.TorchMliapForward`.
 
 With distances in units of σ and energies in units of ε,
 
@@ -6,20 +6,20 @@ With distances in units of σ and energies in units of ε,
     φ₂(r) = A (B r⁻ᵖ − r⁻ᑫ) exp(1 / (r − a))
     φ₃(i; j, k) = λ w(r_ij) w(r_ik) (cos θ_jik − cos θ₀)²,    w(r) = exp(γ / (r − a))
 
-and both are zero for r ≥ a, where they vanish with all their derivatives. F. H. Stillinger and
-T. A. Weber, Phys. Rev. B 31, 5262 (1985), https://doi.org/10.1103/PhysRevB.31.5262, with p = 4,
-q = 0, cos θ₀ = −1/3.
+and both are zero for r ≥ a, where all their derivatives vanish. F. H. Stillinger and T. A. Weber,
+Phys. Rev. B 31, 5262 (1985), https://doi.org/10.1103/PhysRevB.31.5262, with p = 4, q = 0,
+cos θ₀ = −1/3.
 
-No triplet is ever listed. With u the unit vector of an edge and w its weight, the moments
+Triplets are not enumerated. With u the unit vector of an edge and w its weight, the moments
 
     S = Σ_j w_j,    V = Σ_j w_j u_j,    T = Σ_j w_j u_j ⊗ u_j
 
-of an atom hold the sum over all its pairs of edges, since u_j · u_k = cos θ_jik:
+of an atom give the sum over all its pairs of edges, since u_j · u_k = cos θ_jik:
 
     Σ_{j,k} w_j w_k (u_j · u_k − c)² = T : T − 2 c V · V + c² S².
 
-The pairs j < k are half of that without the terms j = k, w_j² (1 − c)². The cost is linear in the
-edges, and shapes depend on nothing but the numbers of atoms and edges.
+The sum over j < k is half of that without the terms j = k, which are w_j² (1 − c)². The cost is
+linear in the number of edges, and shapes depend only on the numbers of atoms and edges.
 
 Run as a program, this file writes a TorchScript archive for
 `torchcall.TorchModuleWrapper(file, requires_grad=True)`.
@@ -32,10 +32,10 @@ import torch
 
 
 class StillingerWeber(torch.nn.Module):
-    """Energies and gradients of silicon, from an `AtomGraphInput`; atomic numbers play no role.
+    """Energies and gradients of silicon, from an `AtomGraphInput`; atomic numbers are ignored.
 
-    Needs `requires_grad=True` in `TorchModuleWrapper`: it differentiates inside. A neighbour list
-    has to reach to `cutoff` = a σ = 3.77 Å at least.
+    It differentiates internally: needs `requires_grad=True` in `TorchModuleWrapper`. The neighbour
+    list's cutoff must be at least `cutoff` = a σ = 3.77 Å.
 
     Args:
         epsilon: ε, in eV.
@@ -45,7 +45,7 @@ class StillingerWeber(torch.nn.Module):
 
     cell_gradients: Final[bool]
 
-    # The paper's table of parameters.
+    # The parameters of the paper.
     A: Final[float] = 7.049556277
     B: Final[float] = 0.6022245584
     a: Final[float] = 1.80
@@ -76,8 +76,8 @@ class StillingerWeber(torch.nn.Module):
         vector = pos.index_select(0, receiver) - pos.index_select(0, sender) + shift.sum(1)
         r = (vector * vector).sum(1).sqrt() / self.sigma
 
-        # Both exponentials overflow beyond the cutoff, and `0 × ∞` would reach the gradients: such
-        # edges are given a harmless distance first and a plain zero last.
+        # Both exponentials overflow at the cutoff, and 0 × ∞ would make gradients NaN: edges beyond
+        # it get a finite distance here, and zero below.
         inside = r < self.a
         r = torch.where(inside, r, torch.full_like(r, 0.5 * self.a))
         zero = torch.zeros_like(r)
@@ -110,8 +110,8 @@ class StillingerWeber(torch.nn.Module):
                 edges are a full directed list: with `(i, j, S)` comes `(j, i, −S)`.
 
         Returns:
-            `energy (B,)` in eV, `position_gradients (N, 3)` = ∂E/∂r in eV/Å, and, where asked for,
-            `cell_gradients (B, 3, 3)` = ∂E/∂h in eV/Å at fixed Cartesian positions, rows being
+            `energy (B,)` in eV, `position_gradients (N, 3)` = ∂E/∂r in eV/Å, and optionally
+            `cell_gradients (B, 3, 3)` = ∂E/∂h in eV/Å at fixed Cartesian positions; rows are
             lattice vectors.
         """
         pos = input["pos"].detach().requires_grad_(True)

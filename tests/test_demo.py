@@ -60,7 +60,7 @@ def only_line(err):
 
 
 def test_the_default_structure_is_liquid_argon_with_velocities():
-    argon = _system.read_structure(_system.shipped("argon.xyz"), temperature=None, seed=0)
+    argon = _system.read_structure(_system.included_file("argon.xyz"), temperature=None, seed=0)
     assert argon.formula == "Ar500"
     assert argon.pbc.all()
     density = 500 / np.linalg.det(argon.cell)
@@ -258,14 +258,14 @@ def test_velocities_have_the_exact_temperature_and_no_drift():
 
 
 def test_the_included_files_are_found():
-    assert _system.shipped("argon.xyz").is_file()
+    assert _system.included_file("argon.xyz").is_file()
     with pytest.raises(_system.DemoError, match="the included file nothing was not found in"):
-        _system.shipped("nothing")
+        _system.included_file("nothing")
 
 
 def test_the_included_potential_is_the_example():
     here = Path(__file__).parents[1] / "examples" / "lennard_jones.py"
-    assert _system.shipped("lennard_jones.py").read_text() == here.read_text()
+    assert _system.included_file("lennard_jones.py").read_text() == here.read_text()
 
 
 def test_a_diverging_run_is_an_error(run, crystal):

@@ -1,4 +1,4 @@
-"""The example potential against NumPy formulas, ASE's pairs and finite differences, in float64."""
+"""The Lennard-Jones example, compared with NumPy formulas and finite differences in float64."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ def example():
 
 @pytest.fixture(scope="module")
 def modules(example):
-    """Scripted modules by the way they differentiate; all return cell gradients."""
+    """Scripted modules, differentiating analytically and by autograd, with cell gradients."""
     options = {"cutoff": CUTOFF, "onset": ONSET, "cell_gradients": True}
     return {
         "analytic": torch.jit.script(example.LennardJones(EPSILON, SIGMA, **options)),
@@ -47,9 +47,9 @@ def pair_energy(r):
     return 4.0 * EPSILON * ((SIGMA / r) ** 12 - (SIGMA / r) ** 6) * switch
 
 
-def pairs(positions, cell, reach=CUTOFF):
+def pairs(positions, cell, cutoff=CUTOFF):
     atoms = Atoms("Ar" * len(positions), positions=positions, cell=cell, pbc=True)
-    return ase.neighborlist.neighbor_list("ijS", atoms, reach)
+    return ase.neighborlist.neighbor_list("ijS", atoms, cutoff)
 
 
 def energy_of(positions, cell, i, j, offsets):
@@ -58,18 +58,18 @@ def energy_of(positions, cell, i, j, offsets):
 
 
 def crystal(cell, seed, n=3):
-    """A distorted lattice of n³ atoms, some of them outside the cell."""
+    """A distorted lattice of n³ atoms, some outside the cell."""
     generator = np.random.default_rng(seed)
     frac = np.stack(np.meshgrid(*[np.arange(n) / n] * 3, indexing="ij"), -1).reshape(-1, 3)
     wraps = generator.integers(-1, 2, frac.shape)
     return (frac + wraps) @ cell + generator.normal(scale=0.1, size=frac.shape)
 
 
-def graph(systems, *, phantom=True, extra=3, reach=CUTOFF):
+def graph(systems, *, phantom=True, extra=3, cutoff=CUTOFF):
     """The `AtomGraphInput` of `(positions, cell)` systems, with `extra` sentinel edges."""
     pos, cells, batch, edges, offsets, n = [], [], [], [], [], 0
     for k, (positions, cell) in enumerate(systems):
-        i, j, shift = pairs(positions, cell, reach)
+        i, j, shift = pairs(positions, cell, cutoff)
         edges.append(np.stack([i, j]) + n)
         offsets.append(shift)
         pos.append(positions)
@@ -96,21 +96,21 @@ def systems_of(count):
     return [(crystal(cell, seed), cell) for seed, cell in enumerate(cells)]
 
 
-@pytest.mark.parametrize("way", ["analytic", "autograd"])
+@pytest.mark.parametrize("derivative", ["analytic", "autograd"])
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("phantom", [True, False], ids=["with phantoms", "without phantoms"])
-def test_energy_is_the_sum_over_pairs_of_each_system(modules, way, count, phantom):
+def test_energy_is_the_sum_over_a_systems_pairs(modules, derivative, count, phantom):
     systems = systems_of(count)
-    out = modules[way](graph(systems, phantom=phantom))
+    out = modules[derivative](graph(systems, phantom=phantom))
     expected = [energy_of(p, c, *pairs(p, c)) for p, c in systems] + [0.0] * phantom
     np.testing.assert_allclose(out["energy"].numpy(), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("way", ["analytic", "autograd"])
+@pytest.mark.parametrize("derivative", ["analytic", "autograd"])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_gradients_match_finite_differences_on_triclinic_cells(modules, way, count):
+def test_gradients_match_finite_differences_on_triclinic_cells(modules, derivative, count):
     systems = systems_of(count)
-    out = modules[way](graph(systems))
+    out = modules[derivative](graph(systems))
     h, first = 1e-4, 0
     for k, (positions, cell) in enumerate(systems):
         edges = pairs(positions, cell, CUTOFF + 0.1)
@@ -137,18 +137,18 @@ def central_difference(f, x, h):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_both_ways_to_differentiate_agree(modules, count):
+def test_analytic_gradients_equal_autograd(modules, count):
     inputs = graph(systems_of(count))
     analytic, autograd = modules["analytic"](inputs), modules["autograd"](inputs)
     for key in ("energy", "position_gradients", "cell_gradients"):
         np.testing.assert_allclose(analytic[key].numpy(), autograd[key].numpy(), atol=1e-13)
 
 
-@pytest.mark.parametrize("way", ["analytic", "autograd"])
-def test_phantoms_and_pairs_beyond_the_cutoff_contribute_exactly_nothing(modules, way):
+@pytest.mark.parametrize("derivative", ["analytic", "autograd"])
+def test_phantoms_and_pairs_beyond_the_cutoff_contribute_exactly_zero(modules, derivative):
     systems = systems_of(1)
-    plain = modules[way](graph(systems, phantom=True, extra=2))
-    padded = modules[way](graph(systems, phantom=True, extra=50, reach=CUTOFF + 1.0))
+    plain = modules[derivative](graph(systems, phantom=True, extra=2))
+    padded = modules[derivative](graph(systems, phantom=True, extra=50, cutoff=CUTOFF + 1.0))
     for out in (plain, padded):
         assert out["energy"][-1] == 0.0
         assert not out["position_gradients"][-1].any()
@@ -158,10 +158,10 @@ def test_phantoms_and_pairs_beyond_the_cutoff_contribute_exactly_nothing(modules
         np.testing.assert_allclose(plain[key].numpy(), padded[key].numpy(), atol=1e-14)
 
 
-@pytest.mark.parametrize("way", ["analytic", "autograd"])
-def test_a_system_without_any_pair_has_zero_energy_and_gradients(modules, way):
+@pytest.mark.parametrize("derivative", ["analytic", "autograd"])
+def test_an_isolated_atom_has_zero_energy_and_gradients(modules, derivative):
     lonely = [(np.zeros((1, 3)), np.eye(3) * 50.0)]
-    out = modules[way](graph(lonely))
+    out = modules[derivative](graph(lonely))
     assert all(not value.any() for value in out.values())
 
 
@@ -185,7 +185,7 @@ def test_pair_slope_is_the_derivative_of_pair_energy(example):
     np.testing.assert_allclose(slope.detach().numpy(), derivative.numpy(), rtol=1e-10, atol=1e-16)
 
 
-def test_float32_keeps_dtype_and_digits(modules):
+def test_float32_inputs_give_accurate_float32_outputs(modules):
     double = graph(systems_of(1))
     single = {k: v.float() if v.is_floating_point() else v for k, v in double.items()}
     exact, found = modules["analytic"](double), modules["analytic"](single)
@@ -195,7 +195,7 @@ def test_float32_keeps_dtype_and_digits(modules):
 
 
 @pytest.mark.parametrize("onset", [-0.1, 6.0, 7.0])
-def test_an_onset_outside_the_cutoff_is_refused(example, onset):
+def test_an_onset_outside_the_cutoff_is_an_error(example, onset):
     with pytest.raises(ValueError, match=r"onset: expected a distance in \[0, cutoff = 6.0\)"):
         example.LennardJones(EPSILON, SIGMA, CUTOFF, onset)
 

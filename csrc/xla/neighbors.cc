@@ -15,8 +15,8 @@ namespace {
 namespace ffi = xla::ffi;
 using Dims = ffi::Span<const int64_t>;
 
-// `jax.vmap` puts axes in front: an operand's are those of the results, or of length 1. Walks over
-// the results' leading axes and tells where each operand's part begins.
+// `jax.vmap` adds leading axes; an operand's are equal to those of the results, or of length 1.
+// Iterates over the results' leading axes and locates each operand's part.
 class Mapped {
  public:
   explicit Mapped(Dims leading) : leading_(leading.begin(), leading.end()) {
@@ -58,7 +58,7 @@ ffi::Error Refuse(const char* what) {
                     std::string("torchcall: neighbor_list: expected ") + what);
 }
 
-// Positions of the set bits of `words`, in order; what follows the last one is zero.
+// Writes the positions of the set bits of `words`, in order, then zeros. Returns their number.
 int32_t CompactBits(const uint32_t* words, int64_t n_words, int32_t* word, int32_t* bit,
                     int64_t capacity) {
   int64_t found = 0;
@@ -100,12 +100,12 @@ ffi::Error CompactBitsImpl(ffi::Buffer<ffi::U32> words, ffi::Result<ffi::Buffer<
   return ffi::Error::Success();
 }
 
-// Images are packed in three fields of ten bits.
+// An image is packed into three fields of ten bits.
 constexpr int32_t kImageBits = 10;
 constexpr int32_t kImageMask = (1 << kImageBits) - 1;
 constexpr int32_t kImageZero = 1 << (kImageBits - 1);
 
-// Three numbers and a lane to spare, in one register.
+// Three components and an unused lane, in one register.
 template <typename Real>
 struct VectorOf {
   using Type [[gnu::vector_size(4 * sizeof(Real))]] = Real;
@@ -114,7 +114,7 @@ template <typename Real>
 using Vector = typename VectorOf<Real>::Type;
 using IntVector [[gnu::vector_size(16)]] = int32_t;
 
-// All that a pair needs to know of an atom, side by side.
+// The data of an atom that a pair needs, contiguous in memory.
 template <typename Real>
 struct Atom {
   Vector<Real> x;
@@ -139,14 +139,14 @@ struct Edges {
   int64_t count = 0;
 };
 
-// The candidates p … end − 1, all of one sender; its system's lattice vectors are the rows of h.
+// Processes the candidates p … end − 1 of sender i. The rows of h are its system's lattice vectors.
 template <typename Real>
 void KeepCloseTo(int32_t i, const Real* h, const Geometry<Real>& in,
                  const std::vector<Atom<Real>>& atoms, int64_t p, int64_t end, Real limit,
                  Edges<Real>& edges) {
   using Reals = Vector<Real>;
   const Reals a = {h[0], h[1], h[2], 0}, b = {h[3], h[4], h[5], 0}, c = {h[6], h[7], h[8], 0};
-  // A field of the code is an image, times a power of two: floats divide by that exactly.
+  // A masked field is an image times a power of two; scaling it in floating point is exact.
   const IntVector fields = {kImageMask, kImageMask << kImageBits, kImageMask << 2 * kImageBits, 0};
   const Reals scale = {1, Real(1) / (1 << kImageBits), Real(1) / (1 << 2 * kImageBits), 0};
   const Reals zero = {kImageZero, kImageZero, kImageZero, 0};

@@ -1,6 +1,6 @@
-// The neighbour list's two sequential stages on a CPU: picking set bits out of a mask, and keeping
-// the candidate pairs that are closer than the cutoff. XLA has no loop that writes a varying number
-// of entries; everywhere else they are gathers and scatters in JAX.
+// Two stages of the neighbour list on the CPU: listing the set bits of a mask, and selecting the
+// candidate pairs within the cutoff. XLA has no loop that writes a variable number of entries; on
+// other platforms these stages are gathers and scatters in JAX.
 
 #ifndef TORCHCALL_XLA_NEIGHBORS_H_
 #define TORCHCALL_XLA_NEIGHBORS_H_

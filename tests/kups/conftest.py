@@ -1,4 +1,4 @@
-"""Tests beside kUPS itself, in an environment of their own: `make test-kups`."""
+"""Tests with kUPS, in an environment of their own: `make test-kups`."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ def members():
     generator = np.random.default_rng(0)
     corners = np.array([[0, 0, 0], [0, 2, 2], [2, 0, 2], [2, 2, 0]]) / 4
     frac = np.concatenate([corners, corners + 0.25])
-    # Lower triangular, as kUPS' triclinic frames are.
+    # Lower triangular, like kUPS' triclinic frames.
     cells = 5.43 * np.eye(3) + np.tril(generator.uniform(-0.3, 0.3, (2, 3, 3)))
     positions = np.concatenate([frac @ cell for cell in cells])
     positions += generator.normal(scale=0.08, size=positions.shape)

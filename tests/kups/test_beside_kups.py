@@ -1,4 +1,4 @@
-"""kUPS' own potential around our wrapper, and our potential over kUPS' own tables."""
+"""kUPS' potential with torchcall's wrapper, and torchcall's potential with kUPS' tables."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 
 from torchcall import mliap
 
-# It wants Python 3.12 and other packages than torchcall's own environment has.
+# kUPS needs Python 3.12 and packages that torchcall's own environment lacks.
 kups_data = pytest.importorskip("kups.core.data", reason="needs kUPS: make test-kups")
 from kups.core.capacity import FixedCapacity  # noqa: E402
 from kups.core.cell import PeriodicCell, TriclinicFrame  # noqa: E402
@@ -28,7 +28,7 @@ Index, Table = kups_data.Index, kups_data.Table
 
 @dataclass
 class Atoms:
-    """kUPS' particles."""
+    """Particles with kUPS' indices."""
 
     positions: jax.Array
     atomic_numbers: jax.Array
@@ -39,14 +39,14 @@ class Atoms:
 
 @dataclass
 class Boxes:
-    """kUPS' systems."""
+    """Systems with kUPS' cell."""
 
     cell: PeriodicCell
 
 
 @dataclass
 class State:
-    """A state of kUPS."""
+    """A state of kUPS' tables."""
 
     particles: Table
     systems: Table
@@ -77,7 +77,7 @@ def model():
 
 @pytest.fixture
 def state(members, model):
-    """Tables of kUPS, with the pairs that our list found."""
+    """kUPS' tables, with edges from torchcall's neighbour list."""
     positions, numbers, cells, batch = members
     order = np.argsort(batch, kind="stable")
     listed = mliap.neighbor_list(float(model.cutoff.data[0])).allocate(
@@ -106,7 +106,7 @@ def state(members, model):
 
 
 def ours(model, **options):
-    """Our potential over kUPS' state; the list is bound to its cutoff, as kUPS' lists are."""
+    """torchcall's potential of a kUPS state; the list has a fixed cutoff, like kUPS' lists."""
     return mliap.make_torch_mliap_potential(
         lambda s: s.particles,
         lambda s: s.systems,
@@ -118,7 +118,7 @@ def ours(model, **options):
     )
 
 
-def test_our_wrapper_serves_as_that_of_kups_own_potential(state, model):
+def test_torchcalls_wrapper_works_in_kups_potential(state, model):
     kups_model = interface.TorchMliap(
         Table((SystemId(0),), model.cutoff.data), model.wrapper, compute_cell_gradients=True
     )
@@ -129,7 +129,7 @@ def test_our_wrapper_serves_as_that_of_kups_own_potential(state, model):
     np.testing.assert_allclose(
         found.gradients.positions.data, expected.gradients.positions, rtol=0, atol=1e-10
     )
-    # kUPS keeps the six numbers of its triangular frame.
+    # kUPS stores the six entries of its triangular frame.
     rows, columns = np.tril_indices(3)
     np.testing.assert_allclose(
         found.gradients.cell.data.frame.tril,
@@ -139,7 +139,7 @@ def test_our_wrapper_serves_as_that_of_kups_own_potential(state, model):
     )
 
 
-def test_our_potential_takes_kups_neighbor_lists(state, model):
+def test_torchcalls_potential_works_with_kups_neighbor_lists(state, model):
     cutoffs = Table((SystemId(0), SystemId(1)), jnp.full(2, model.cutoff.data[0]))
     listed = DenseNearestNeighborList(
         avg_candidates=FixedCapacity(16),
@@ -157,7 +157,7 @@ def test_our_potential_takes_kups_neighbor_lists(state, model):
     )
 
 
-def test_our_potential_takes_kups_tables_patches_and_lenses(state, model):
+def test_torchcalls_potential_works_with_kups_tables_patches_and_lenses(state, model):
     potential = ours(model, out_cache_lens=lens(lambda s: s.cache, cls=State))
     empty = mliap.empty_cache(potential, state)
     start = lens(lambda s: s.cache, cls=State).set(state, empty)

@@ -1,4 +1,4 @@
-"""States for tests: the reference systems in the forms that a state may have."""
+"""States for tests, made from the reference systems."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -70,7 +70,7 @@ class State:
     cache: Any = EMPTY
 
     def at(self, positions=None, cell=None):
-        """The state with other positions or cells, as if changed by hand."""
+        """The state with other positions or cells; the cache stays."""
         state = self
         if positions is not None:
             state = lens(lambda s: s.particles.data.positions).set(state, positions)
@@ -81,7 +81,7 @@ class State:
 
 @pytree
 class Fixed:
-    """A neighbour list that is what it is, wherever the atoms are."""
+    """A neighbour list with constant edges."""
 
     edges: Edges
 
@@ -92,7 +92,7 @@ class Fixed:
 
 @pytree
 class Move:
-    """Displaces atoms by a vector each, in the systems where it is accepted."""
+    """Displaces the atoms of accepted systems, by one vector per atom."""
 
     by: Any
 
@@ -112,12 +112,12 @@ def members():
 
 
 def order():
-    """Of the states' atoms among the members' one after another."""
+    """The permutation from the members' atoms, concatenated, to the state's atoms."""
     return np.random.default_rng(0).permutation(ATOMS * len(SEEDS))
 
 
 def state(potential: TorchMliap, *, dtype=np.float64) -> State:
-    """Shuffled atoms, tables of dataclasses, and the pairs within the largest cutoff."""
+    """A state of shuffled atoms, in tables of dataclasses, with ASE's edges."""
     graph = graphs.atom_graph(members(), dtype=dtype, slots=5)
     to = order()
     n = len(to)
@@ -139,7 +139,7 @@ def state(potential: TorchMliap, *, dtype=np.float64) -> State:
 
 
 def cached(potential: TorchMliap, **options):
-    """A potential with a cache, and a state whose cache is empty."""
+    """A potential with a cache, and a state with an empty cache."""
     made = make_torch_mliap_potential(
         lambda s: s.particles,
         lambda s: s.systems,
@@ -159,7 +159,7 @@ def accept(*flags):
 
 
 def counted(potential: TorchMliap, function, *args):
-    """Calls of the model that the function makes, and its result."""
+    """The number of model calls of `function(*args)`, and its result."""
     before = potential.wrapper.stats()["calls"]
     result = jax.block_until_ready(function(*args))
     return potential.wrapper.stats()["calls"] - before, result

@@ -1,4 +1,4 @@
-"""Outputs kept in the state: when they spare an evaluation, and that they never do so wrongly."""
+"""Cached outputs in a state: when they save an evaluation, and that they are never stale."""
 
 import dataclasses
 
@@ -41,7 +41,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def made(model):
-    """The potential, jitted; a state with an empty cache; and one with the output of its atoms."""
+    """The jitted potential; a state with an empty cache; the same state with a valid cache."""
     with jax.enable_x64(True):
         potential, start = states.cached(model)
         jitted = jax.jit(potential)
@@ -81,7 +81,7 @@ def move(seed=0, scale=0.03):
     return Move(jnp.asarray(np.random.default_rng(seed).normal(scale=scale, size=(16, 3))))
 
 
-def test_unchanged_state_is_evaluated_once(made, model):
+def test_an_unchanged_state_is_evaluated_once(made, model):
     potential, start, full = made
     assert not start.cache.known.any()
     count, first = counted(model, potential, start)
@@ -97,7 +97,7 @@ def test_unchanged_state_is_evaluated_once(made, model):
     assert same_bits(after, full)
 
 
-def test_loop_over_an_unchanged_state_makes_one_call(made, model):
+def test_a_loop_over_an_unchanged_state_makes_one_call(made, model):
     potential, start, _ = made
 
     def step(state, _):
@@ -110,8 +110,8 @@ def test_loop_over_an_unchanged_state_makes_one_call(made, model):
     assert (energies == energies[0]).all()
 
 
-def by_hand(state):
-    """States that differ from the given one in a single thing that the model reads."""
+def changed_states(state):
+    """States that differ from the given one in a single input of the model."""
     atoms, boxes = state.particles.data, state.systems.data
     edges = state.neighborlist.edges
     last = int(edges.n_edges) - 1
@@ -141,24 +141,26 @@ def by_hand(state):
         "the periodicity": box(pbc=boxes.pbc.at[0, 2].set(False)),
         "an element": atom(atomic_numbers=atoms.atomic_numbers.at[3].set(32)),
         "an edge's image": listed(shifts=swapped),
-        "an edge less": listed(n_edges=edges.n_edges - 1),
-        "an atom of the other system": atom(
+        "one edge less": listed(n_edges=edges.n_edges - 1),
+        "an atom's system": atom(
             system=dataclasses.replace(atoms.system, indices=system.at[0].set(1 - system[0]))
         ),
-        "an atom less": atom(system=dataclasses.replace(atoms.system, indices=system.at[0].set(2))),
+        "one atom less": atom(
+            system=dataclasses.replace(atoms.system, indices=system.at[0].set(2))
+        ),
         "a charge": dataclasses.replace(state, systems=state.systems.set_data(charged)),
     }
 
 
 CHANGES = ["one bit of one position", "the cell", "the periodicity", "an element"]
-CHANGES += ["an edge's image", "an edge less", "an atom of the other system", "an atom less"]
+CHANGES += ["an edge's image", "one edge less", "an atom's system", "one atom less"]
 CHANGES += ["a charge"]
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_output_of_a_state_changed_by_hand_is_never_the_stored_one(made, model, change):
+def test_a_state_with_a_changed_input_is_evaluated_again(made, model, change):
     potential, _, full = made
-    changed = by_hand(full)[change]
+    changed = changed_states(full)[change]
     count, result = counted(model, potential, changed)
     assert count == 1
     close(result.data, evaluated(changed))
@@ -170,7 +172,7 @@ def test_output_of_a_state_changed_by_hand_is_never_the_stored_one(made, model, 
     close(back.data, plain(full.cache))
 
 
-def test_order_of_edges_does_not_matter(made, model):
+def test_the_order_of_edges_does_not_matter(made, model):
     potential, _, full = made
     edges = full.neighborlist.edges
     order = np.arange(edges.shifts.shape[0])
@@ -182,7 +184,7 @@ def test_order_of_edges_does_not_matter(made, model):
     assert count == 0
 
 
-def test_what_one_system_proposes_leaves_the_other_ones_output(made, model):
+def test_a_change_of_one_system_keeps_the_others_output(made, model):
     potential, _, full = made
     proposal = move()
     result = potential(full, proposal)
@@ -196,7 +198,7 @@ def test_what_one_system_proposes_leaves_the_other_ones_output(made, model):
     assert count == 0
     assert same_bits(again.data, plain(after.cache))
 
-    # A change of one system alone: the model is called, the other's output keeps its bits.
+    # One system changes: the model is called, and the other's output keeps its bits.
     ours = np.asarray(full.particles.data.system.indices == 1)[:, None]
     count, result = counted(model, potential, full, Move(jnp.where(ours, proposal.by, 0.0)))
     assert count == 1
@@ -204,14 +206,14 @@ def test_what_one_system_proposes_leaves_the_other_ones_output(made, model):
 
 
 def of_system(positions, cache, s, atoms):
-    """Everything of one system."""
+    """Positions and cached values of one system."""
     by_system = (cache.total_energies.data, cache.gradients.cell, cache.inputs[4:], cache.known)
     by_atom = (positions, cache.gradients.positions, cache.inputs[:4])
     return jax.tree.map(lambda x: x[s], by_system), jax.tree.map(lambda x: x[atoms], by_atom)
 
 
-def test_rejected_moves_leave_state_and_cache_bit_by_bit(made, model):
-    """A Metropolis walk of both systems at once, each accepting for itself."""
+def test_rejected_moves_leave_state_and_cache_unchanged(made, model):
+    """A Metropolis walk of two systems, accepted independently."""
     potential, _, full = made
 
     def step(state, key):
@@ -236,11 +238,11 @@ def test_rejected_moves_leave_state_and_cache_bit_by_bit(made, model):
             assert same_bits(of_system(*before, s, owner == s), of_system(*now, s, owner == s))
         before = now
     close(plain(last.cache), evaluated(last))
-    nothing = committed(potential(full, move(3)), full, False, False)
-    assert same_bits(nothing, full)
+    rejected = committed(potential(full, move(3)), full, False, False)
+    assert same_bits(rejected, full)
 
 
-def test_stored_output_is_differentiable_without_a_call(made, model):
+def test_a_cached_output_is_differentiable_without_a_call(made, model):
     potential, _, full = made
 
     def total(positions, cell):
@@ -256,7 +258,7 @@ def test_stored_output_is_differentiable_without_a_call(made, model):
     assert abs(by_x - full.cache.gradients.positions).max() > 1e-3
 
 
-def test_mapped_replicas_are_evaluated_if_one_of_them_changed(made, model):
+def test_vmapped_replicas_are_evaluated_if_one_changed(made, model):
     potential, _, full = made
     moved = move(1)(full, accept(True, True))
     mapped = quick(jax.vmap(potential))
@@ -270,16 +272,16 @@ def test_mapped_replicas_are_evaluated_if_one_of_them_changed(made, model):
     assert counted(model, mapped, after)[0] == 0
 
 
-def limited(view):
+def as_output(view):
     return lambda s: PotentialOut(*view(s))
 
 
-def test_index_view_limits_what_is_written_and_what_may_serve_again(model):
+def test_patch_idx_view_selects_the_rows_that_are_written(model):
     def rows(s):
         system = s.particles.data.system
         return s.systems.index, PositionAndCell(system, EMPTY), EMPTY
 
-    potential, start = states.cached(model, patch_idx_view=limited(rows))
+    potential, start = states.cached(model, patch_idx_view=as_output(rows))
     result = quick(potential)(start)
     after = committed(result, start, True, False)
     assert after.cache.total_energies.data[0] == result.data.total_energies.data[0]
@@ -291,15 +293,15 @@ def test_index_view_limits_what_is_written_and_what_may_serve_again(model):
     assert counted(model, quick(potential), after)[0] == 1
 
 
-def test_index_view_that_writes_what_was_rejected_forgets_it(made, model):
-    """Rows that go with another system's acceptance never pass for their own system's output."""
+def test_rows_written_for_a_rejected_system_invalidate_it(made, model):
+    """A `patch_idx_view` may assign rows to another system."""
     potential, _, full = made
 
     def rows(s):
         first = dataclasses.replace(s.systems.index, indices=jnp.zeros(2, jnp.int32))
         return first, PositionAndCell(s.particles.data.system, s.systems.index), EMPTY
 
-    crossed, _ = states.cached(model, patch_idx_view=limited(rows))
+    crossed, _ = states.cached(model, patch_idx_view=as_output(rows))
     result = quick(crossed)(full, move())
     after = committed(result, full, True, False)
     np.testing.assert_array_equal(after.cache.known, [True, False])
@@ -308,7 +310,7 @@ def test_index_view_that_writes_what_was_rejected_forgets_it(made, model):
     close(out.data, evaluated(after))
 
 
-def test_atom_that_changes_system_is_stored_only_if_both_agree(made):
+def test_an_atom_that_changes_system_is_cached_only_if_both_systems_agree(made):
     potential, _, full = made
     atoms = full.particles.data
     other = dataclasses.replace(
@@ -324,10 +326,10 @@ def test_atom_that_changes_system_is_stored_only_if_both_agree(made):
             close(found.data, evaluated(state))
 
 
-def test_first_output_may_go_where_nothing_is_and_into_a_plain_one(made, model):
+def test_an_output_can_be_stored_in_an_empty_cache_or_a_plain_output(made, model):
     potential, start, full = made
-    nothing = dataclasses.replace(start, cache=EMPTY)
-    after = committed(potential(nothing), nothing, True, False)
+    uncached = dataclasses.replace(start, cache=EMPTY)
+    after = committed(potential(uncached), uncached, True, False)
     assert isinstance(after.cache, CachedOut)
     np.testing.assert_array_equal(after.cache.known, [True, False])
     zeros = jax.tree.map(jnp.zeros_like, plain(full.cache))
@@ -342,7 +344,7 @@ def test_first_output_may_go_where_nothing_is_and_into_a_plain_one(made, model):
         )
 
 
-def test_untrusted_output_is_nan_and_never_stored(made, model):
+def test_an_output_with_overflowed_edges_is_nan_and_never_cached(made, model):
     potential, start, full = made
 
     def overflown(state):
@@ -379,12 +381,12 @@ def test_states_without_atoms_have_energies_of_zero(model, n_systems):
     assert result.patch(state, Table(keys, jnp.ones(n_systems, bool))).cache.known.all()
 
 
-def test_cache_of_another_form_is_refused(made, model):
+def test_a_cache_of_another_structure_is_an_error(made, model):
     potential, start, full = made
     other, _ = states.cached(dataclasses.replace(model, compute_cell_gradients=False))
     cases = {
         r"expected a PotentialOut, got dict": {},
-        r"gradients: expected .*is compute_cell_gradients that of the cache": empty_cache(
+        r"gradients: expected .*compute_cell_gradients may differ": empty_cache(
             other,
             dataclasses.replace(
                 start, torch_mliap_model=dataclasses.replace(model, compute_cell_gradients=False)

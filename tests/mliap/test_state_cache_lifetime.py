@@ -1,4 +1,4 @@
-"""How long a cache holds on to the model whose output it keeps."""
+"""A cache does not retain its model."""
 
 import gc
 import pickle
@@ -12,14 +12,14 @@ from reference import one_thread  # noqa: F401
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-def test_cache_lets_the_model_go_and_can_be_pickled():
+def test_a_cache_does_not_retain_the_model_and_can_be_pickled():
     model = states.model()
     _, start = states.cached(model)
     cache = start.cache
-    gone = weakref.ref(model.wrapper)
+    wrapper = weakref.ref(model.wrapper)
     copy = pickle.loads(pickle.dumps(cache))
     assert copy.model is not cache.model
     del model, start, _
     jax.clear_caches()
     gc.collect()
-    assert gone() is None
+    assert wrapper() is None

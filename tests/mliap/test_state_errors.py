@@ -1,4 +1,4 @@
-"""What is refused where a potential is made, and on its first call, before the model is called."""
+"""Errors when a potential is made, and on its first call before the model is evaluated."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ def make(potential, flag=True, **options):
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_cell_gradients_of_model_and_potential_agree_or_none_is_made(model, flag):
+def test_compute_cell_gradients_must_agree_between_model_and_potential(model, flag):
     other = dataclasses.replace(model, compute_cell_gradients=not flag)
     text = f"torchcall: compute_cell_gradients: .*got {flag} and {not flag}"
     with pytest.raises(ValueError, match=text):
@@ -63,7 +63,7 @@ def test_cell_gradients_of_model_and_potential_agree_or_none_is_made(model, flag
 
 
 @pytest.mark.parametrize("flag", [True, False])
-def test_cell_gradients_of_a_states_model_are_compared_before_it_is_called(model, state, flag):
+def test_compute_cell_gradients_of_a_states_model_is_checked_before_the_call(model, state, flag):
     other = dataclasses.replace(model, compute_cell_gradients=not flag)
     given = dataclasses.replace(state, torch_mliap_model=other)
     before = model.wrapper.stats()["calls"]
@@ -71,7 +71,7 @@ def test_cell_gradients_of_a_states_model_are_compared_before_it_is_called(model
         make_torch_mliap_from_state(lambda s: s, compute_position_and_cell_gradients=flag),
         make(lambda s: s.torch_mliap_model, flag),
     ):
-        with pytest.raises(ValueError, match="compute_cell_gradients: expected the same"):
+        with pytest.raises(ValueError, match="compute_cell_gradients: expected the same value"):
             jax.jit(potential)(given)
     assert model.wrapper.stats()["calls"] == before
 
@@ -90,20 +90,20 @@ def test_cell_gradients_of_a_states_model_are_compared_before_it_is_called(model
         ("patch_idx_view", 1, "patch_idx_view: expected a function of the state, got int"),
     ],
 )
-def test_argument_of_the_wrong_kind_is_refused(model, name, value, text):
+def test_an_argument_of_the_wrong_type_is_an_error(model, name, value, text):
     with pytest.raises((TypeError, ValueError), match=f"torchcall: {text}"):
         make(model, **{name: value})
 
 
-def test_state_that_is_no_view_and_a_cache_of_a_sum_are_refused(model, state):
+def test_a_state_instead_of_a_view_and_a_cache_of_a_sum_are_errors(model, state):
     with pytest.raises(TypeError, match="torchcall: make_torch_mliap_from_state: state: expected"):
         make_torch_mliap_from_state(state)
-    with pytest.raises(TypeError, match="torchcall: empty_cache: potential: expected one of"):
+    with pytest.raises(TypeError, match="torchcall: empty_cache: potential: expected a result"):
         empty_cache(sum_potentials(make(model)), state)
 
 
-def variants(state):
-    """Broken states, by what the error says."""
+def broken_states(state):
+    """Broken states, by the error's text."""
     atoms, boxes = state.particles.data, state.systems.data
     edges = state.neighborlist.edges
 
@@ -188,10 +188,10 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_broken_state_is_refused_by_name(state, model, problem):
+def test_an_error_names_the_broken_attribute(state, model, problem):
     (text, broken), *others = [
         (text, given)
-        for text, given in variants(state).items()
+        for text, given in broken_states(state).items()
         if problem in text.replace("\\", "")
     ]
     assert not others
@@ -201,7 +201,7 @@ def test_broken_state_is_refused_by_name(state, model, problem):
     assert model.wrapper.stats()["calls"] == before
 
 
-def test_model_fn_names_what_it_cannot_use(state, model):
+def test_torch_mliap_model_fn_names_the_wrong_argument(state, model):
     graph = HyperGraph(state.particles, state.systems, state.neighborlist.edges)
     with pytest.raises(TypeError, match=r"torch_mliap_model_fn: parameters: expected a .*got str"):
         torch_mliap_model_fn(TorchMliapInput("model", graph))
@@ -220,7 +220,7 @@ def test_model_fn_names_what_it_cannot_use(state, model):
     ],
     ids=["a number", "another shape", "another system", "not a number"],
 )
-def test_cutoffs_have_to_be_the_models(state, model, cutoffs, text):
+def test_cutoffs_must_equal_the_models(state, model, cutoffs, text):
     with pytest.raises((TypeError, ValueError), match=f"torchcall: cutoffs: {text}"):
         make(model, cutoffs_view=lambda _: cutoffs)(state)
 
@@ -233,16 +233,16 @@ def test_cutoffs_have_to_be_the_models(state, model, cutoffs, text):
         (Table((0, 1), jnp.ones(3, bool)), r"expected shape \(2,\), got \(3,\)"),
         (Table((0,), jnp.ones(1, bool)), r"expected keys among \(0,\), got 1"),
     ],
-    ids=["an array", "numbers", "another shape", "a system less"],
+    ids=["an array", "numbers", "another shape", "one system less"],
 )
-def test_acceptance_is_a_table_of_booleans_by_system(model, accept, text):
+def test_acceptance_must_be_a_table_of_booleans_by_system(model, accept, text):
     potential, start = states.cached(model)
     patch = potential(start).patch
     with pytest.raises((TypeError, ValueError), match=f"torchcall: accept: {text}"):
         patch(start, accept)
 
 
-def test_index_view_of_another_form_is_refused(model):
+def test_a_patch_idx_view_of_another_structure_is_an_error(model):
     for view, text in {
         lambda _: 3: "expected an output with indices for its parts, got int",
         lambda s: PotentialOut(s.systems.index, s.particles.data.system, EMPTY): (
@@ -254,7 +254,7 @@ def test_index_view_of_another_form_is_refused(model):
     }.items():
         potential, start = states.cached(model, patch_idx_view=view)
         if "gradients.positions" in text:
-            # One index for two parts fits neither: nothing of them is written.
+            # One index cannot serve two parts: neither is written.
             cache = potential(start).patch(start, states.accept(True, True)).cache
             assert np.isnan(cache.gradients.positions).all()
             assert not cache.known.any()
@@ -263,6 +263,6 @@ def test_index_view_of_another_form_is_refused(model):
             potential(start)
 
 
-def test_lens_of_edges_is_not_needed(state):
+def test_a_lens_reads_the_edges_of_a_state(state):
     assert lens(lambda s: s.neighborlist.edges)(state) is state.neighborlist.edges
     assert isinstance(state.neighborlist.edges, Edges)

@@ -1,4 +1,4 @@
-"""The complete examples over states, with their physics."""
+"""The example programs with states, and their physics."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from torchcall.mliap import HyperGraph, TorchMliapInput, torch_mliap_model_fn
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs an example's `main` with some arguments; its result and its last line."""
+    """Runs an example's `main`. Returns its result and its last line of output."""
     monkeypatch.syspath_prepend(str(reference.EXAMPLES))
 
     def main(name, *arguments):
@@ -20,8 +20,8 @@ def run(monkeypatch, capsys):
     return main
 
 
-def test_batch_of_silicon_cells_keeps_its_temperatures(run):
-    """Mean kinetic temperatures of 192 degrees of freedom over 40 relaxation times."""
+def test_each_silicon_cell_has_its_thermostats_temperature(run):
+    """Mean kinetic temperature of 192 degrees of freedom over 40 relaxation times."""
     found, line = run("nvt_silicon", "--steps", "1500", "--temperatures", "300", "900")
     np.testing.assert_allclose(found["temperatures"], [300.0, 900.0], rtol=0.06)
     # Equipartition of a nearly harmonic crystal: potential energy rises by 3/2 k per atom.
@@ -30,8 +30,8 @@ def test_batch_of_silicon_cells_keeps_its_temperatures(run):
     assert line.startswith("2 cells of 64 atoms, 1500 steps: ")
 
 
-def test_relaxed_cell_has_no_stress(run):
-    """The known crystal of this potential: a = 5.431 Å and −2 ε an atom, whatever it came from."""
+def test_the_relaxed_cell_has_no_stress(run):
+    """The potential's known crystal: a = 5.431 Å, −2 ε per atom."""
     found, line = run("relax_cell")
     assert abs(found["first stress"]).max() > 0.05
     assert abs(found["stress"]).max() < 1e-9
@@ -43,10 +43,10 @@ def test_relaxed_cell_has_no_stress(run):
     assert "a = 5.43" in line
 
 
-def test_monte_carlo_evaluates_once_a_step_and_keeps_the_output_right(run):
+def test_monte_carlo_evaluates_once_per_step_and_its_cache_is_right(run):
     found, line = run("monte_carlo", "--steps", "400", "--cells", "2")
     assert found["calls"] == 401
-    assert found["spared"]
+    assert found["cached"]
     assert 0.2 < found["rate"] < 0.9
     assert "401 evaluations" in line
     state, model = found["state"], found["model"]

@@ -1,4 +1,4 @@
-"""Every name that users of kUPS' torch interface know is here, with its signature."""
+"""Names and signatures of kUPS' torch interface."""
 
 import inspect
 import re
@@ -45,7 +45,7 @@ CLASSES = {
     "View": "__call__",
     "WithPatch": "data patch",
 }
-# Function → for each overload, the flag's values and what total gradients are.
+# Function → the flag that its overloads distinguish.
 OVERLOADS = {
     "torch_mliap_model_fn": "compute_cell_gradients",
     "make_torch_mliap_potential": "compute_cell_gradients",
@@ -64,12 +64,12 @@ def parameters(function):
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_function_has_its_signature(name):
+def test_functions_have_the_documented_signature(name):
     assert parameters(getattr(mliap, name)) == FUNCTIONS[name].split()
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_class_has_its_attributes(name):
+def test_classes_have_the_documented_attributes(name):
     cls = getattr(mliap, name)
     known = {*dir(cls)}
     for base in cls.__mro__:
@@ -77,7 +77,7 @@ def test_class_has_its_attributes(name):
     assert set(CLASSES[name].split()) <= known
 
 
-def test_model_is_made_and_called_as_before():
+def test_models_and_potentials_have_the_documented_signatures():
     assert parameters(mliap.TorchMliap.from_module)[:3] == [
         "module",
         "cutoff",
@@ -91,8 +91,8 @@ def test_model_is_made_and_called_as_before():
 
 
 @pytest.mark.parametrize("name", OVERLOADS)
-def test_flag_decides_over_the_type_of_the_gradients(name):
-    """False, the default, gives arrays; True gives positions and cell."""
+def test_the_flag_determines_the_type_of_the_gradients(name):
+    """False, the default: arrays. True: `PositionAndCell`."""
     found = {}
     for overload in typing.get_overloads(getattr(mliap, name)):
         assert [p.split("=")[0] for p in parameters(overload)] == [
@@ -110,7 +110,7 @@ def test_flag_decides_over_the_type_of_the_gradients(name):
 
 
 @pytest.mark.parametrize("flag, gradients", [("False", "Array"), ("True", "PositionAndCell")])
-def test_views_and_lenses_have_their_types(flag, gradients):
+def test_views_and_lenses_are_annotated(flag, gradients):
     (overload,) = [
         f
         for f in typing.get_overloads(mliap.make_torch_mliap_potential)
@@ -133,7 +133,7 @@ def test_views_and_lenses_have_their_types(flag, gradients):
     assert inspect.signature(overload).return_annotation == result
 
 
-def test_protocols_build_on_each_other():
+def test_protocols_inherit_from_each_other():
     bases = mliap.IsTorchMliapParticles.__mro__
     assert mliap.IsRadiusGraphPoints in bases
     assert mliap.HasAtomicNumbers in bases
@@ -141,7 +141,7 @@ def test_protocols_build_on_each_other():
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *CLASSES])
-def test_name_is_documented(name):
+def test_public_names_are_documented(name):
     thing = getattr(mliap, name)
     text = inspect.getdoc(thing)
     assert name in mliap.__all__

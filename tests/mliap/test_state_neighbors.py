@@ -1,4 +1,4 @@
-"""A neighbour list in a state, as the callable that draws its edges."""
+"""A `NeighborList` as the neighbour list of a state."""
 
 import dataclasses
 
@@ -42,7 +42,7 @@ def jitted(potential):
 
 @pytest.fixture(scope="module")
 def state(model):
-    """Atoms in an order that mixes the systems, and a list of the sorted ones."""
+    """Shuffled atoms, and a list allocated for the atoms sorted by system."""
     with jax.enable_x64(True):
         made = states.state(model)
         atoms, boxes = made.particles.data, made.systems.data
@@ -58,7 +58,7 @@ listing = jax.jit(lambda neighbors, *args: neighbors(*args), compiler_options=QU
 
 
 def expected(model, state):
-    """From pairs that ASE lists at the state's own positions."""
+    """Energies and gradients from ASE's pairs at the state's positions."""
     atoms, order = (
         state.particles.data,
         np.argsort(state.particles.data.system.indices, stable=True),
@@ -75,8 +75,8 @@ def expected(model, state):
     return out.energy, out.position_gradients[np.argsort(order)]
 
 
-def test_list_serves_atoms_in_any_order_and_follows_them(model, state, jitted):
-    """It is updated where the atoms have moved, with and without a search, and stays as it is."""
+def test_the_list_is_updated_for_atoms_in_any_order(model, state, jitted):
+    """Without motion, with motion within the skin, and beyond it."""
     generator = np.random.default_rng(0)
     for scale in (0.0, 0.02, 0.2):
         noise = jnp.asarray(generator.normal(scale=scale, size=(16, 3)))
@@ -88,7 +88,7 @@ def test_list_serves_atoms_in_any_order_and_follows_them(model, state, jitted):
         np.testing.assert_allclose(out.gradients, gradients, rtol=0, atol=1e-9)
 
 
-def test_mapped_states_share_a_list_and_one_call(model, state, jitted):
+def test_vmapped_states_share_a_list_and_one_call(model, state, jitted):
     x = state.particles.data.positions
     noise = jnp.asarray(np.random.default_rng(1).normal(scale=0.1, size=x.shape))
     both = jnp.stack([x, x + noise])
@@ -101,7 +101,7 @@ def test_mapped_states_share_a_list_and_one_call(model, state, jitted):
             np.testing.assert_allclose(found[k], wanted, rtol=0, atol=1e-11)
 
 
-def test_list_that_stands_at_the_positions_is_taken_as_it_is(state):
+def test_a_list_for_the_same_positions_is_not_updated(state):
     atoms, listed = state.particles.data, state.neighborlist
     order = np.argsort(atoms.system.indices, stable=True)
     np.testing.assert_array_equal(listed.positions, atoms.positions[order])
@@ -113,7 +113,7 @@ def test_list_that_stands_at_the_positions_is_taken_as_it_is(state):
     np.testing.assert_array_equal(edges.shifts[:n, 0], listed.cell_offsets[:n])
 
 
-def test_overflow_gives_nan_and_not_wrong_numbers(state, potential, jitted):
+def test_overflow_gives_nan(state, potential, jitted):
     squeezed = state.at(0.55 * state.particles.data.positions, 0.55 * state.systems.data.cell)
     out = jitted(squeezed)
     assert np.isnan(out.total_energies.data).all()
@@ -126,7 +126,7 @@ def test_overflow_gives_nan_and_not_wrong_numbers(state, potential, jitted):
     assert np.isnan(forces(squeezed.particles.data.positions)).all()
 
 
-def test_pairs_beyond_a_systems_own_cutoff_are_left_out(state):
+def test_pairs_beyond_a_systems_cutoff_are_excluded(state):
     cutoffs = Table.arange(jnp.asarray([graphs.CUTOFF, 3.0]), label=SystemId)
     own = Table.arange(jnp.full(2, graphs.CUTOFF), label=SystemId)
     full = listing(state.neighborlist, state.particles, state.systems, own)
@@ -141,11 +141,11 @@ def test_pairs_beyond_a_systems_own_cutoff_are_left_out(state):
         return s, np.linalg.norm(x[j] - x[i] + shift, axis=1)
 
     (s, r), (t, q) = lengths(full), lengths(short)
-    kept = (s == 0) | (r < 3.0)
-    assert kept.sum() < len(r)
-    np.testing.assert_array_equal(np.sort(q), np.sort(r[kept]))
-    np.testing.assert_array_equal(np.sort(t), np.sort(s[kept]))
-    # The model has another cutoff than that: its energies would be of half a potential.
+    within = (s == 0) | (r < 3.0)
+    assert within.sum() < len(r)
+    np.testing.assert_array_equal(np.sort(q), np.sort(r[within]))
+    np.testing.assert_array_equal(np.sort(t), np.sort(s[within]))
+    # The model's cutoff is larger: pairs would be missing.
     with pytest.raises(ValueError, match=r"torchcall: cutoffs: expected the model's"):
         make_with(cutoffs, state)(state)
     out = jax.jit(lambda s, c: make_with(c, s)(s).data, compiler_options=QUICK)(state, cutoffs)
@@ -162,7 +162,7 @@ def make_with(cutoffs, state):
     )
 
 
-def test_list_for_other_systems_or_a_shorter_cutoff_is_refused(state, potential, jitted):
+def test_a_list_for_other_systems_or_a_shorter_cutoff_is_an_error(state, potential, jitted):
     atoms = state.particles.data
     system = dataclasses.replace(
         atoms.system, indices=atoms.system.indices.at[0].set(1 - atoms.system.indices[0])
@@ -186,7 +186,7 @@ def test_list_for_other_systems_or_a_shorter_cutoff_is_refused(state, potential,
         potential(fewer)
 
 
-def test_float32_lists_work_beside_x64(model):
+def test_float32_lists_work_with_x64_enabled(model):
     state = states.state(model, dtype=np.float32)
     graph = graphs.atom_graph(states.members(), dtype=np.float32)
     geometry = (graph.positions, graph.cell, graph.pbc, graph.batch)

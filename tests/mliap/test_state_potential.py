@@ -1,4 +1,4 @@
-"""Torch potentials over states, against `energy_and_gradients` of graphs that ASE listed."""
+"""Potentials of states, compared with `energy_and_gradients` of ASE's graphs."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ def potential():
 
 @pytest.fixture(scope="module")
 def expected(model):
-    """Energies and gradients in the order of the states' atoms."""
+    """Energies and gradients in the order of the state's atoms."""
     with jax.enable_x64(True):
         out = energy_and_gradients(model, graphs.atom_graph(states.members()))
         return out._replace(position_gradients=out.position_gradients[states.order()])
@@ -89,11 +89,11 @@ class Vectors(NamedTuple):
 
 
 def forms(state):
-    """The same state as its parts may look."""
+    """The same state with its parts in other types."""
     atoms, boxes = state.particles.data, state.systems.data
     plain = AtomsTuple(atoms.positions, atoms.atomic_numbers, atoms.system.indices)
-    turned = Index(("b", "a"), 1 - atoms.system.indices)
-    named = dataclasses.replace(atoms, system=turned)
+    swapped = Index(("b", "a"), 1 - atoms.system.indices)
+    named = dataclasses.replace(atoms, system=swapped)
     return {
         "tables of dataclasses": state,
         "named tuples without tables": dataclasses.replace(
@@ -119,7 +119,7 @@ def forms(state):
         "a cell with vectors and periodicity",
     ],
 )
-def test_parts_of_a_state_may_have_any_form(state, potential, expected, form):
+def test_parts_of_a_state_may_have_different_types(state, potential, expected, form):
     given = forms(state)[form]
     result = potential(given)
     assert isinstance(result, WithPatch)
@@ -134,7 +134,7 @@ def test_states_and_particles_satisfy_the_protocols(state):
     assert isinstance(state.particles.data, IsTorchMliapParticles)
 
 
-def test_edges_may_be_anything_with_indices_and_shifts_in_any_order(state, model, expected):
+def test_edges_may_be_in_any_order_and_padded_anywhere(state, model, expected):
     listed = state.neighborlist(state.particles, state.systems, model.cutoff)
     e = int(listed.n_edges)
     order = np.random.default_rng(1).permutation(e + 7)
@@ -150,7 +150,7 @@ def test_edges_may_be_anything_with_indices_and_shifts_in_any_order(state, model
     assert plain.data.gradients.shape == (16, 3)
 
 
-def test_padded_particles_have_no_gradient_and_no_influence(state, model, expected):
+def test_padded_particles_have_zero_gradient_and_no_influence(state, model, expected):
     listed = state.neighborlist(state.particles, state.systems, model.cutoff)
     atoms = state.particles.data
 
@@ -166,11 +166,11 @@ def test_padded_particles_have_no_gradient_and_no_influence(state, model, expect
     out = torch_mliap_model_fn(TorchMliapInput(model, graph), compute_cell_gradients=True).data
     positions = np.asarray(out.gradients.positions)
     assert not positions[5:7].any()
-    kept = out.gradients._replace(positions=np.delete(positions, [5, 6], 0))
-    close(dataclasses.replace(out, gradients=kept), expected)
+    real = out.gradients._replace(positions=np.delete(positions, [5, 6], 0))
+    close(dataclasses.replace(out, gradients=real), expected)
 
 
-def test_jit_scan_and_vmap_give_the_same_with_one_call_each(state, potential, expected, model):
+def test_jit_scan_and_vmap_make_one_call_per_evaluation(state, potential, expected, model):
     count, result = counted(model, quick(potential), state)
     close(result.data, expected)
     assert count == 1
@@ -202,7 +202,7 @@ def energies_of(potential, state):
     return total
 
 
-def test_derivatives_are_the_models_own_from_one_evaluation(state, potential, expected, model):
+def test_jax_derivatives_are_the_models_from_one_evaluation(state, potential, expected, model):
     x, h = state.particles.data.positions, state.systems.data.cell
     both = quick(jax.value_and_grad(energies_of(potential, state), (0, 1)))
     count, (value, (by_x, by_h)) = counted(model, both, x, h)
@@ -222,8 +222,8 @@ def test_derivatives_are_the_models_own_from_one_evaluation(state, potential, ex
     np.testing.assert_array_equal(beside, by_x)
 
 
-def test_derivative_equals_differences_of_energies(state, potential):
-    """Along a random direction of positions and cell together, fourth order in the step."""
+def test_the_derivative_equals_a_finite_difference(state, potential):
+    """Along a random direction of positions and cell, fourth order in the step."""
     generator = np.random.default_rng(3)
     x, h = state.particles.data.positions, state.systems.data.cell
     dx, dh = (jnp.asarray(generator.normal(size=a.shape)) for a in (x, h))
@@ -236,7 +236,7 @@ def test_derivative_equals_differences_of_energies(state, potential):
     np.testing.assert_allclose(slope, difference, rtol=1e-8)
 
 
-def test_derivatives_of_gradients_are_refused_and_never_wrong(state, potential):
+def test_derivatives_of_gradients_are_an_error_or_nan(state, potential):
     x = state.particles.data.positions
 
     def gradients(x):
@@ -252,7 +252,7 @@ def test_derivatives_of_gradients_are_refused_and_never_wrong(state, potential):
     assert np.isnan(jax.jvp(gradients, (x,), (x,))[1]).all()
 
 
-def test_charge_reaches_the_model_and_is_not_differentiable(state, potential):
+def test_a_derivative_in_charge_is_an_error(state, potential):
     @states.pytree
     class Charged:
         cell: object
@@ -267,7 +267,7 @@ def test_charge_reaches_the_model_and_is_not_differentiable(state, potential):
         jax.grad(total)(jnp.zeros(2))
 
 
-def test_proposal_is_evaluated_and_committed_system_by_system(state, potential):
+def test_a_proposal_is_evaluated_and_committed_per_system(state, potential):
     move = Move(jnp.asarray(np.random.default_rng(2).normal(scale=0.05, size=(16, 3))))
     moved = move(state, accept(True, True))
     result = quick(potential)(state, move)
@@ -276,16 +276,16 @@ def test_proposal_is_evaluated_and_committed_system_by_system(state, potential):
     )
     after = result.patch(state, accept(False, True))
     yes = np.asarray(state.particles.data.system.indices == 1)
-    for k, kept in enumerate(yes):
-        source = moved if kept else state
+    for k, accepted in enumerate(yes):
+        source = moved if accepted else state
         np.testing.assert_array_equal(
             after.particles.data.positions[k], source.particles.data.positions[k]
         )
     assert states.same_bits(result.patch(state, accept(False, False)), state)
 
 
-def test_sum_with_a_jax_term_is_differentiable_and_takes_one_call(state, potential, model):
-    """A spring to the origin beside the torch potential."""
+def test_a_sum_with_a_jax_potential_is_differentiable_with_one_call(state, potential, model):
+    """The torch potential plus harmonic springs to the origin."""
 
     def spring(state, patch=None):
         assert patch is None
@@ -324,7 +324,7 @@ def test_float32_states_get_float32_results(model):
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(out)} == {"float32"}
 
 
-def test_views_and_a_model_outside_the_state_are_as_good(state, model, expected):
+def test_a_state_may_be_a_dict_and_the_model_outside_it(state, model, expected):
     plain = dataclasses.replace(model, compute_cell_gradients=False)
     views = make_torch_mliap_potential(
         lambda s: s["atoms"],

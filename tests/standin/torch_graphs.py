@@ -42,14 +42,6 @@ class Stream:
             stream_id=self.cuda_stream, device_index=self.device.index, device_type=_CUDA
         ).synchronize()
 
-    def wait_stream(self, other: "Stream") -> None:
-        """Does nothing: work is complete when it is enqueued."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and vars(self) == vars(other)
-
-    __hash__ = None
-
 
 class Generator:
     """The part of a device's random generator that captures use."""
@@ -119,9 +111,6 @@ class Graph:
             self.device.library.standin_graph_release(ctypes.c_void_p(self._handle))
         self._handle, self._complete = None, False
 
-    def pool(self) -> tuple[int, int]:
-        return (0, 0)
-
     def __del__(self) -> None:
         with contextlib.suppress(TypeError, AttributeError):  # at interpreter exit
             self.reset()
@@ -155,11 +144,6 @@ def _on_stream(stream: Stream | None) -> Iterator[None]:
         yield
 
 
-def _current_stream(device: Any = None) -> Stream:
-    index = _index(device)
-    return Stream(index, Graph.device.current_stream(index))
-
-
 @contextmanager
 def simulated_cuda(device: TorchDevice, driver: Driver | None = None) -> Iterator[None]:
     """Makes the parts of `torch.cuda` that graph captures need available inside the block.
@@ -169,8 +153,6 @@ def simulated_cuda(device: TorchDevice, driver: Driver | None = None) -> Iterato
     Graph.device, Graph.driver = device, driver
     names: dict[str, Any] = {
         "is_available": lambda: True,
-        "is_initialized": lambda: True,
-        "init": lambda: None,
         "device_count": lambda: 2,
         "current_device": device.current_device,
         "set_device": lambda new: device.set_current_device(_index(new)),
@@ -178,13 +160,9 @@ def simulated_cuda(device: TorchDevice, driver: Driver | None = None) -> Iterato
         "Stream": Stream,
         "ExternalStream": lambda handle, device=None: Stream(device, handle),
         "stream": _on_stream,
-        "current_stream": _current_stream,
-        "default_stream": lambda device=None: Stream(device, 0),
         "synchronize": lambda device=None: torch.accelerator.synchronize(_index(device)),
-        "empty_cache": lambda: None,
         "is_current_stream_capturing": lambda: device.is_capturing(),
         "get_rng_state": lambda _=None: torch.get_rng_state(),
-        "set_rng_state": lambda state, _=None: torch.set_rng_state(state),
         "default_generators": (Generator(), Generator()),
         "CUDAGraph": Graph,
         "graph_pool_handle": lambda: (0, 0),

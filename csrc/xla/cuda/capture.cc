@@ -124,7 +124,6 @@ void BindCapture(nb::module_& m) {
   m.def("between_captures", &BetweenCaptures, nb::arg("function"),
         nb::sig("def between_captures(function: typing.Callable[[], typing.Any]) -> typing.Any"));
   nb::class_<Recording>(m, "Recording")
-      .def_prop_ro("name", [](const Recording& self) { return self.plan().name; })
       .def_prop_ro("ordinal", &Recording::ordinal)
       .def_prop_ro("input_bytes", [](const Recording& self) { return self.plan().input_bytes; })
       .def_prop_ro("output_bytes", [](const Recording& self) { return self.plan().output_bytes; })

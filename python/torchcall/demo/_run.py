@@ -29,7 +29,7 @@ from torchcall.demo._peers import buffer_callback_call, pure_callback_call
 from torchcall.demo._potential import Potential, load_potential
 from torchcall.demo._progress import progress
 from torchcall.demo._report import Observables, draw, timing_table, write_json
-from torchcall.demo._system import DemoError, read_structure, require, shipped
+from torchcall.demo._system import DemoError, included_file, read_structure, require
 from torchcall.demo._timing import Run, Timing, interleave, machine, timed
 from torchcall.mliap._input import input_dtypes
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     picture = _picture(options)
     potential = load_potential(options.model, options.cutoff)
     structure = read_structure(
-        options.structure or shipped("argon.xyz"),
+        options.structure or included_file("argon.xyz"),
         temperature=options.temperature,
         seed=options.seed,
     )

@@ -42,7 +42,7 @@ def require(package: str, purpose: str) -> Any:
         ) from error
 
 
-def shipped(name: str) -> Path:
+def included_file(name: str) -> Path:
     """The path of an included example: beside the installed extension, or in the repository.
 
     Raises:
@@ -65,7 +65,7 @@ def load_example(name: str) -> ModuleType:
     """Imports an included example."""
     import importlib.util
 
-    path = shipped(f"{name}.py")
+    path = included_file(f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"torchcall_examples_{name}", path)
     assert spec is not None
     assert spec.loader is not None

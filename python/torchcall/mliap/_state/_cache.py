@@ -1,4 +1,4 @@
-"""An output kept in the state, with what it was computed from: never taken for another state's."""
+"""A cached output in the state, with the inputs it was computed from."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from torchcall.mliap._table import Table
 
 
 class Inputs(NamedTuple):
-    """Everything that a model reads, row by row; edges as two checksums of each sender's.
+    """All inputs of a model; edges as two checksums per sender.
 
     Attributes:
         positions: (n, 3).
         atomic_numbers: (n,).
         system: (n,) int32.
-        edges: (n, 2), of receivers and shifts, whatever their order.
+        edges: (n, 2), order-independent hashes of receivers and shifts.
         cell: (b, 3, 3).
         pbc: (b, 3).
         charge: (b,).
@@ -45,11 +45,11 @@ class Inputs(NamedTuple):
     spin: Float[Array, " b"]
 
 
-class ModelMark:
-    """Stands for a wrapper in a cache, without keeping the model alive."""
+class ModelToken:
+    """Identifies a wrapper in a cache without retaining the model."""
 
 
-_marks: WeakKeyDictionary[Any, ModelMark] = WeakKeyDictionary()
+_tokens: WeakKeyDictionary[Any, ModelToken] = WeakKeyDictionary()
 
 
 @partial(
@@ -59,12 +59,12 @@ _marks: WeakKeyDictionary[Any, ModelMark] = WeakKeyDictionary()
 )
 @dataclass(frozen=True)
 class CachedOut(PotentialOut[Gradients, Hessians]):
-    """An output in a state, with what it belongs to; a pytree.
+    """A cached output with its inputs; a pytree.
 
     Attributes:
-        inputs: what each row was computed from.
-        known: (b,), whether there is an output of the system.
-        model: which model's, static.
+        inputs: the inputs that each row was computed from.
+        known: (b,), whether the system's output is valid.
+        model: token of the model, static.
     """
 
     inputs: Inputs
@@ -72,15 +72,15 @@ class CachedOut(PotentialOut[Gradients, Hessians]):
     model: Any
 
 
-def mark_of(model: TorchMliap) -> Any:
-    """The same for the same wrapper, while it lives; a function stands for itself."""
+def token_of(model: TorchMliap) -> Any:
+    """The model's token, one per wrapper. Plain functions are their own token."""
     if not isinstance(model.wrapper, TorchModuleWrapper):
         return model.wrapper
-    return _marks.setdefault(model.wrapper, ModelMark())
+    return _tokens.setdefault(model.wrapper, ModelToken())
 
 
 def inputs_of(graph: AtomGraph) -> Inputs:
-    """What a model reads of a graph."""
+    """The model's inputs from a graph."""
     graph = lax.stop_gradient(graph)
     assert graph.batch is not None
     b, dtype = graph.cell.shape[0], graph.positions.dtype
@@ -98,110 +98,111 @@ def inputs_of(graph: AtomGraph) -> Inputs:
 
 
 def empty(graph: AtomGraph, out: PotentialOut[Any, EmptyType], model: TorchMliap) -> CachedOut:
-    """A cache that knows nothing, for graphs and outputs of these shapes."""
-    return _blank(out, jax.eval_shape(inputs_of, graph), mark_of(model))
+    """An empty cache for graphs and outputs of these shapes."""
+    return _blank(out, jax.eval_shape(inputs_of, graph), token_of(model))
 
 
-def _blank(out: PotentialOut[Any, Any], inputs: Any, mark: Any) -> CachedOut[Any, Any]:
-    nothing = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), out)
+def _blank(out: PotentialOut[Any, Any], inputs: Any, token: Any) -> CachedOut[Any, Any]:
+    nan = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), out)
     b = inputs.cell.shape[0]
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), inputs)
-    # Atoms belong to no system yet.
+    # b marks atoms without a system.
     zeros = zeros._replace(system=jnp.full_like(zeros.system, b))
-    return CachedOut(*_parts(nothing), zeros, jnp.zeros(b, bool), mark)
+    return CachedOut(*_parts(nan), zeros, jnp.zeros(b, bool), token)
 
 
 def known_systems(cache: CachedOut[Any, Any], inputs: Inputs) -> Bool[Array, " b"]:
-    """Whether the cache holds each system's output: all that the model reads has the same bits.
+    """Whether the cache is valid for each system: all its inputs have the same bits.
 
-    Atoms that go from one system to another change both.
+    An atom that moves between systems invalidates both.
     """
     old, b = cache.inputs, cache.known.shape[0]
     atoms = [_same_bits(getattr(old, name), getattr(inputs, name)) for name in _BY_ATOM]
     systems = [_same_bits(getattr(old, name), getattr(inputs, name)) for name in _BY_SYSTEM]
     changed = ~jnp.all(jnp.stack(atoms), axis=0)
-    touched = _any_by_system(changed, old.system, b) | _any_by_system(changed, inputs.system, b)
-    return cache.known & jnp.all(jnp.stack(systems), axis=0) & ~touched
+    stale = _any_by_system(changed, old.system, b) | _any_by_system(changed, inputs.system, b)
+    return cache.known & jnp.all(jnp.stack(systems), axis=0) & ~stale
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["out", "inputs", "good", "written"],
+    data_fields=["out", "inputs", "valid", "written"],
     meta_fields=["lens", "model"],
 )
 @dataclass(frozen=True)
 class StorePatch:
-    """Puts an output into the state, in the rows of accepted systems.
+    """Stores an output in the state, in the rows of accepted systems.
 
     Attributes:
-        out: to store.
-        inputs: what it was computed from.
-        good: (b,), whether the system's output may serve again.
-        written: which rows go in.
-        lens: where to, static.
-        model: whose output it is, static.
+        out: the output.
+        inputs: the inputs it was computed from.
+        valid: (b,), whether the system's output may be reused.
+        written: which rows to store.
+        lens: the cache in the state, static.
+        model: token of the model, static.
     """
 
     out: PotentialOut[Any, EmptyType]
     inputs: Inputs
-    good: Bool[Array, " b"]
+    valid: Bool[Array, " b"]
     written: Written
     lens: Any
     model: Any
 
     def __call__(self, state: Any, accept: Accept) -> Any:
-        """The state with the output in its cache.
+        """The state with the output stored.
 
         Raises:
-            ValueError: the cache has another form.
+            ValueError: the cache has another structure.
         """
         keys = self.out.total_energies.keys
         yes = accepted(accept, keys)
-        old = self.lens.get(state)
-        kept = check_cache(old, self.out, self.inputs, self.model)
-        if kept is None:
-            kept = _blank(self.out, self.inputs, self.model)
+        old = check_cache(self.lens.get(state), self.out, self.inputs, self.model)
+        if old is None:
+            old = _blank(self.out, self.inputs, self.model)
         rows = written_rows(self.written, accept)
-        parts = _parts(jax.tree.map(_select, rows, self.out, PotentialOut(*_parts(kept))))
-        if not isinstance(kept, CachedOut):
+        parts = _parts(jax.tree.map(_select, rows, self.out, PotentialOut(*_parts(old))))
+        if not isinstance(old, CachedOut):
             return self.lens.set(state, PotentialOut(*parts))
-        return self.lens.set(state, CachedOut(*parts, *self._told(kept, rows, yes), self.model))
+        inputs, known = self._validity(old, rows, yes)
+        return self.lens.set(state, CachedOut(*parts, inputs, known, self.model))
 
-    def _told(
+    def _validity(
         self, old: CachedOut[Any, Any], rows: Any, yes: Bool[Array, " b"]
     ) -> tuple[Inputs, Bool[Array, " b"]]:
-        """What the rows now belong to, and which systems are complete."""
+        """The new cache's inputs, and which of its systems are valid."""
         b = yes.shape[0]
         padded = jnp.append(yes, False)
         was, now = jnp.clip(old.inputs.system, 0, b), jnp.clip(self.inputs.system, 0, b)
-        # An atom that enters or leaves padding goes by the system that it has.
-        moved = jnp.where(now < b, padded[now], padded[was])
+        # An atom that becomes padding, or was, follows its real system's acceptance.
+        replaced = jnp.where(now < b, padded[now], padded[was])
         new = {
-            name: _select(moved, getattr(self.inputs, name), getattr(old.inputs, name))
+            name: _select(replaced, getattr(self.inputs, name), getattr(old.inputs, name))
             for name in _BY_ATOM
         }
         new |= {
             name: _select(yes, getattr(self.inputs, name), getattr(old.inputs, name))
             for name in _BY_SYSTEM
         }
+        # An atom changed system, and only one of the two systems was accepted.
         torn = (was < b) & (now < b) & (padded[was] != padded[now])
         torn = _any_by_system(torn, was, b) | _any_by_system(torn, now, b)
-        left_out, put_in = jnp.zeros(b, bool), jnp.zeros(b, bool)
-        for mask, natural in _masks_with_systems(rows, now, b):
-            left_out |= _any_by_system(~mask, natural, b)
-            put_in |= _any_by_system(mask, natural, b)
-        known = jnp.where(yes, self.good & ~left_out, old.known & ~put_in) & ~torn
+        skipped, stored = jnp.zeros(b, bool), jnp.zeros(b, bool)
+        for mask, system in _masks_with_systems(rows, now, b):
+            skipped |= _any_by_system(~mask, system, b)
+            stored |= _any_by_system(mask, system, b)
+        known = jnp.where(yes, self.valid & ~skipped, old.known & ~stored) & ~torn
         return Inputs(**new), known
 
 
 def check_cache(
     cache: Any, out: PotentialOut[Any, Any], inputs: Inputs, model: Any
 ) -> PotentialOut[Any, Any] | None:
-    """What is in the cache: a `CachedOut`, a plain output, or None where there is nothing yet.
+    """Checks the cache's content: a `CachedOut`, a plain output, or None if it is empty.
 
     Raises:
-        TypeError: something else is.
-        ValueError: it has another form, or belongs to another model.
+        TypeError: it is something else.
+        ValueError: it has another structure, or belongs to another model.
     """
     where = "torchcall: out_cache_lens"
     remedy = "make a new one with empty_cache"
@@ -209,22 +210,22 @@ def check_cache(
         return None
     if not all(hasattr(cache, name) for name in ("total_energies", "gradients", "hessians")):
         raise TypeError(f"{where}: expected a PotentialOut, got {type(cache).__name__}")
-    kept = [cache.total_energies.data, cache.gradients]
-    told = [out.total_energies.data, out.gradients]
+    found = [cache.total_energies.data, cache.gradients]
+    expected = [out.total_energies.data, out.gradients]
     if isinstance(cache, CachedOut):
         if cache.model is not model:
             raise ValueError(f"{where}: expected an output of this model, got another's; {remedy}")
-        kept.append(cache.inputs)
-        told.append(inputs)
+        found.append(cache.inputs)
+        expected.append(inputs)
     if tuple(cache.total_energies.keys) != out.total_energies.keys:
         raise ValueError(
             f"{where}: expected the state's systems, got other keys of total_energies; {remedy}"
         )
-    for old, new in zip(kept, told, strict=True):
+    for old, new in zip(found, expected, strict=True):
         if jax.tree.structure(old) != jax.tree.structure(new):
             raise ValueError(
                 f"{where}: gradients: expected {jax.tree.structure(new)}, got "
-                f"{jax.tree.structure(old)}; is compute_cell_gradients that of the cache?"
+                f"{jax.tree.structure(old)}; compute_cell_gradients may differ from the cache's"
             )
         for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
             if a.shape != b.shape or a.dtype != b.dtype:
@@ -239,7 +240,7 @@ _BY_SYSTEM = ("cell", "pbc", "charge", "spin")
 
 
 def _parts(out: PotentialOut[Any, Any]) -> tuple[Any, Any, EmptyType]:
-    # Of a table of another kind, only keys and data are known.
+    # The table may be of another type; only keys and data are needed.
     energies = out.total_energies
     return Table(tuple(energies.keys), energies.data), out.gradients, EMPTY
 
@@ -251,9 +252,9 @@ def _select(mask: Array, new: Array, old: Array) -> Array:
 def _masks_with_systems(rows: Any, now: Array, b: int) -> list[tuple[Array, Array]]:
     systems = lax.iota(jnp.int32, b)
     masks = jax.tree.leaves(rows)
-    # Energies first and cells last have a row for each system, positions in between for each atom.
-    of = [systems, now, systems]
-    return list(zip(masks, of[: len(masks)], strict=True))
+    # In order: energies per system, position gradients per atom, cell gradients per system.
+    row_systems = [systems, now, systems]
+    return list(zip(masks, row_systems[: len(masks)], strict=True))
 
 
 def _any_by_system(flags: Bool[Array, " n"], system: Int[Array, " n"], b: int) -> Array:
@@ -269,7 +270,7 @@ def _same_bits(a: Array, b: Array) -> Bool[Array, " rows"]:
 
 
 def _edge_sums(graph: AtomGraph) -> UInt32[Array, "n 2"]:
-    """Σ of two independent hashes of (receiver, S) over each atom's edges."""
+    """Sums of two independent hashes of (receiver, S) over each atom's edges."""
     n, e = graph.positions.shape[0], graph.edge_index.shape[1]
     i, j = graph.edge_index
     used = (i >= 0) & (i < n) & (j >= 0) & (j < n)

@@ -1,4 +1,4 @@
-"""An evaluation that is skipped where every system's result is stored, and its derivatives."""
+"""Evaluation with a cache: skips the model if all systems are cached. Defines its derivatives."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from torchcall.mliap._model import TorchMliap
 
 
 class Stored(NamedTuple):
-    """What is known already.
+    """Cached results.
 
     Attributes:
         out: results by system and atom.
-        known: (b,), whether a system's results are those of the graph.
+        known: (b,), whether a system's results are valid for the graph.
     """
 
     out: EnergyAndGradients
@@ -39,32 +39,31 @@ class Stored(NamedTuple):
 
 
 def evaluate(
-    model: TorchMliap, graph: AtomGraph, stored: Stored | None, unsure: Bool[Array, ""]
+    model: TorchMliap, graph: AtomGraph, stored: Stored | None, incomplete: Bool[Array, ""]
 ) -> EnergyAndGradients:
-    """Energies, differentiable as `torchcall.mliap.energy`, and gradients, from one evaluation or
-    none.
+    """Energies, differentiable like `torchcall.mliap.energy`, and gradients; one call at most.
 
     Args:
         model: the potential.
         graph: the atoms and their edges.
-        stored: results that need no evaluation. Where every system is known, the model is not
-            called; else it is, and what is known stays, bit by bit.
-        unsure: whether edges may be missing; everything is NaN then.
+        stored: cached results. If all systems are known, the model is not called. Otherwise it is,
+            and known results keep their bits.
+        incomplete: whether edges may be missing; all results are then NaN.
 
     Returns:
-        Results without phantoms, in the caller's order. Gradients have no derivatives: asking for
-        them in reverse mode is a NotImplementedError, in forward mode they are NaN.
+        Results without phantoms, in the caller's order. Gradients have no derivatives: they raise
+        NotImplementedError in reverse mode and are NaN in forward mode.
     """
     offsets = lax.stop_gradient(graph.cell_offsets)
     graph = replace(graph, cell_offsets=offsets)
-    return _evaluate(*lax.stop_gradient((model, stored)), graph, unsure)
+    return _evaluate(*lax.stop_gradient((model, stored)), graph, incomplete)
 
 
 @jax.custom_jvp
 def _evaluate(
-    model: TorchMliap, stored: Stored | None, graph: AtomGraph, unsure: Array
+    model: TorchMliap, stored: Stored | None, graph: AtomGraph, incomplete: Array
 ) -> EnergyAndGradients:
-    return _choose(model, stored, graph, unsure)
+    return _choose(model, stored, graph, incomplete)
 
 
 def _evaluate_jvp(primals: Any, tangents: Any) -> tuple[EnergyAndGradients, EnergyAndGradients]:
@@ -72,10 +71,10 @@ def _evaluate_jvp(primals: Any, tangents: Any) -> tuple[EnergyAndGradients, Ener
     out = _choose_once(*primals)
     change = energy_tangent(out, graph, moves)
     if moving(moves.positions) or moving(moves.cell):
-        lost = jax.tree.map(lambda x: _no_tangent(jnp.sum(change), x), out)
+        tangent = jax.tree.map(lambda x: _no_tangent(jnp.sum(change), x), out)
     else:
-        lost = jax.tree.map(jnp.zeros_like, out)
-    return out, lost._replace(energy=change)
+        tangent = jax.tree.map(jnp.zeros_like, out)
+    return out, tangent._replace(energy=change)
 
 
 _evaluate.defjvp(_evaluate_jvp, symbolic_zeros=True)
@@ -94,24 +93,24 @@ def _choose_once_jvp(primals: Any, tangents: Any) -> Any:
 
 @jax.jit
 def _choose(
-    model: TorchMliap, stored: Stored | None, graph: AtomGraph, unsure: Array
+    model: TorchMliap, stored: Stored | None, graph: AtomGraph, incomplete: Array
 ) -> EnergyAndGradients:
-    # Padded atoms belong to a system of their own, whose gradients stay zero.
+    # Gradients of padded atoms stay zero.
     assert graph.batch is not None
     if stored is None:
         out = evaluation(model, graph)
     else:
         zero = jax.tree.map(jnp.zeros_like, stored.out)
-        # An atom that has become padding may have left its gradient.
-        kept = _where(jnp.ones_like(stored.known), graph.batch, stored.out, zero)
+        # The cache may hold the gradient of an atom that has become padding.
+        cached = _where(jnp.ones_like(stored.known), graph.batch, stored.out, zero)
         out = lax.cond(
             _in_any_replica(~jnp.all(stored.known)),
             lambda: evaluation(model, graph),
-            lambda: kept,
+            lambda: cached,
         )
-        out = _where(stored.known, graph.batch, kept, out)
+        out = _where(stored.known, graph.batch, cached, out)
     nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), out)
-    return _where(jnp.broadcast_to(unsure, out.energy.shape), graph.batch, nan, out)
+    return _where(jnp.broadcast_to(incomplete, out.energy.shape), graph.batch, nan, out)
 
 
 def _where(
@@ -130,7 +129,7 @@ def _where(
 
 @custom_vmap
 def _in_any_replica(needed: Bool[Array, ""]) -> Bool[Array, ""]:
-    """`needed`; under `vmap`, whether any replica needs it, so that a condition stays one."""
+    """`needed`; under `vmap`, whether any replica needs it: keeps `cond` from becoming `select`."""
     return needed
 
 
@@ -140,8 +139,8 @@ def _in_any_replica_vmap(axis_size: int, in_batched: Any, needed: Array) -> tupl
     return _in_any_replica(jnp.any(needed)), False
 
 
-# A linear function of a scalar with NaN for its values, which refuses to be transposed: the tangent
-# of gradients. Reverse mode never meets it unless their derivative is asked for.
+# The tangent of gradients: a linear function of a scalar whose value is NaN and whose transpose
+# raises. Reverse mode only reaches it when differentiating gradients.
 _no_tangent_p = core.Primitive("torchcall_no_tangent")
 
 

@@ -1,4 +1,4 @@
-"""Particles, systems and edges as a state has them, and as the arrays of an `AtomGraph`."""
+"""Particles, systems and edges of a state, and their conversion to an `AtomGraph`."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class Edges:
     """A full directed list of pairs: `r = x_j − x_i + S h`, `0 < |r| < cutoff`; a pytree.
 
     Attributes:
-        indices: (e, 2), sender i and receiver j; edges with an entry out of range are ignored.
+        indices: (e, 2), sender i and receiver j; edges with an index out of range are ignored.
         shifts: (e, 1, 3), S, integer-valued, of any dtype.
-        n_edges: () number of valid edges, which come first; None where they may stand anywhere.
-        did_overflow: () bool, whether a pair may be missing; energies and gradients are then NaN.
-            None counts as False.
+        n_edges: (), number of valid edges, which come first; None if they may be anywhere.
+        did_overflow: () bool, whether pairs may be missing; energies and gradients are then NaN.
+            None means False.
     """
 
     indices: Index[ParticleId] | Int[Array, "e 2"]
@@ -50,11 +50,11 @@ class Edges:
 )
 @dataclass(frozen=True)
 class HyperGraph(Generic[P, S]):
-    """Atoms, in any order, their systems and edges; a pytree.
+    """Atoms in any order, their systems and edges; a pytree.
 
     Attributes:
-        particles: table of `IsTorchMliapParticles`, or these themselves.
-        systems: table of `HasCell`, or these themselves.
+        particles: table of `IsTorchMliapParticles`, or such an object itself.
+        systems: table of `HasCell`, or such an object itself.
         edges: `Edges`, or anything with `indices` and `shifts`.
     """
 
@@ -64,7 +64,7 @@ class HyperGraph(Generic[P, S]):
 
 
 class TorchMliapInput(NamedTuple, Generic[P, S]):
-    """What `torch_mliap_model_fn` takes.
+    """The input of `torch_mliap_model_fn`.
 
     Attributes:
         parameters: the potential.
@@ -76,14 +76,14 @@ class TorchMliapInput(NamedTuple, Generic[P, S]):
 
 
 class Rows(NamedTuple):
-    """A table's keys and data, or those of what stands in its place."""
+    """Keys and data of a table, or of an object in its place."""
 
     keys: tuple[Any, ...]
     data: Any
 
 
 def particle_rows(particles: Any) -> Rows:
-    """Keys and data of the atoms; numbers are the keys where there are none.
+    """Keys and data of the atoms. Without a table, keys are 0, 1, ….
 
     Raises:
         TypeError: an attribute is missing.
@@ -92,7 +92,7 @@ def particle_rows(particles: Any) -> Rows:
 
 
 def system_rows(systems: Any) -> Rows:
-    """Keys and data of the systems; numbers are the keys where there are none.
+    """Keys and data of the systems. Without a table, keys are 0, 1, ….
 
     Raises:
         TypeError: there is no cell.
@@ -113,23 +113,23 @@ def _rows(table: Any, name: str, attribute: str, label: type[int]) -> Rows:
     if len(keys) != n[0] or len(set(keys)) != n[0]:
         raise ValueError(
             f"torchcall: {name}.keys: expected a different key for each of {n[0]} {name}, "
-            f"got {len(keys)} of which {len(set(keys))} differ"
+            f"got {len(keys)} keys, {len(set(keys))} of them different"
         )
     return Rows(tuple(keys), data)
 
 
 def required(owner: Any, attribute: str, name: str) -> Any:
-    """The attribute, or a TypeError that names it."""
+    """The attribute; raises a TypeError that names it."""
     if not hasattr(owner, attribute):
         raise TypeError(
             f"torchcall: {name}: expected an attribute {attribute!r}, got {type(owner).__name__} "
-            "without"
+            "without it"
         )
     return getattr(owner, attribute)
 
 
-def refuse_known(wrong: Bool[Array, ""], name: str, expected: str, got: Any) -> None:
-    """A ValueError where the values are at hand; inside `jit`, a flag has to tell."""
+def raise_if_concrete(wrong: Bool[Array, ""], name: str, expected: str, got: Any) -> None:
+    """Raises ValueError if `wrong` is concrete and true. Under `jit`, callers use a flag."""
     if not isinstance(wrong, Tracer) and bool(wrong):
         raise ValueError(f"torchcall: {name}: expected {expected}, got {got}")
 
@@ -162,7 +162,7 @@ def atom_graph(graph: HyperGraph[Any, Any]) -> AtomGraph:
     """The arrays of a graph, valid edges first, floats in the positions' dtype.
 
     Raises:
-        TypeError: an attribute is missing, or a dtype wrong.
+        TypeError: an attribute is missing, or a dtype is wrong.
         ValueError: a shape is wrong, or an index has keys that its table lacks.
     """
     particles, systems = particle_rows(graph.particles), system_rows(graph.systems)
@@ -215,16 +215,16 @@ def _edge_arrays(
     n_edges = getattr(edges, "n_edges", None)
     if n_edges is not None:
         return index, offsets, jnp.asarray(n_edges, jnp.int32)
-    # With the system of the atom that stands for padding: none.
-    of = jnp.append(batch, jnp.int32(n_systems))[index]
-    return compact(index, offsets, jnp.all(of < n_systems, axis=0))
+    # An index out of range reads the appended entry: no system.
+    system = jnp.append(batch, jnp.int32(n_systems))[index]
+    return compact(index, offsets, jnp.all(system < n_systems, axis=0))
 
 
 @jax.jit
 def compact(
     index: Int[Array, "2 e"], offsets: Array, valid: Bool[Array, " e"]
 ) -> tuple[Int[Array, "2 e"], Array, Int[Array, ""]]:
-    """The valid edges first, in their order, and how many they are; what follows is arbitrary."""
+    """Moves the valid edges to the front, in order. Returns their number; the rest is arbitrary."""
     count = jnp.sum(valid, dtype=jnp.int32)
 
     def move() -> tuple[Array, Array]:
@@ -238,6 +238,6 @@ def compact(
     def move_if_needed() -> tuple[Array, Array]:
         return lax.cond(jnp.all(valid[1:] <= valid[:-1]), lambda: (index, offsets), move)
 
-    # Elsewhere a condition would make the device wait for the host.
+    # On a GPU, a condition would synchronise with the host.
     index, offsets = lax.platform_dependent(cpu=move_if_needed, default=move)
     return index, offsets, count

@@ -1,4 +1,4 @@
-"""Views read a part of a state; lenses read it and put another in its place."""
+"""Views read a part of a state; lenses read and replace it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Part_co = TypeVar("Part_co", covariant=True)
 
 
 class View(Protocol[State_contra, Part_co]):
-    """A function from a state to a part of it, or to something made from it."""
+    """A function from a state to a part of it, or to a derived value."""
 
     def __call__(self, state: State_contra, /) -> Part_co:
         """The part."""
@@ -22,10 +22,10 @@ class View(Protocol[State_contra, Part_co]):
 
 
 class Lens(Protocol[State, Part]):
-    """A view that can also put another part in its place, in a new state."""
+    """A view that can also replace the part, in a new state."""
 
     def __call__(self, state: State, /) -> Part:
-        """The part, as `get`."""
+        """Same as `get`."""
         ...
 
     def get(self, state: State, /) -> Part:
@@ -33,22 +33,22 @@ class Lens(Protocol[State, Part]):
         ...
 
     def set(self, state: State, /, value: Part) -> State:
-        """The state with `value` in the part's place; the given one stays as it is."""
+        """A new state with the part replaced by `value`."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PathLens(Generic[State, Part]):
-    """The lens that `lens` makes; hashable, equal where the paths are.
+    """The result of `lens`. Hashable; equal if the paths are equal.
 
     Attributes:
-        path: attribute names and item keys, outermost first; the flag tells an item.
+        path: attribute names and item keys, outermost first; the flag is True for items.
     """
 
     path: tuple[tuple[Any, bool], ...]
 
     def __call__(self, state: State, /) -> Part:
-        """The part, as `get`."""
+        """Same as `get`."""
         return self.get(state)
 
     def get(self, state: State, /) -> Part:
@@ -59,33 +59,30 @@ class PathLens(Generic[State, Part]):
         return part
 
     def set(self, state: State, /, value: Part) -> State:
-        """The state with `value` in the part's place.
+        """A new state with the part replaced by `value`.
 
         Raises:
-            TypeError: something on the path is no dataclass, named tuple, dict, tuple or list.
+            TypeError: the path leads through anything but dataclasses, named tuples, dicts, tuples
+                and lists.
         """
         return _with(state, self.path, value)
 
-    def focus(self, where: Callable[[Any], Any]) -> PathLens[State, Any]:
-        """The lens to a part of the part."""
-        return PathLens((*self.path, *_path_of(where)))
-
 
 def lens(where: Callable[[Any], Part]) -> PathLens[Any, Part]:
-    """The lens to what `where` reads.
+    """A lens to the part that `where` reads.
 
     Args:
         where: a path of attributes and items, e.g. `lambda state: state.outputs["torch"]`; through
             dataclasses, named tuples, dicts, tuples and lists.
 
     Raises:
-        TypeError: `where` does anything else than follow a path.
+        TypeError: `where` is not a path.
     """
     return PathLens(_path_of(where))
 
 
 class _Recorder:
-    """Notes the attributes and items that are asked of it."""
+    """Records attribute and item accesses."""
 
     def __init__(self, path: tuple[tuple[Any, bool], ...] = ()) -> None:
         self._path = path
@@ -98,7 +95,7 @@ class _Recorder:
     def __getitem__(self, key: Any) -> _Recorder:
         return _Recorder((*self._path, (key, True)))
 
-    # Without it, iteration would ask for items for ever.
+    # Without it, iteration would call __getitem__ for ever.
     __iter__ = None
 
 

@@ -1,4 +1,4 @@
-"""Torch potentials over any state that has, or has views of, what they need."""
+"""Torch potentials as functions of a simulation's state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from torchcall.mliap._state._cache import (
     empty,
     inputs_of,
     known_systems,
-    mark_of,
+    token_of,
 )
 from torchcall.mliap._state._evaluation import Stored, evaluate
 from torchcall.mliap._state._graph import HyperGraph, atom_graph, system_rows
 from torchcall.mliap._state._lens import Lens, View
-from torchcall.mliap._state._model_fn import checked_model, packaged, unpacked, unsure
+from torchcall.mliap._state._model_fn import checked_model, edges_incomplete, from_output, to_output
 from torchcall.mliap._state._neighbors import call_neighborlist
 from torchcall.mliap._state._patch import IdPatch, Patch, WithPatch, all_systems, commit
 from torchcall.mliap._state._potential import (
@@ -39,7 +39,7 @@ from torchcall.mliap._state._protocols import (
     IsTorchMliapParticles,
     IsTorchMliapState,
 )
-from torchcall.mliap._state._written import Written, limited, natural
+from torchcall.mliap._state._written import Written, rows_by_system, rows_by_view
 from torchcall.mliap._table import ParticleId, SystemId, Table
 
 State = TypeVar("State")
@@ -50,12 +50,7 @@ NNList = TypeVar("NNList", bound=IsNeighborList)
 
 @dataclass(frozen=True, eq=False)
 class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
-    """What `make_torch_mliap_potential` returns; see there.
-
-    Attributes:
-        particles_view, systems_view, neighborlist_view, model, cutoffs_view,
-        compute_cell_gradients, patch_idx_view, out_cache_lens: as given.
-    """
+    """The result of `make_torch_mliap_potential`, with its arguments as attributes."""
 
     particles_view: View[State, Any]
     systems_view: View[State, Any]
@@ -91,8 +86,8 @@ class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
             )
         if self.patch_idx_view is not None and lens is None:
             raise ValueError(
-                "torchcall: patch_idx_view: expected an out_cache_lens with it, for it says what "
-                "is written there; got None"
+                "torchcall: patch_idx_view: expected an out_cache_lens with it, got None; it "
+                "selects the rows that are written to the cache"
             )
         if isinstance(self.model, TorchMliap):
             self._check(self.model)
@@ -108,55 +103,56 @@ class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
         """Energies and gradients of a state, or of a state with a proposed change.
 
         Args:
-            state: with what the views read.
-            patch: proposed change, a pytree where the result leaves `jit`; the energies are those
-                of the state with the change made in every system.
+            state: the state that the views read.
+            patch: proposed change; a pytree if the result leaves `jit`. The energies are those of
+                the state with the change made in every system.
 
         Returns:
-            The output, and the patch that makes the change and stores the output, both in the
-            systems where it is accepted.
+            The output, and a patch that makes the change and stores the output in the accepted
+            systems.
 
         Raises:
-            TypeError, ValueError: as `torch_mliap_model_fn`; or the flags of model and potential
-                differ, or the cache has another form. Before the model is called.
+            TypeError, ValueError: as `torch_mliap_model_fn`; also if compute_cell_gradients differs
+                between model and potential, or the cache has another structure. Raised before the
+                model is called.
             NotImplementedError: as `torch_mliap_model_fn`.
         """
         proposed = state
         if patch is not None and not callable(patch):
             raise TypeError(
-                "torchcall: patch: expected a function of a state and of what is accepted, got "
+                "torchcall: patch: expected a function of a state and an acceptance table, got "
                 f"{type(patch).__name__}"
             )
         if patch is not None:
             systems = self.systems_view(state)
             proposed = patch(state, all_systems(systems, system_rows(systems).keys))
-        model, graph, unsafe, keys = self._read(proposed)
+        model, graph, incomplete, keys = self._read(proposed)
+        with_cell = self.compute_cell_gradients
         if self.out_cache_lens is None:
-            out = packaged(evaluate(model, graph, None, unsafe), keys, self.compute_cell_gradients)
+            out = to_output(evaluate(model, graph, None, incomplete), keys, with_cell)
             return WithPatch(out, commit(patch, [IdPatch()]))
-        inputs, form, mark = inputs_of(graph), self._form(graph, keys), mark_of(model)
-        cache = check_cache(self.out_cache_lens.get(proposed), form, inputs, mark)
+        inputs, like, token = inputs_of(graph), self._output_like(graph, keys), token_of(model)
+        cache = check_cache(self.out_cache_lens.get(proposed), like, inputs, token)
         stored = None
         if isinstance(cache, CachedOut):
-            held = unpacked(cache, self.compute_cell_gradients)
-            stored = Stored(held, known_systems(cache, inputs))
-        out = packaged(evaluate(model, graph, stored, unsafe), keys, self.compute_cell_gradients)
-        kept = jax.lax.stop_gradient(out)
+            stored = Stored(from_output(cache, with_cell), known_systems(cache, inputs))
+        out = to_output(evaluate(model, graph, stored, incomplete), keys, with_cell)
+        values = jax.lax.stop_gradient(out)
         if self.patch_idx_view is None:
             assert graph.batch is not None
-            rows = natural(kept, graph.batch)
+            rows = rows_by_system(values, graph.batch)
         else:
-            rows = limited(kept, self.patch_idx_view(state))
-        good = jnp.broadcast_to(~unsafe, (len(keys),))
+            rows = rows_by_view(values, self.patch_idx_view(state))
+        valid = jnp.broadcast_to(~incomplete, (len(keys),))
         store = StorePatch(
-            kept, inputs, good, Written(Table(keys, None), rows), self.out_cache_lens, mark
+            values, inputs, valid, Written(Table(keys, None), rows), self.out_cache_lens, token
         )
         return WithPatch(out, commit(patch, [store]))
 
     def empty_cache(self, state: State) -> CachedOut[Gradients, EmptyType]:
         """See the function `empty_cache`."""
         model, graph, _, keys = self._read(state)
-        return empty(graph, self._form(graph, keys), model)
+        return empty(graph, self._output_like(graph, keys), model)
 
     def _read(self, state: State) -> tuple[TorchMliap, AtomGraph, Any, tuple[Any, ...]]:
         model = self.model
@@ -164,13 +160,14 @@ class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
             model = self._check(checked_model(model(state), "model"))
         particles, systems = self.particles_view(state), self.systems_view(state)
         cutoffs = self.cutoffs_view(state)
-        listing = self.neighborlist_view(state)
-        edges = call_neighborlist(listing, particles, systems, cutoffs)
+        neighborlist = self.neighborlist_view(state)
+        edges = call_neighborlist(neighborlist, particles, systems, cutoffs)
         graph = HyperGraph(particles, systems, edges)
-        return model, atom_graph(graph), unsure(graph, cutoffs, model), system_rows(systems).keys
+        incomplete = edges_incomplete(graph, cutoffs, model)
+        return model, atom_graph(graph), incomplete, system_rows(systems).keys
 
-    def _form(self, graph: AtomGraph, keys: tuple[Any, ...]) -> PotentialOut[Any, EmptyType]:
-        """An output's shapes and dtypes, as arrays that nothing computes."""
+    def _output_like(self, graph: AtomGraph, keys: tuple[Any, ...]) -> PotentialOut[Any, EmptyType]:
+        """Zeros with the output's shapes and dtypes."""
         n, b, dtype = graph.positions.shape[0], graph.cell.shape[0], graph.positions.dtype
         positions, cell = jnp.zeros((n, 3), dtype), jnp.zeros((b, 3, 3), dtype)
         gradients: Any = PositionAndCell(positions, cell)
@@ -181,10 +178,10 @@ class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
     def _check(self, model: TorchMliap) -> TorchMliap:
         if model.compute_cell_gradients != self.compute_cell_gradients:
             raise ValueError(
-                "torchcall: compute_cell_gradients: expected the same of potential and model, got "
-                f"{self.compute_cell_gradients} and {model.compute_cell_gradients}; "
-                "dataclasses.replace(model, compute_cell_gradients=…) changes the model's, where "
-                "its module returns them"
+                "torchcall: compute_cell_gradients: expected the same value in potential and "
+                f"model, got {self.compute_cell_gradients} and {model.compute_cell_gradients}; "
+                "if the module returns cell gradients, use "
+                "dataclasses.replace(model, compute_cell_gradients=True)"
             )
         return model
 
@@ -192,22 +189,22 @@ class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
 def empty_cache(
     potential: Potential[State, Any, EmptyType, Patch[State]], state: State
 ) -> CachedOut[Any, EmptyType]:
-    """What the cache of a state has to hold before the first call, for shapes to stay in `scan`.
+    """The initial cache of a state. With it, the state has the same structure in a whole `scan`.
 
     Args:
         potential: from `make_torch_mliap_potential`.
-        state: whose cache may hold anything.
+        state: the state; its cache may have any value.
 
     Returns:
-        An output of NaN that belongs to no system. The model is not evaluated.
+        An output of NaN, invalid for all systems. The model is not evaluated.
 
     Raises:
-        TypeError: it is another potential. The terms of a sum have a cache each.
+        TypeError: the potential is of another kind. Each term of a sum has its own cache.
     """
     if not isinstance(potential, TorchMliapPotential):
         raise TypeError(
-            "torchcall: empty_cache: potential: expected one of make_torch_mliap_potential, got "
-            f"{type(potential).__name__}"
+            "torchcall: empty_cache: potential: expected a result of make_torch_mliap_potential, "
+            f"got {type(potential).__name__}"
         )
     return potential.empty_cache(state)
 
@@ -253,31 +250,30 @@ def make_torch_mliap_potential(
     Args:
         particles_view: state → table of particles: `positions` (n, 3) in Å, `atomic_numbers` (n,),
             `system` (n,).
-        systems_view: state → table of systems: `cell` (b, 3, 3) in Å and, where there are,
-            `pbc`, `charge`, `spin`.
+        systems_view: state → table of systems: `cell` (b, 3, 3) in Å; optionally `pbc`, `charge`,
+            `spin`.
         neighborlist_view: state → callable `(particles, systems, cutoffs) → Edges`, e.g. a
             `NeighborList`.
         model: the potential, or state → potential.
         cutoffs_view: state → table by system, in Å; equal to the model's.
-        compute_cell_gradients: whether gradients are `PositionAndCell`, or (n, 3) of the positions
-            alone; the same as the model's.
-        patch_idx_view: state → an output with an `Index` of systems in place of each array, whose
-            rows are written to the cache where their system is accepted; `EMPTY` in place of a part
-            that never is, and out of range for such rows. Every row goes with its own system if
-            None.
-        out_cache_lens: where the state keeps the output of its current positions. Nothing is kept
-            if None. `empty_cache(potential, state)` makes its first value; a plain output there is
-            written, but never spares an evaluation.
+        compute_cell_gradients: whether gradients are `PositionAndCell`, or (n, 3) for positions
+            only; the same as the model's.
+        patch_idx_view: state → an output with an `Index` of systems in place of each array. A row
+            is written to the cache if its system is accepted; rows with an index out of range, and
+            parts that are `EMPTY`, never are. None: each row belongs to its own system.
+        out_cache_lens: the cache in the state, for the output at its current positions. None: no
+            cache. `empty_cache(potential, state)` is its initial value. A plain output there is
+            written, but never reused.
 
     Returns:
         A function of the state; see `TorchMliapPotential.__call__`. It returns total energies by
-        system in eV and gradients in eV/Å. Systems whose energy cannot be trusted have NaN: edges
-        overflowed, or cutoffs inside `jit` are not the model's.
+        system in eV and gradients in eV/Å. They are NaN if edges overflowed, or if cutoffs inside
+        `jit` differ from the model's.
 
     Raises:
-        ValueError: `compute_cell_gradients` differs from the model's. Where the model is a view,
-            the first call raises it, before anything is evaluated.
-        TypeError: an argument is of the wrong kind.
+        ValueError: `compute_cell_gradients` differs from the model's. If the model is a view, the
+            first call raises it, before the model is evaluated.
+        TypeError: an argument has the wrong type.
     """
     return TorchMliapPotential(
         particles_view,
@@ -310,21 +306,20 @@ def make_torch_mliap_from_state(
 def make_torch_mliap_from_state(
     state: Any, *, compute_position_and_cell_gradients: bool = False
 ) -> Any:
-    """The potential of a state that has `particles`, `systems`, `neighborlist` and
-    `torch_mliap_model`; edges reach as far as the model.
+    """The potential of a state with the attributes of `IsTorchMliapState`, at the model's cutoff.
 
     Args:
         state: lens or view of an `IsTorchMliapState`.
-        compute_position_and_cell_gradients: whether gradients are `PositionAndCell`, or (n, 3) of
-            the positions alone; the same as the model's.
+        compute_position_and_cell_gradients: whether gradients are `PositionAndCell`, or (n, 3) for
+            positions only; the same as the model's.
 
     Returns:
         As `make_torch_mliap_potential`, without a cache.
 
     Raises:
-        TypeError: `state` is no view.
-        ValueError: on the first call, before anything is evaluated, if the flag differs from that
-            of the state's model.
+        TypeError: `state` is not a view.
+        ValueError: on the first call, before the model is evaluated, if the flag differs from the
+            model's.
     """
     view: View[Any, IsTorchMliapState] = state
     if not callable(state):

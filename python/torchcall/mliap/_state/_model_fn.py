@@ -1,4 +1,4 @@
-"""A torch potential over a graph of tables."""
+"""A torch potential as a function of a graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torchcall.mliap._state._graph import (
     S,
     TorchMliapInput,
     atom_graph,
-    refuse_known,
+    raise_if_concrete,
     system_rows,
 )
 from torchcall.mliap._state._neighbors import cutoffs_of
@@ -43,25 +43,25 @@ def torch_mliap_model_fn(
     WithPatch[PotentialOut[Array, EmptyType], IdPatch[Any]]
     | WithPatch[PotentialOut[PositionAndCell, EmptyType], IdPatch[Any]]
 ):
-    """`E`, `∂E/∂r` and, when asked for, `∂E/∂h` of a graph, from one evaluation of its model.
+    """`E`, `∂E/∂r` and, optionally, `∂E/∂h` of a graph, from one evaluation of the model.
 
-    Atoms may come in any order: they are sorted by system and padded for the model, and the results
-    are those of the real ones, in the caller's order. `jax.grad` of the energies in positions and
-    cell uses the model's gradients.
+    Atoms may come in any order: they are sorted by system and padded for the model. The results are
+    those of the real atoms, in the caller's order. `jax.grad` of the energies with respect to
+    positions and cell uses the model's gradients.
 
     Args:
         inp: `parameters`, the potential; `graph`, with `particles` (n), `systems` (b) and `edges`.
-        compute_cell_gradients: whether to return gradients of the cell too.
+        compute_cell_gradients: whether to return cell gradients too.
 
     Returns:
         `data`: `total_energies`, a table by system, (b,) in eV; `gradients`, (n, 3) in eV/Å or
-        `PositionAndCell` of (n, 3) and (b, 3, 3); floats in the positions' dtype. They are NaN
-        where `edges.did_overflow`. `patch`: changes nothing.
+        `PositionAndCell` of (n, 3) and (b, 3, 3); floats in the positions' dtype. They are NaN if
+        `edges.did_overflow`. `patch`: changes nothing.
 
     Raises:
-        TypeError, ValueError: something is missing, or has the wrong shape or dtype; or gradients
-            of the cell are asked of a model without. The message names it.
-        NotImplementedError: the derivative asked for is of second order, or in charge or spin.
+        TypeError, ValueError: an attribute is missing, or has the wrong shape or dtype; or the
+            model has no cell gradients. The message names it.
+        NotImplementedError: for second derivatives, and derivatives in charge or spin.
     """
     model = checked_model(inp.parameters, "torch_mliap_model_fn: parameters")
     if compute_cell_gradients and not model.compute_cell_gradients:
@@ -70,13 +70,13 @@ def torch_mliap_model_fn(
             "compute_cell_gradients=True, got one without"
         )
     graph = atom_graph(inp.graph)
-    out = evaluate(model, graph, None, unsure(inp.graph, None, model))
+    out = evaluate(model, graph, None, edges_incomplete(inp.graph, None, model))
     keys = system_rows(inp.graph.systems).keys
-    return WithPatch(packaged(out, keys, compute_cell_gradients), IdPatch())
+    return WithPatch(to_output(out, keys, compute_cell_gradients), IdPatch())
 
 
 def checked_model(model: Any, name: str) -> TorchMliap:
-    """The potential, or a TypeError."""
+    """The model; raises TypeError if it is no TorchMliap."""
     if not isinstance(model, TorchMliap):
         raise TypeError(
             f"torchcall: {name}: expected a torchcall.mliap.TorchMliap, got {type(model).__name__}"
@@ -84,16 +84,18 @@ def checked_model(model: Any, name: str) -> TorchMliap:
     return model
 
 
-def unsure(graph: HyperGraph[Any, Any], cutoffs: Any, model: TorchMliap) -> Bool[Array, ""]:
-    """Whether edges may be missing, or reach elsewhere than the model; () bool.
+def edges_incomplete(
+    graph: HyperGraph[Any, Any], cutoffs: Any, model: TorchMliap
+) -> Bool[Array, ""]:
+    """Whether edges may be missing, or have another cutoff than the model; () bool.
 
     Args:
         graph: with edges that may have `did_overflow`.
-        cutoffs: table by system that the edges were listed for, or None.
+        cutoffs: table by system of the edges' cutoffs, or None.
         model: the potential.
 
     Raises:
-        ValueError: the cutoffs are known here and differ from the model's.
+        ValueError: the cutoffs are concrete and differ from the model's.
     """
     flag = getattr(graph.edges, "did_overflow", None)
     flag = jnp.zeros((), bool) if flag is None else jnp.asarray(flag, bool)
@@ -102,16 +104,16 @@ def unsure(graph: HyperGraph[Any, Any], cutoffs: Any, model: TorchMliap) -> Bool
     systems = system_rows(graph.systems)
     listed = cutoffs_of(cutoffs, systems, "cutoffs")
     own = cutoffs_of(model.cutoff, systems, "model.cutoff").astype(listed.dtype)
-    # Not "differ by more than": a NaN has to count.
+    # Negated, so that NaN counts as different.
     differ = ~jnp.all(jnp.abs(listed - own) <= 1e-6 * own)
-    refuse_known(differ, "cutoffs", f"the model's, {model.cutoff.data}", cutoffs.data)
+    raise_if_concrete(differ, "cutoffs", f"the model's, {model.cutoff.data}", cutoffs.data)
     return flag | differ
 
 
-def packaged(
+def to_output(
     out: EnergyAndGradients, keys: tuple[Any, ...], compute_cell_gradients: bool
 ) -> PotentialOut[Any, EmptyType]:
-    """Results as an output."""
+    """Converts results to a `PotentialOut`."""
     gradients: Any = out.position_gradients
     if compute_cell_gradients:
         assert out.cell_gradients is not None
@@ -119,8 +121,8 @@ def packaged(
     return PotentialOut(Table(keys, out.energy), gradients, EMPTY)
 
 
-def unpacked(out: PotentialOut[Any, Any], compute_cell_gradients: bool) -> EnergyAndGradients:
-    """An output as results."""
+def from_output(out: PotentialOut[Any, Any], compute_cell_gradients: bool) -> EnergyAndGradients:
+    """Converts a `PotentialOut` to results."""
     gradients, cells = out.gradients, None
     if compute_cell_gradients:
         gradients, cells = gradients.positions, gradients.cell

@@ -1,4 +1,4 @@
-"""A `NeighborList` as the callable that lists the edges of a state."""
+"""Edges of a state from a `NeighborList` or another callable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchcall.mliap._state._graph import (
     cells_of,
     compact,
     particle_rows,
-    refuse_known,
+    raise_if_concrete,
     required,
     system_rows,
 )
@@ -28,7 +28,7 @@ from torchcall.mliap._table import Index, rows_of
 
 
 def list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: Any) -> Edges:
-    """`NeighborList.__call__`, which see."""
+    """Implements `NeighborList.__call__`."""
     atoms, boxes = particle_rows(particles), system_rows(systems)
     positions = jnp.asarray(atoms.data.positions)
     cell, pbc = cells_of(boxes)
@@ -39,73 +39,72 @@ def list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: A
             f"allocated for, {neighbors.batch.shape[0]} and {neighbors.cell.shape[0]}, "
             f"got {system.shape[0]} and {cell.shape[0]}"
         )
-    reach: Array | None = cutoffs_of(cutoffs, boxes, "cutoffs").astype(positions.dtype)
+    values: Array | None = cutoffs_of(cutoffs, boxes, "cutoffs").astype(positions.dtype)
     listed = neighbors.layout.cutoff
-    if not isinstance(reach, Tracer) and np.allclose(reach, listed, rtol=1e-6, atol=0):
-        reach = None
+    if not isinstance(values, Tracer) and np.allclose(values, listed, rtol=1e-6, atol=0):
+        values = None
     cell, system = cell.astype(neighbors.cell.dtype), system.astype(jnp.int32)
-    drawn = _draw(neighbors, *lax.stop_gradient((positions, cell)), pbc, system, reach)
-    refuse_known(
-        drawn.other_systems,
+    found = _find_edges(neighbors, *lax.stop_gradient((positions, cell)), pbc, system, values)
+    raise_if_concrete(
+        found.systems_differ,
         "neighborlist",
         "as many atoms in each system, and the periodicity, as it was allocated for",
         f"pbc {pbc}, systems {system}",
     )
-    refuse_known(
-        drawn.too_short,
+    raise_if_concrete(
+        found.cutoff_exceeded,
         "neighborlist",
         f"cutoffs of at most the list's own, {listed:g} Å",
         getattr(cutoffs, "data", cutoffs),
     )
-    flag = drawn.did_overflow | drawn.other_systems | drawn.too_short
-    return Edges(Index(atoms.keys, drawn.edge_index.T), drawn.offsets[:, None], drawn.n_edges, flag)
+    flag = found.did_overflow | found.systems_differ | found.cutoff_exceeded
+    return Edges(Index(atoms.keys, found.edge_index.T), found.offsets[:, None], found.n_edges, flag)
 
 
-class _Drawn(NamedTuple):
-    """Edges between the caller's atoms, and what is wrong with them."""
+class _FoundEdges(NamedTuple):
+    """Edges between the caller's atoms, with error flags."""
 
     edge_index: Array
     offsets: Array
     n_edges: Array
     did_overflow: Array
-    other_systems: Array
-    too_short: Array
+    systems_differ: Array
+    cutoff_exceeded: Array
 
 
 @jax.jit
-def _draw(
+def _find_edges(
     neighbors: NeighborList,
     positions: Array,
     cell: Array,
     pbc: Array,
     system: Array,
-    reach: Array | None,
-) -> _Drawn:
+    cutoffs: Array | None,
+) -> _FoundEdges:
     n = system.shape[0]
     row = lax.iota(jnp.int32, n)
     as_allocated = jnp.all(system == neighbors.batch)
     order = lax.cond(as_allocated, lambda: row, lambda: lax.sort((system, row), num_keys=2)[1])
-    # A list knows its systems' sizes and periodicity from its allocation.
-    other = jnp.any(system[order] != neighbors.batch) | jnp.any(pbc != neighbors.pbc)
-    index, offsets, n_edges, overflow = _listed(neighbors, positions[order], cell)
-    places = jnp.append(order, jnp.int32(n))
-    edges = (lax.cond(as_allocated, lambda: index, lambda: places[index]), offsets, n_edges)
-    if reach is None:
-        too_short = jnp.zeros((), bool)
-        return _Drawn(edges[0], edges[1], edges[2], overflow, other, too_short)
+    # System sizes and periodicity are fixed at allocation.
+    differ = jnp.any(system[order] != neighbors.batch) | jnp.any(pbc != neighbors.pbc)
+    index, offsets, n_edges, overflow = _updated(neighbors, positions[order], cell)
+    rows = jnp.append(order, jnp.int32(n))
+    edges = (lax.cond(as_allocated, lambda: index, lambda: rows[index]), offsets, n_edges)
+    if cutoffs is None:
+        return _FoundEdges(*edges, overflow, differ, jnp.zeros((), bool))
     listed = neighbors.layout.cutoff
-    # Not "longer than": a NaN has to count.
-    too_short = ~jnp.all(reach <= listed * (1 + 1e-6))
+    # Negated, so that NaN counts as exceeded.
+    exceeded = ~jnp.all(cutoffs <= listed * (1 + 1e-6))
     if n:
         edges = lax.cond(
-            jnp.any(reach < listed * (1 - 1e-6)),
-            lambda: _within(edges, positions, cell, system, reach),
+            jnp.any(cutoffs < listed * (1 - 1e-6)),
+            lambda: _within(edges, positions, cell, system, cutoffs),
             lambda: edges,
         )
-    return _Drawn(edges[0], edges[1], edges[2], overflow, other, too_short)
+    return _FoundEdges(*edges, overflow, differ, exceeded)
 
 
-def _listed(
+def _updated(
     neighbors: NeighborList, positions: Array, cell: Array
 ) -> tuple[Array, Array, Array, Array]:
     def update() -> tuple[Array, Array, Array, Array]:
@@ -113,21 +112,21 @@ def _listed(
         return new.edge_index, new.cell_offsets, new.n_edges, new.did_overflow
 
     def update_if_moved() -> tuple[Array, Array, Array, Array]:
-        stays = jnp.all(positions == neighbors.positions) & jnp.all(cell == neighbors.cell)
+        same = jnp.all(positions == neighbors.positions) & jnp.all(cell == neighbors.cell)
         old = (neighbors.edge_index, neighbors.cell_offsets, neighbors.n_edges)
         return lax.cond(
-            stays & (neighbors.problems == 0), lambda: (*old, neighbors.did_overflow), update
+            same & (neighbors.problems == 0), lambda: (*old, neighbors.did_overflow), update
         )
 
-    # Elsewhere a condition would make the device wait for the host.
+    # On a GPU, a condition would synchronise with the host.
     return lax.platform_dependent(cpu=update_if_moved, default=update)
 
 
 def cutoffs_of(cutoffs: Any, systems: Rows, name: str) -> Float[Array, " b"]:
-    """Cutoff of each system in Å, from a table of which one entry serves all.
+    """The cutoff of each system in Å, from a table with one entry per system or one for all.
 
     Raises:
-        TypeError: it is no table.
+        TypeError: it is not a table.
         ValueError: its shape is wrong, or a system has no entry.
     """
     if not (hasattr(cutoffs, "keys") and hasattr(cutoffs, "data")):
@@ -145,36 +144,36 @@ def cutoffs_of(cutoffs: Any, systems: Rows, name: str) -> Float[Array, " b"]:
 
 
 def _within(
-    edges: tuple[Array, Array, Array], positions: Array, cell: Array, system: Array, reach: Array
+    edges: tuple[Array, Array, Array], positions: Array, cell: Array, system: Array, cutoffs: Array
 ) -> tuple[Array, Array, Array]:
-    """Edges shorter than their systems' own cutoffs."""
+    """The edges shorter than their system's cutoff."""
     index, offsets, n_edges = edges
     n = positions.shape[0]
     used = (lax.iota(jnp.int32, index.shape[1]) < n_edges) & jnp.all(index < n, axis=0)
     i, j = jnp.where(used, index, 0)
     shift = jnp.einsum("ek,ekl->el", offsets, cell[system[i]], precision="highest")
     r = jnp.linalg.norm(positions[j] - positions[i] + shift, axis=-1)
-    return compact(index, offsets, used & (r < reach[system[i]]))
+    return compact(index, offsets, used & (r < cutoffs[system[i]]))
 
 
 def call_neighborlist(
-    listing: Callable[..., Any], particles: Any, systems: Any, cutoffs: Any
+    neighborlist: Callable[..., Any], particles: Any, systems: Any, cutoffs: Any
 ) -> Any:
-    """Edges from `(particles, systems, cutoffs) → Edges`, or from a callable of the first two.
+    """Edges from `(particles, systems, cutoffs) → Edges`, or `(particles, systems) → Edges`.
 
     Raises:
-        TypeError: it is no callable.
+        TypeError: it is not callable.
     """
-    if not callable(listing):
+    if not callable(neighborlist):
         raise TypeError(
             "torchcall: neighborlist: expected a callable (particles, systems, cutoffs) → Edges, "
-            f"got {type(listing).__name__}"
+            f"got {type(neighborlist).__name__}"
         )
     try:
-        inspect.signature(listing).bind(particles, systems, cutoffs)
+        inspect.signature(neighborlist).bind(particles, systems, cutoffs)
     except TypeError:
-        # Lists that are bound to a cutoff.
-        return listing(particles, systems)
-    except ValueError:  # no signature to be had
+        # A list with a fixed cutoff.
+        return neighborlist(particles, systems)
+    except ValueError:  # it has no signature
         pass
-    return listing(particles, systems, cutoffs)
+    return neighborlist(particles, systems, cutoffs)

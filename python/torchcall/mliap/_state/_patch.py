@@ -1,9 +1,8 @@
-"""Patches: proposed changes of a state that are accepted or rejected system by system."""
+"""Patches: proposed changes of a state, accepted or rejected per system."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -20,18 +19,18 @@ Accept = Table[SystemId, Bool[Array, " b"]]
 
 
 class Patch(Protocol[State]):
-    """A proposed change of a state: a function of the state and of what is accepted.
+    """A proposed change of a state: a function of the state and an acceptance table.
 
-    A patch has to leave what belongs to rejected systems as it is, bit by bit. To go in or out of
-    `jit`, it has to be a pytree.
+    A patch must leave rejected systems unchanged, bit by bit. To cross a `jit` boundary, it must be
+    a pytree.
     """
 
     def __call__(self, state: State, accept: Accept, /) -> State:
         """The state with the change made in the accepted systems.
 
         Args:
-            state: to change.
-            accept: by system, bool.
+            state: the state to change.
+            accept: a bool per system.
         """
         ...
 
@@ -42,7 +41,7 @@ class IdPatch(Generic[State]):
     """The patch that changes nothing."""
 
     def __call__(self, state: State, accept: Accept) -> State:
-        """The state as it is."""
+        """The unchanged state."""
         del accept
         return state
 
@@ -50,16 +49,16 @@ class IdPatch(Generic[State]):
 @partial(jax.tree_util.register_dataclass, data_fields=["patches"], meta_fields=[])
 @dataclass(frozen=True)
 class ComposedPatch(Generic[State]):
-    """Patches one after another.
+    """A sequence of patches.
 
     Attributes:
-        patches: the first one first.
+        patches: in the order of application.
     """
 
     patches: tuple[Patch[State], ...]
 
     def __call__(self, state: State, accept: Accept) -> State:
-        """The state after all of them."""
+        """The state after all patches."""
         for patch in self.patches:
             state = patch(state, accept)
         return state
@@ -68,13 +67,12 @@ class ComposedPatch(Generic[State]):
 @partial(jax.tree_util.register_dataclass, data_fields=["proposal", "outputs"], meta_fields=[])
 @dataclass(frozen=True)
 class CommitPatch(Generic[State]):
-    """What a potential returns for a proposal: the proposal, then what stores the outputs.
+    """A potential's patch for a proposal: makes the proposed change, then stores the outputs.
 
-    Call it once and instead of the proposal: it makes the proposed change itself. Where something
-    else has made it already, call `outputs` alone.
+    Call it once, instead of the proposal. If the change was already made, call `outputs` only.
 
     Attributes:
-        proposal: the patch that the potential was asked about.
+        proposal: the patch given to the potential.
         outputs: the patch that stores the output in the state.
     """
 
@@ -89,23 +87,19 @@ class CommitPatch(Generic[State]):
 @partial(jax.tree_util.register_dataclass, data_fields=["data", "patch"], meta_fields=[])
 @dataclass(frozen=True)
 class WithPatch(Generic[Data, PatchType]):
-    """A result, and the patch that commits it.
+    """A result and the patch that commits it.
 
     Attributes:
         data: the result.
-        patch: to be called with the state and what is accepted.
+        patch: call it with the state and the acceptance table.
     """
 
     data: Data
     patch: PatchType
 
-    def map_data(self, function: Callable[[Any], Any]) -> WithPatch[Any, PatchType]:
-        """`function` of the result, with the same patch."""
-        return replace(self, data=function(self.data))
-
 
 def commit(proposal: Patch[Any] | None, outputs: list[Any]) -> Any:
-    """One patch from a proposal and the patches of outputs for it, which may hold it already."""
+    """Combines a proposal with patches that store outputs, and may already contain the proposal."""
     stores = [patch.outputs if isinstance(patch, CommitPatch) else patch for patch in outputs]
     stores = [patch for patch in stores if not isinstance(patch, IdPatch)]
     if not stores:
@@ -116,17 +110,17 @@ def commit(proposal: Patch[Any] | None, outputs: list[Any]) -> Any:
 
 
 def all_systems(systems: Any, keys: tuple[Any, ...]) -> Any:
-    """Acceptance of every system, in the kind of table that the state has."""
+    """Acceptance of all systems, in the state's type of table."""
     yes = jnp.ones(len(keys), bool)
     return systems.set_data(yes) if hasattr(systems, "set_data") else Table(keys, yes)
 
 
 def accepted(accept: Any, keys: tuple[Any, ...]) -> Bool[Array, " b"]:
-    """What is accepted of the systems `keys`.
+    """The acceptance of the systems `keys`.
 
     Raises:
-        TypeError: `accept` is no table of booleans.
-        ValueError: it lacks a system, or has not one entry for each of its keys.
+        TypeError: `accept` is not a table of booleans.
+        ValueError: it lacks a system, or its shape differs from its number of keys.
     """
     if not (hasattr(accept, "keys") and hasattr(accept, "data")):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""What potentials return, what they are, and their sums and multiples."""
+"""The protocol and outputs of potentials; sums and multiples of potentials."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ StatePatch = TypeVar("StatePatch", contravariant=True)
 @jax.tree_util.register_static
 @dataclass(frozen=True)
 class EmptyType:
-    """Stands where a potential returns no gradients or second derivatives; a pytree without
-    leaves."""
+    """Placeholder for absent gradients or second derivatives; a pytree without leaves."""
 
 
 EMPTY = EmptyType()
 
 
 class PositionAndCell(NamedTuple):
-    """Gradients in positions and cell.
+    """Gradients with respect to positions and cell.
 
     Attributes:
         positions: (n, 3), ∂E/∂r in eV/Å, in the caller's order.
-        cell: (b, 3, 3), ∂E/∂h in eV/Å at fixed Cartesian positions; rows belong to lattice vectors.
+        cell: (b, 3, 3), ∂E/∂h in eV/Å at fixed Cartesian positions; rows are lattice vectors.
     """
 
     positions: Float[Array, "n 3"]
@@ -50,19 +49,19 @@ class PositionAndCell(NamedTuple):
 )
 @dataclass(frozen=True)
 class PotentialOut(Generic[Gradients, Hessians]):
-    """Energies and derivatives; linear: outputs of several potentials add up, numbers scale them.
+    """Energies and derivatives. Outputs can be added, subtracted and multiplied by numbers.
 
     Attributes:
         total_energies: (b,) by system, in eV.
         gradients: (n, 3) ∂E/∂r in eV/Å, or `PositionAndCell`, or `EMPTY`.
-        hessians: `EMPTY`, or what a potential has to offer.
+        hessians: `EMPTY`, or a potential's second derivatives.
     """
 
     total_energies: Table[SystemId, Float[Array, " b"]]
     gradients: Gradients
     hessians: Hessians
 
-    # A NumPy scalar on the left would make an array of objects.
+    # Otherwise a NumPy scalar on the left would return an object array.
     __array_ufunc__ = None
 
     def __add__(self, other: PotentialOut[Any, Any]) -> PotentialOut[Gradients, Hessians]:
@@ -81,23 +80,23 @@ def _combined(function: Callable[..., Any], *terms: Any) -> PotentialOut[Any, An
     parts = []
     for name in ("total_energies", "gradients", "hessians"):
         values = [getattr(term, name) for term in terms]
-        forms = [_form(value) for value in values]
-        for form in forms[1:]:
-            if form != forms[0]:
+        structures = [_structure(value) for value in values]
+        for structure in structures[1:]:
+            if structure != structures[0]:
                 raise ValueError(
-                    f"torchcall: PotentialOut: {name}: expected the same form in every term, "
-                    f"{forms[0]}, got {form}"
+                    f"torchcall: PotentialOut: {name}: expected the same structure in every term, "
+                    f"{structures[0]}, got {structure}"
                 )
         parts.append(jax.tree.map(function, *values))
     return PotentialOut(*parts)
 
 
-def _form(value: Any) -> Any:
+def _structure(value: Any) -> Any:
     return jax.tree.structure(value), [jnp.shape(leaf) for leaf in jax.tree.leaves(value)]
 
 
 class Potential(Protocol[State_contra, Gradients, Hessians, StatePatch]):
-    """A potential energy as a function of a state, and of a proposed change of it."""
+    """A potential energy as a function of a state and, optionally, a proposed change."""
 
     def __call__(
         self, state: State_contra, patch: StatePatch | None = None
@@ -110,8 +109,7 @@ class Potential(Protocol[State_contra, Gradients, Hessians, StatePatch]):
                 every system.
 
         Returns:
-            The output, and the patch that commits it, and the proposed change with it, in the
-            systems where it is accepted.
+            The output, and a patch that commits it and the proposed change in the accepted systems.
         """
         ...
 
@@ -121,7 +119,7 @@ class SummedPotential(Generic[State, Gradients, Hessians]):
     """`E = Σ E_k`, with derivatives.
 
     Attributes:
-        potentials: the terms; their outputs have the same form.
+        potentials: the terms; their outputs have the same structure.
     """
 
     potentials: tuple[Potential[State, Gradients, Hessians, Patch[State]], ...]
@@ -133,11 +131,10 @@ class SummedPotential(Generic[State, Gradients, Hessians]):
     def __call__(
         self, state: State, patch: Patch[State] | None = None
     ) -> WithPatch[PotentialOut[Gradients, Hessians], Patch[State]]:
-        """The sum of all outputs; its patch makes the proposed change once and stores every term's
-        output.
+        """The sum of all outputs. The patch makes the change once and stores each term's output.
 
         Raises:
-            ValueError: two outputs differ in form.
+            ValueError: two outputs differ in structure.
         """
         results = [potential(state, patch) for potential in self.potentials]
         total = results[0].data
@@ -152,14 +149,14 @@ def sum_potentials(
     """`E = Σ E_k`.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no potential is given.
     """
     return SummedPotential(potentials)
 
 
 @dataclass(frozen=True, eq=False)
 class ScaledPotential(Generic[State, Gradients, Hessians]):
-    """`E = scale · E₁`, with derivatives. What the term stores in the state is not scaled.
+    """`E = scale · E₁`, with derivatives. The output that the term stores is not scaled.
 
     Attributes:
         potential: the term.
@@ -178,6 +175,6 @@ class ScaledPotential(Generic[State, Gradients, Hessians]):
     def __call__(
         self, state: State, patch: Patch[State] | None = None
     ) -> WithPatch[PotentialOut[Gradients, Hessians], Patch[State]]:
-        """The scaled output with the term's patch."""
+        """The scaled output, and the term's patch."""
         result = self.potential(state, patch)
         return WithPatch(result.data * self.scale, commit(patch, [result.patch]))

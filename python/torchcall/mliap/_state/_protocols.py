@@ -1,4 +1,4 @@
-"""What states and their parts have to have; anything with these attributes will do."""
+"""Protocols of states and their parts."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torchcall.mliap._table import Index, ParticleId, SystemId, Table
 
 @runtime_checkable
 class IsRadiusGraphPoints(Protocol):
-    """Points between which a neighbour list draws edges.
+    """The points of a neighbour list.
 
     Attributes:
         positions: (n, 3), float32 or float64, in Å, wrapped or not.
-        system: (n,), system of each point; entries out of range mark padding. Anything with `keys`
+        system: (n,), system of each point; indices out of range mark padding. An object with `keys`
             and `indices`, or an integer array.
     """
 
@@ -56,13 +56,13 @@ class HasCell(Protocol):
     """Systems.
 
     Attributes:
-        cell: (b, 3, 3), rows are lattice vectors, in Å; or anything with such `vectors`.
+        cell: (b, 3, 3), rows are lattice vectors, in Å; or an object with such `vectors`.
 
-    Where systems have them, these are read too:
+    Optional attributes:
 
-    - `pbc`, (3,) or (b, 3) bool; else the cell's `periodic`; else every lattice vector that is not
-      zero counts as periodic;
-    - `charge` (b,), in e, and `spin` (b,); else 0.
+    - `pbc`, (3,) or (b, 3) bool; defaults to the cell's `periodic`, or to every non-zero lattice
+      vector being periodic;
+    - `charge` (b,) in e, and `spin` (b,); default to 0.
     """
 
     @property
@@ -73,11 +73,11 @@ class HasCell(Protocol):
 
 @runtime_checkable
 class IsTorchMliapState(Protocol):
-    """Everything that a torch potential needs.
+    """The state of a torch potential.
 
     Attributes:
-        particles: table of `IsTorchMliapParticles`, or these themselves.
-        systems: table of `HasCell`, or these themselves.
+        particles: table of `IsTorchMliapParticles`, or such an object itself.
+        systems: table of `HasCell`, or such an object itself.
         neighborlist: `(particles, systems, cutoffs) → Edges`; a `NeighborList` is one.
         torch_mliap_model: the potential.
     """
@@ -94,7 +94,7 @@ class IsTorchMliapState(Protocol):
 
     @property
     def neighborlist(self) -> IsNeighborList:
-        """What lists the edges."""
+        """The neighbour list."""
         ...
 
     @property
@@ -105,7 +105,7 @@ class IsTorchMliapState(Protocol):
 
 @runtime_checkable
 class IsNeighborList(Protocol):
-    """What lists the edges of particles."""
+    """A neighbour list: a function from particles and systems to edges."""
 
     def __call__(self, particles: Any, systems: Any, cutoffs: Any, /) -> Edges:
         """All directed edges with `0 < |r| < cutoff`.

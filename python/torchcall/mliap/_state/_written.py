@@ -1,4 +1,4 @@
-"""Which rows of an output go into the cache: system by system, or as a `patch_idx_view` says."""
+"""Selects the rows of an output that are written to the cache."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from torchcall.mliap._table import Table, rows_of
 
 
 class Written(NamedTuple):
-    """The system whose acceptance decides over each row; the number of systems where none does.
+    """For each row, the system whose acceptance writes it; the number of systems means never.
 
     Attributes:
         keys: the systems, as a table without data.
-        rows: of each part of an output, its shape being the number of rows.
+        rows: for each part of an output, an index per row.
     """
 
     keys: Table[Any, None]
     rows: PotentialOut[Any, EmptyType]
 
 
-def natural(
+def rows_by_system(
     out: PotentialOut[Any, EmptyType], system: Int[Array, " n"]
 ) -> PotentialOut[Any, EmptyType]:
-    """Each row goes with its own system."""
+    """Assigns each row to its own system."""
     b = len(out.total_energies.keys)
     own = jnp.arange(b, dtype=jnp.int32)
     system = jnp.where((system >= 0) & (system < b), system, b).astype(jnp.int32)
@@ -38,16 +38,16 @@ def natural(
     return PotentialOut(Table(out.total_energies.keys, own), gradients, EMPTY)
 
 
-def limited(out: PotentialOut[Any, EmptyType], index: Any) -> PotentialOut[Any, EmptyType]:
-    """Each row goes with the system that a `patch_idx_view` returned for it.
+def rows_by_view(out: PotentialOut[Any, EmptyType], index: Any) -> PotentialOut[Any, EmptyType]:
+    """Assigns each row to the system that a `patch_idx_view` returned for it.
 
     Args:
         out: the output.
-        index: what the view returned: an output with an index, or `EMPTY`, for each part.
+        index: the view's result: an output with an index, or `EMPTY`, for each part.
 
     Raises:
         TypeError: a part is missing.
-        ValueError: an index has not one entry for each row, or a key that is no system.
+        ValueError: an index has the wrong length, or a key that is no system.
     """
     keys = out.total_energies.keys
     for name in ("total_energies", "gradients"):
@@ -83,6 +83,6 @@ def limited(out: PotentialOut[Any, EmptyType], index: Any) -> PotentialOut[Any, 
 
 
 def written_rows(written: Written, accept: Accept) -> PotentialOut[Any, EmptyType]:
-    """Whether each row goes in."""
+    """Whether each row is written."""
     yes = jnp.append(accepted(accept, written.keys.keys), False)
     return jax.tree.map(lambda row: yes[row], written.rows)
