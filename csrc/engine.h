@@ -89,8 +89,8 @@ typedef struct {
   int32_t axis;
 } TcNarrowing;
 
-// Which entries an int64 operand may have. Where a plan says so, each call checks it: code that was
-// compiled ahead of time follows an index wherever it points, and may end the process.
+// Which entries an operand of integers may have. Calls on a CPU check it before the model runs;
+// elsewhere reading an entry would mean waiting for the device.
 typedef struct {
   int64_t operand;
   // Entries are rows of this operand: from 0 to the size of its axis 0, as the model sees it.

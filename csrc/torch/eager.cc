@@ -105,7 +105,7 @@ class CallablePlan::Context : public CallContext {
 };
 
 CallablePlan::CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpec& spec)
-    : Plan(model, CallForm(spec), model->autograd(), /*pools=*/true),
+    : Plan(model, spec, CallForm(spec), model->autograd(), /*pools=*/true),
       callable_(std::make_shared<Callable>(spec.callable)) {}
 
 CallablePlan::Frame CallablePlan::Open(DLDevice device) const {

@@ -1,6 +1,5 @@
 #include "package.h"
 
-#include <algorithm>
 #include <stdexcept>
 
 #include "fingerprint.h"
@@ -75,19 +74,6 @@ std::unique_ptr<Plan> PackageModel::NewPlan(const TcPlanSpec& spec) {
                                        spec);
 }
 
-namespace {
-
-std::string Listed(const TcIndexCheck& check) {
-  std::string text;
-  for (uint64_t entry = 0; entry < 128; ++entry) {
-    if ((check.allowed[entry / 64] >> (entry % 64) & 1) == 0) continue;
-    text += (text.empty() ? "" : ", ") + std::to_string(entry);
-  }
-  return text;
-}
-
-}  // namespace
-
 class PackagePlan::Context : public CallContext {
  public:
   Context(const PackagePlan& plan, TcPlace place)
@@ -99,7 +85,6 @@ class PackagePlan::Context : public CallContext {
   }
 
   void Invoke() override {
-    if (place.device.device_type == kDLCPU) plan_.CheckIndices(inputs);
     loader_ = plan_.model_->loader(DeviceOf(place.device));
     try {
       results_ = loader_->Run(arguments_);
@@ -136,18 +121,11 @@ class PackagePlan::Context : public CallContext {
 };
 
 PackagePlan::PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec)
-    : Plan(model, CallForm(spec), Autograd::kInference, /*pools=*/true),
-      model_(std::move(model)),
-      checks_(spec.index_checks, spec.index_checks + spec.num_index_checks) {
+    : Plan(model, spec, CallForm(spec), Autograd::kInference, /*pools=*/true),
+      model_(std::move(model)) {
   CollectTensors(ParseTree(spec.arguments, spec.num_arguments), order_);
   for (const Tree& result : ParseTree(spec.results, spec.num_results).children) {
     wanted_.push_back(result.kind == TC_TENSOR ? result.integer : -1);
-  }
-  for (const TcIndexCheck& check : checks_) {
-    const CallForm::Operand& operand = form().operands.at(check.operand);
-    if (operand.cast.value_or(operand.dtype) != c10::ScalarType::Long) {
-      throw std::invalid_argument(operand.name + ": expected int64 indices");
-    }
   }
 }
 
@@ -163,35 +141,6 @@ std::string PackagePlan::WithNames(std::string text) const {
   const size_t argument = std::stoul(text.substr(at + kMark.size()));
   if (end == std::string::npos || argument >= order_.size()) return text;
   return text.replace(at, end + 1 - at, form().operands[order_[argument]].name);
-}
-
-void PackagePlan::CheckIndices(const CallInputs& inputs) const {
-  for (const TcIndexCheck& check : checks_) {
-    const at::Tensor& indices = inputs[check.operand];
-    const auto* index = static_cast<const uint64_t*>(indices.const_data_ptr());
-    const int64_t count = indices.numel();
-    const auto refuse = [&](const std::string& expected, int64_t i) {
-      throw std::invalid_argument(form().operands[check.operand].name + ": expected " + expected +
-                                  ", got " + std::to_string(static_cast<int64_t>(index[i])) +
-                                  " at entry " + std::to_string(i));
-    };
-    if (check.rows_of >= 0) {
-      const auto rows = static_cast<uint64_t>(inputs[check.rows_of].size(0));
-      uint64_t outside = 0;  // a negative index is a large one
-      for (int64_t i = 0; i < count; ++i) outside |= static_cast<uint64_t>(index[i] >= rows);
-      if (outside == 0) continue;
-      int64_t i = 0;
-      while (index[i] < rows) ++i;
-      refuse("indices from 0 to " + std::to_string(rows - 1), i);
-    }
-    // Where there are no atoms at all, the phantoms are hydrogen.
-    if (std::all_of(index, index + count, [](uint64_t entry) { return entry == 1; })) continue;
-    for (int64_t i = 0; i < count; ++i) {
-      const uint64_t entry = index[i];
-      const bool fits = entry < 128 && (check.allowed[entry / 64] >> (entry % 64) & 1) != 0;
-      if (!fits) refuse("one of " + Listed(check), i);
-    }
-  }
 }
 
 }  // namespace torchcall

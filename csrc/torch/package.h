@@ -79,16 +79,12 @@ class PackagePlan : public Plan {
  private:
   class Context;
   std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
-  // Code compiled ahead of time follows an index wherever it points. Throws std::invalid_argument.
-  void CheckIndices(const CallInputs& inputs) const;
-
   // The package's own checks count its arguments; a user knows the operands.
   std::string WithNames(std::string text) const;
 
   std::shared_ptr<PackageModel> model_;
   std::vector<int64_t> order_;   // the operand of each of the package's arguments
   std::vector<int64_t> wanted_;  // the output that each of its results is, -1: none
-  std::vector<TcIndexCheck> checks_;
 };
 
 }  // namespace torchcall

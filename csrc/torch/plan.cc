@@ -13,8 +13,13 @@ constexpr size_t kMostPooled = 64;
 
 }  // namespace
 
-Plan::Plan(std::shared_ptr<Model> model, CallForm form, Autograd autograd, bool pools)
-    : model_(std::move(model)), form_(std::move(form)), autograd_(autograd), pools_(pools) {
+Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, Autograd autograd,
+           bool pools)
+    : model_(std::move(model)),
+      form_(std::move(form)),
+      index_checks_(spec, form_),
+      autograd_(autograd),
+      pools_(pools) {
   for (const CallForm::Operand& operand : form_.operands) copied_per_call_ += operand.copied;
 }
 
@@ -67,6 +72,8 @@ std::string Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace p
   CallContext& call = *finisher.context;
   form_.ReadLengths(inputs, device, call.sizes);
   call.inputs.Point(inputs, call.sizes);
+  // Elsewhere to read an entry would mean to wait for the device.
+  if (device.is_cpu()) index_checks_.Run(form_, call.inputs);
   call.Invoke();
   const int64_t written = call.inputs.FindUnforeseenWrite();
   if (written >= 0) {

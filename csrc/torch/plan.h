@@ -15,6 +15,7 @@
 #include "call_form.h"
 #include "call_inputs.h"
 #include "guards.h"
+#include "index_checks.h"
 #include "model.h"
 
 namespace torchcall {
@@ -54,7 +55,8 @@ class Plan {
 
  protected:
   // `pools`: whether a context may serve another call.
-  Plan(std::shared_ptr<Model> model, CallForm form, Autograd autograd, bool pools);
+  Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, Autograd autograd,
+       bool pools);
 
   // Called on the place's device and stream.
   virtual std::unique_ptr<CallContext> NewContext(TcPlace place) const = 0;
@@ -66,6 +68,7 @@ class Plan {
   std::unique_ptr<CallContext> Acquire(TcPlace place);
   std::shared_ptr<Model> model_;
   CallForm form_;
+  IndexChecks index_checks_;
   Autograd autograd_;
   bool pools_;
   int64_t copied_per_call_ = 0;  // operands that the model may write to

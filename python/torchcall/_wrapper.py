@@ -194,6 +194,10 @@ class TorchModuleWrapper:
             )
         return _rebuild, (str(self._source.path), self._options)
 
+    def _inspected(self) -> Any:
+        """The Python object behind the model, to read attributes of; a package's metadata."""
+        return self._source.python_module(self._model)
+
     # Plans
 
     def _prepare(

@@ -81,7 +81,7 @@ std::unique_ptr<ScriptPlan> ScriptPlan::Make(std::shared_ptr<ScriptModel> model,
 
 ScriptPlan::ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spec, CallForm form,
                        std::unique_ptr<Arguments> arguments)
-    : Plan(model, std::move(form), model->autograd(), /*pools=*/!arguments->rebuild),
+    : Plan(model, spec, std::move(form), model->autograd(), /*pools=*/!arguments->rebuild),
       model_(std::move(model)),
       arguments_(std::move(arguments)),
       result_(ParseTree(spec.results, spec.num_results)) {}

@@ -1,6 +1,7 @@
 """A call as the engines see it, and what an engine settles for its plan."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,17 +11,23 @@ from torchcall._call.tree import Node
 
 
 class IndexCheck(NamedTuple):
-    """Which entries an int64 operand may have; see csrc/engine.h.
+    """Which entries an operand of integers may have; see csrc/engine.h.
 
     Attributes:
         operand: the operand.
-        rows_of: the operand whose rows they are, or -1.
-        allowed: bits of the entries from 0 to 127 that may be, where `rows_of` is -1.
+        rows_of: the operand whose rows the entries number, or -1.
+        allowed: where `rows_of` is -1, the set of allowed entries, as bits 0 to 127.
     """
 
     operand: int
     rows_of: int
     allowed: tuple[int, int] = (0, 0)
+
+    @classmethod
+    def members(cls, operand: int, entries: Iterable[int]) -> "IndexCheck":
+        """The check that every entry is one of these numbers from 0 to 127."""
+        bits = sum(1 << entry for entry in set(entries))
+        return cls(operand, -1, (bits & (2**64 - 1), bits >> 64))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from torchcall._call.call import IndexCheck
+
 
 class Axis(NamedTuple):
     """The axis of an operand or output that a length narrows. An output's must be 0."""
@@ -49,16 +51,20 @@ class CallOptions:
         outputs: a pytree of `jax.ShapeDtypeStruct`, what the caller takes of the model's outputs.
             Further keys of its dicts are dropped, and floats are cast. None: what the wrapper says.
         narrowing: the padded axes of which the model sees a prefix, if any.
+        index_checks: range checks of integer operands, numbered among the arrays in JAX's order.
+            Calls on a CPU make them before the model runs; on a GPU, that would mean waiting.
     """
 
     outputs: Any = None
     narrowing: Narrowing | None = None
+    index_checks: tuple[IndexCheck, ...] = ()
 
     def key(self) -> Any:
         """Hashable, equal where one plan serves."""
         leaves, treedef = jax.tree.flatten(self.outputs)
         outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        return outputs, treedef, None if self.narrowing is None else self.narrowing.key()
+        narrowing = None if self.narrowing is None else self.narrowing.key()
+        return outputs, treedef, narrowing, self.index_checks
 
 
 def is_axis(value: object) -> bool:

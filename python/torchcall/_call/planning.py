@@ -103,7 +103,7 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
         outputs_known=request.options.outputs is not None or request.output_spec is not None,
     )
     looked_at = request.look_at(call)
-    narrowing = request.options.narrowing
+    narrowing, checks = request.options.narrowing, request.options.index_checks
     axes = (None,) * len(names) if narrowing is None else narrowing.inputs
     operands = [
         Operand(names[i], request.specs[i], casts[i], axes[i], copied)
@@ -129,7 +129,7 @@ def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prep
             arguments=looked_at.arguments,
             results=looked_at.results(output_tree),
             selects_outputs=call.selects_outputs,
-            index_checks=looked_at.index_checks,
+            index_checks=list(dict.fromkeys([*looked_at.index_checks, *checks])),
             callable=looked_at.callable(output_tree, len(lengths)),
             cuda_graph=request.cuda_graph,
             graph_refusal=_graph_refusal(model),

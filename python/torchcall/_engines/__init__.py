@@ -1,7 +1,7 @@
 """Where models come from: TorchScript, packages and Python, live or in files."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -39,6 +39,10 @@ class ModelSource(Protocol):
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
         """Makes the native model."""
+        ...
+
+    def python_module(self, model: _bridge.Model) -> Any:
+        """The model as a Python object, to inspect; of a package, what it states about itself."""
         ...
 
     def look_at(self, model: _bridge.Model, call: Call) -> EngineCall:

@@ -192,6 +192,11 @@ class EagerSource:
                 raise ValueError("expected weights that have data, got some on the device 'meta'")
         return _bridge.Model.of_callables(self.name, requires_grad)
 
+    def python_module(self, model: _bridge.Model) -> Any:
+        """The caller's module itself."""
+        del model
+        return self._module
+
     def look_at(self, model: _bridge.Model, call: Call) -> "EagerCall":
         """Settles a call; see `EngineCall`."""
         del model

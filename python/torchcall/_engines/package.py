@@ -66,9 +66,8 @@ class PackageCall:
                 self._check(call.arrays[k], dtype, shape)
             self.index_checks = [IndexCheck(operands[key], operands[of]) for key, of in _INDICES]
             if metadata["species"]:
-                bits = sum(1 << number for number in metadata["species"])
-                allowed = (bits & (2**64 - 1), bits >> 64)
-                self.index_checks.append(IndexCheck(operands["atomic_numbers"], -1, allowed))
+                species = IndexCheck.members(operands["atomic_numbers"], metadata["species"])
+                self.index_checks.append(species)
 
     def infer_outputs(self) -> Any:
         """What the package says that it returns.
@@ -248,6 +247,11 @@ class PackageSource:
                 f"the package does not load with torch {torch.__version__}; if another torch "
                 f"compiled it, compile the model here: {error}"
             ) from error
+
+    def python_module(self, model: _bridge.Model) -> dict[str, Any]:
+        """What `torchcall.compile` wrote into the package; empty for one of another origin."""
+        del model
+        return self._metadata.torchcall or {}
 
     def look_at(self, model: _bridge.Model, call: Call) -> PackageCall:
         """Settles a call; see `EngineCall`."""

@@ -90,6 +90,7 @@ def check_model(model: TorchMliap, graph: AtomGraph, *, seed: int = 0) -> CheckR
     """
     check_graph(graph)
     model.check_cutoff(graph)
+    model.check_species(graph)
     return CheckReport(tuple(_Trial(model, graph, seed).findings()))
 
 

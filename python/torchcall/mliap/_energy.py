@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from torchcall.mliap._graph import AtomGraph, check_graph, pad_graph
+from torchcall.mliap._graph import AtomGraph, check_graph, pad_with
 from torchcall.mliap._merge import merge_graphs
 from torchcall.mliap._model import TorchMliap
 
@@ -50,12 +50,13 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
 
     Raises:
         ValueError: a shape is wrong, the neighbour list has another cutoff than the model, a
-            capacity is exceeded, or the cell is differentiated and the model computes no gradients
-            of it.
+            capacity is exceeded, an atom is of an element that the model does not declare, or the
+            cell is differentiated and the model computes no gradients of it.
         NotImplementedError: the derivative asked for is of second order, or in charge or spin.
     """
     check_graph(graph)
     model.check_cutoff(graph)
+    model.check_species(graph)
     # Offsets are integers: constant wherever they are differentiable.
     offsets = jax.lax.stop_gradient(graph.cell_offsets)
     return _energy(jax.lax.stop_gradient(model), replace(graph, cell_offsets=offsets))
@@ -78,6 +79,7 @@ def energy_and_gradients(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradie
     """
     check_graph(graph)
     model.check_cutoff(graph)
+    model.check_species(graph)
     return _guarded(model, graph)
 
 
@@ -170,8 +172,10 @@ def evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     """One evaluation, in the caller's order; every way to the model leads through here."""
     n_systems = graph.cell.shape[0]
     atoms, edges, systems = model.capacity or (None, None, None)
-    padded, masks = pad_graph(
-        graph, cutoff=model.cutoff, n_atoms=atoms, n_edges=edges, n_systems=systems
+    # An element that the model knows, should there be no atoms at all.
+    element = (model.species or (1,))[0]
+    padded, masks = pad_with(
+        graph, element, cutoff=model.cutoff, n_atoms=atoms, n_edges=edges, n_systems=systems
     )
     out = model.evaluate(padded, masks.n_atoms, masks.n_edges)
     real = (masks.rows < masks.n_atoms)[:, None]

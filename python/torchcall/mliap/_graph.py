@@ -156,6 +156,19 @@ def pad_graph(
         ValueError: a shape is wrong, or a capacity too small; the message names the axis.
         TypeError: positions are not float32 or float64.
     """
+    return pad_with(graph, 1, cutoff=cutoff, n_atoms=n_atoms, n_edges=n_edges, n_systems=n_systems)
+
+
+def pad_with(
+    graph: AtomGraph,
+    element: int,
+    *,
+    cutoff: float | Float[Array, ...] | Table[Any, Any],
+    n_atoms: int | None = None,
+    n_edges: int | None = None,
+    n_systems: int | None = None,
+) -> tuple[AtomGraphInput, PaddingMasks]:
+    """`pad_graph`; where there are no real atoms, phantoms have the atomic number `element`."""
     n, b, e = check_graph(graph)
     sizes = (
         _capacity("n_atoms", n_atoms, n + 1, f"{n} atoms and one phantom"),
@@ -163,7 +176,7 @@ def pad_graph(
         _capacity("n_systems", n_systems, b + 1, f"{b} systems and one phantom"),
     )
     largest = jnp.max(jnp.asarray(cutoff.data if isinstance(cutoff, Table) else cutoff))
-    return _pad(replace(graph, list_cutoff=None), largest, sizes)
+    return _pad(replace(graph, list_cutoff=None), largest, sizes, element)
 
 
 def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
@@ -236,9 +249,9 @@ class _Ordered(NamedTuple):
     edge_index: Array
 
 
-@partial(jax.jit, static_argnums=2)
+@partial(jax.jit, static_argnums=(2, 3))
 def _pad(
-    graph: AtomGraph, cutoff: Array, sizes: tuple[int, int, int]
+    graph: AtomGraph, cutoff: Array, sizes: tuple[int, int, int], element: int
 ) -> tuple[AtomGraphInput, PaddingMasks]:
     n, b, e = graph.positions.shape[0], graph.cell.shape[0], graph.edge_index.shape[1]
     atoms, edges, systems = sizes
@@ -249,7 +262,8 @@ def _pad(
     real = lax.iota(jnp.int32, atoms) < p
     # p is the number of the first phantom atom, and of every unused edge's ends.
     kind = ordered.numbers.dtype
-    first = jnp.where(p > 0, ordered.numbers[0], 1).astype(kind) if n else jnp.ones((), kind)
+    none = jnp.asarray(element, kind)
+    first = jnp.where(p > 0, ordered.numbers[0], none) if n else none
     numbers = jnp.where(real, _lengthen(ordered.numbers, atoms), first)
 
     prefix = jnp.int32(e) if graph.n_edges is None else graph.n_edges.astype(jnp.int32)

@@ -15,12 +15,14 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from torchcall._call.call import IndexCheck
 from torchcall._call.narrowing import Axis, CallOptions, Narrowing
 from torchcall._call.specs import torch_dtype
 from torchcall._engines.package import PackageSource
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
+from torchcall.mliap._species import unknown_element, wrapped_species
 from torchcall.mliap._table import SystemId, Table
 
 
@@ -154,7 +156,11 @@ class TorchMliap:
         """
         if not isinstance(self.wrapper, TorchModuleWrapper):  # any function of the input
             return self.checked(input, self.wrapper(input))
-        return self.wrapper._call((input,), {}, CallOptions(self.output_specs(input)))
+        error = unknown_element(self.species, input.get("atomic_numbers", ()), None, 0)
+        if error:
+            raise ValueError(f"torchcall: {self._name}: input['atomic_numbers']: {error}")
+        options = CallOptions(self.output_specs(input), index_checks=self._index_checks(input))
+        return self.wrapper._call((input,), {}, options)
 
     def evaluate(
         self, input: AtomGraphInput, n_atoms: Int[ArrayLike, ""], n_edges: Int[ArrayLike, ""]
@@ -177,7 +183,8 @@ class TorchMliap:
         if fixed or not isinstance(self.wrapper, TorchModuleWrapper):
             return self.call(input)
         outputs = self.output_specs(input)
-        options = CallOptions(outputs, _narrowing(tuple(outputs)))
+        checks = self._index_checks(input)
+        options = CallOptions(outputs, _narrowing(tuple(outputs)), checks)
         lengths = [jnp.asarray(n, jnp.int32) for n in (n_atoms, n_edges)]
         out = self.wrapper._call((input,), {}, options, lengths)
         gradients = out["position_gradients"]
@@ -192,7 +199,7 @@ class TorchMliap:
 
     def checked(self, input: AtomGraphInput, out: Any) -> dict[str, Array]:
         """The outputs that the form of a potential names, if they are all there."""
-        name = getattr(self.wrapper, "__name__", type(self.wrapper).__name__)
+        name = self._name
         if not isinstance(out, dict):
             raise TypeError(
                 f"torchcall: {name}: output: expected a dict with 'energy' and "
@@ -212,6 +219,48 @@ class TorchMliap:
                 )
             result[key] = out[key].astype(spec.dtype)
         return result
+
+    @property
+    def species(self) -> tuple[int, ...] | None:
+        """The atomic numbers that the module declares, ascending; None if it declares none.
+
+        Read once from the module's attribute or buffer `species` or `atomic_numbers`, or from the
+        package's metadata. Another element is an error in every engine: before the call where the
+        numbers are concrete, otherwise in the call. A call on a GPU would have to wait for the
+        numbers, so traced numbers are checked on CPUs only.
+        """
+        return wrapped_species(self.wrapper)
+
+    @property
+    def _name(self) -> str:
+        return getattr(self.wrapper, "__name__", type(self.wrapper).__name__)
+
+    def _index_checks(self, input: AtomGraphInput) -> tuple[IndexCheck, ...]:
+        """Edges join atoms, atoms belong to systems, elements are declared."""
+        operand = {key: k for k, key in enumerate(sorted(input))}
+        checks = [
+            IndexCheck(operand[key], operand[rows])
+            for key, rows in (("edge_index", "pos"), ("batch", "cell"))
+            if key in operand and rows in operand
+        ]
+        # The native set has 128 members.
+        if self.species and self.species[-1] < 128 and "atomic_numbers" in operand:
+            checks.append(IndexCheck.members(operand["atomic_numbers"], self.species))
+        return tuple(checks)
+
+    def check_species(self, graph: AtomGraph) -> None:
+        """Compares concrete atomic numbers with the elements that the module declares.
+
+        Raises:
+            ValueError: naming the first atom of another element.
+        """
+        n_systems = graph.cell.shape[0]
+        error = unknown_element(self.species, graph.atomic_numbers, graph.batch, n_systems)
+        if error:
+            raise ValueError(
+                f"torchcall: {self._name}: graph.atomic_numbers: {error}; the model does not "
+                "declare this element in its `species`"
+            )
 
     def check_cutoff(self, graph: AtomGraph) -> None:
         """Compares with the cutoff of the graph's neighbour list, where both are known.

@@ -1,0 +1,64 @@
+#include "index_checks.h"
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace torchcall {
+namespace {
+
+bool IsMember(const TcIndexCheck& check, uint64_t entry) {
+  return entry < 128 && (check.allowed[entry / 64] >> (entry % 64) & 1) != 0;
+}
+
+std::string Listed(const TcIndexCheck& check) {
+  std::string text;
+  for (uint64_t entry = 0; entry < 128; ++entry) {
+    if (IsMember(check, entry)) text += (text.empty() ? "" : ", ") + std::to_string(entry);
+  }
+  return text;
+}
+
+}  // namespace
+
+IndexChecks::IndexChecks(const TcPlanSpec& spec, const CallForm& form)
+    : checks_(spec.index_checks, spec.index_checks + spec.num_index_checks) {
+  for (const TcIndexCheck& check : checks_) {
+    const CallForm::Operand& operand = form.operands.at(check.operand);
+    if (check.rows_of >= 0) form.operands.at(check.rows_of);
+    const c10::ScalarType dtype = operand.cast.value_or(operand.dtype);
+    if (!c10::isIntegralType(dtype, /*includeBool=*/false)) {
+      throw std::invalid_argument(operand.name + ": expected integers, which index checks need");
+    }
+  }
+}
+
+void IndexChecks::Run(const CallForm& form, const CallInputs& inputs) const {
+  for (const TcIndexCheck& check : checks_) {
+    // Neither copies a dense int64 tensor, the usual case.
+    const at::Tensor indices = inputs[check.operand].to(c10::ScalarType::Long).contiguous();
+    // A negative entry becomes a large one.
+    const auto* entries = reinterpret_cast<const uint64_t*>(indices.const_data_ptr<int64_t>());
+    const int64_t count = indices.numel();
+    const auto refuse = [&](const std::string& expected, int64_t i) {
+      throw std::invalid_argument(form.operands[check.operand].name + ": expected " + expected +
+                                  ", got " + std::to_string(static_cast<int64_t>(entries[i])) +
+                                  " at entry " + std::to_string(i));
+    };
+    if (check.rows_of < 0) {
+      for (int64_t i = 0; i < count; ++i) {
+        if (!IsMember(check, entries[i])) refuse("one of " + Listed(check), i);
+      }
+      continue;
+    }
+    const auto rows = static_cast<uint64_t>(inputs[check.rows_of].size(0));
+    uint64_t outside = 0;  // without a branch, so that the loop is vectorised
+    for (int64_t i = 0; i < count; ++i) outside |= static_cast<uint64_t>(entries[i] >= rows);
+    if (outside == 0) continue;
+    int64_t i = 0;
+    while (entries[i] < rows) ++i;
+    refuse("indices from 0 to " + std::to_string(static_cast<int64_t>(rows) - 1), i);
+  }
+}
+
+}  // namespace torchcall
