@@ -104,6 +104,8 @@ ffi::Error CompactBitsImpl(ffi::Buffer<ffi::U32> words, ffi::Result<ffi::Buffer<
 constexpr int32_t kImageBits = 10;
 constexpr int32_t kImageMask = (1 << kImageBits) - 1;
 constexpr int32_t kImageZero = 1 << (kImageBits - 1);
+constexpr int32_t kNoImage =
+    kImageZero | kImageZero << kImageBits | kImageZero << (2 * kImageBits);  // images (0, 0, 0)
 
 // Three components and an unused lane, in one register.
 template <typename Real>
@@ -168,12 +170,14 @@ void KeepCloseTo(int32_t i, const Real* h, const Geometry<Real>& in,
       edges.receivers[count] = j;
       std::memcpy(edges.offsets + 3 * count, &s, 3 * sizeof(Real));
     }
-    count += static_cast<int64_t>(square > 0) & static_cast<int64_t>(square < limit);
+    const bool itself = (i == j) & (code == kNoImage);
+    count += static_cast<int64_t>(!itself) & static_cast<int64_t>(square < limit);
   }
   edges.count = count;
 }
 
-// Keeps 0 < |x_j − x_i + S h|² < limit, S = image + wraps_i − wraps_j; returns how many there are.
+// Keeps |x_j − x_i + S h|² < limit, S = image + wraps_i − wraps_j, without (i, i, 0); returns how
+// many there are. Atoms may coincide: a pair's length never excludes it.
 template <typename Real>
 int32_t KeepClose(const Geometry<Real>& in, const Sizes& sizes, int64_t n_pairs, Real limit,
                   std::vector<Atom<Real>>& atoms, int32_t* edge_index, Real* offsets) {

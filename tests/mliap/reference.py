@@ -215,13 +215,17 @@ def position_derivative(module, system):
 
 
 def brute_force(system, cutoff=CUTOFF, margin=0.1, images=4):
-    """All `(i, j, S)` with `0 < |x_j − x_i + S h| < cutoff + margin`: `(E,)`, `(E,)`, `(E, 3)`."""
+    """All `(i, j, S)` with `|x_j − x_i + S h| < cutoff + margin` but `(i, i, 0)`: `(E,)`, `(E,)`,
+    `(E, 3)`.
+    """
     ranges = [np.arange(-images, images + 1) if p else np.zeros(1, int) for p in system.pbc]
     box = np.stack(np.meshgrid(*ranges, indexing="ij"), -1).reshape(-1, 3)
     x = system.positions
     r = x[None, :, None] - x[:, None, None] + (box @ system.cell)[None, None]
     length = np.linalg.norm(r, axis=-1)
-    i, j, m = np.nonzero((length > 0) & (length < cutoff + margin))
+    atom = np.arange(len(x))
+    itself = (atom[:, None] == atom)[:, :, None] & ~box.any(1)
+    i, j, m = np.nonzero(~itself & (length < cutoff + margin))
     return i, j, box[m]
 
 

@@ -56,7 +56,9 @@ def test_vesin_lists_are_sorted_and_padded():
 
 @pytest.mark.parametrize("kind", ["Dense", "Sparse", "OrderedSparse"])
 def test_jax_md_lists_get_their_images(kind):
-    geometry = geometry_from_ase(crystal())
+    atoms = crystal()
+    atoms.append(atoms[0])  # at the same place
+    geometry = geometry_from_ase(atoms)
     positions, cell, pbc, _ = geometry
     with jax.numpy_dtype_promotion("standard"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -170,7 +170,8 @@ def edges_from_jax_md(
     )
     r = difference + jnp.dot(offsets, cell[0], precision="highest")
     square = jnp.sum(r * r, axis=-1)
-    valid = real & (square > 0) & (jnp.sqrt(square) < cutoff)
+    itself = (i == j) & jnp.all(offsets == 0, axis=-1)
+    valid = real & ~itself & (jnp.sqrt(square) < cutoff)
     key = jnp.where(valid, i, n_atoms).astype(jnp.int32)
     slots = max(2, key.shape[0])
     pad = slots - key.shape[0]

@@ -35,7 +35,7 @@ from torchcall.mliap._table import Table
 )
 @dataclass(frozen=True)
 class AtomGraph:
-    """n atoms in b systems with e edge slots: `r = x_j − x_i + S h`, `0 < |r| < cutoff`; a pytree.
+    """n atoms in b systems with e edge slots: `r = x_j − x_i + S h`, `|r| < cutoff`; a pytree.
 
     Atoms may come in any order. Those whose `batch` is outside `[0, b)` are padding: they
     contribute nothing, and edges that touch them are ignored.

@@ -11,8 +11,9 @@ class AtomGraphInput(TypedDict):
     """A batch of atom graphs: N atoms, B systems, E edges, phantoms included.
 
     Edge e points from atom `i = edge_index[0, e]` (sender) to `j = edge_index[1, e]` (receiver),
-    along `r = pos[j] − pos[i] + cell_offsets[e] @ cell[batch[i]]`, `0 < |r| < cutoff`. The edges
-    form a full directed list. Rows of `cell` are lattice vectors.
+    along `r = pos[j] − pos[i] + cell_offsets[e] @ cell[batch[i]]`, `|r| < cutoff`. The edges form a
+    full directed list without `(i, i, 0)`; r is zero where atoms coincide. Rows of `cell` are
+    lattice vectors.
     """
 
     pos: Float[Array, "N 3"]

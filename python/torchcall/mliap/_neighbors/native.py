@@ -60,7 +60,7 @@ def keep_close(
     n_edges: int,
     limit: float,
 ) -> tuple[Int[Array, "2 E"], Float[Array, "E 3"], Int[Array, ""]]:
-    """The candidates with `0 < |r|² < limit`, as `(edge_index, cell_offsets, count)`."""
+    """The candidates with `|r|² < limit` but (i, i, 0): `(edge_index, cell_offsets, count)`."""
     results = (
         jax.ShapeDtypeStruct((2, n_edges), jnp.int32),
         jax.ShapeDtypeStruct((n_edges, 3), positions.dtype),

@@ -1,8 +1,9 @@
 """The neighbour list: every directed pair closer than a cutoff, in fixed-size arrays.
 
-The list holds ``(i, j, S)`` with ``r = x_j − x_i + S h`` and ``0 < |r| < cutoff``, ``h`` the cell
-whose rows are lattice vectors. `NeighborListFn.allocate` chooses the arrays' sizes outside ``jit``;
-`NeighborList.update` fills them inside.
+The list holds ``(i, j, S)`` with ``r = x_j − x_i + S h`` and ``|r| < cutoff``, ``h`` the cell whose
+rows are lattice vectors. Only ``(i, i, 0)`` is excluded: coincident atoms are listed.
+`NeighborListFn.allocate` chooses the sizes of the arrays outside ``jit``; `NeighborList.update`
+fills them inside.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ Schedule = Literal["when-needed", "always", "never"]
 )
 @dataclass(frozen=True)
 class NeighborList:
-    """All ``(i, j, S)`` with ``0 < |x_j − x_i + S h| < cutoff``, a pytree of fixed-size arrays.
+    """All ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff`` but ``(i, i, 0)``.
+
+    A pytree of arrays of fixed size.
 
     Attributes:
         edge_index: (2, E) int32, row 0 sender, row 1 receiver; valid edges first, sorted by sender;
@@ -228,7 +231,9 @@ class NeighborListFn:
 def neighbor_list(
     cutoff: float, *, skin: float = 0.0, capacity_multiplier: float = 1.25
 ) -> NeighborListFn:
-    """Neighbour lists of all pairs with ``0 < |x_j − x_i + S h| < cutoff``.
+    """Neighbour lists of all ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff`` but ``(i, i, 0)``.
+
+    Atoms may coincide: no pair is too short to be listed.
 
     Args:
         cutoff: in Å, any length compared with the cell.

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from torchcall.mliap._neighbors import native
 from torchcall.mliap._neighbors.bins import (
+    NO_IMAGE,
     BinLayout,
     Bins,
     Rows,
@@ -165,7 +166,7 @@ def keep_close(
     cell: Array,
     batch: Array,
 ) -> tuple[Array, Array, Array]:
-    """Keep ``0 < |x_j − x_i + S h| < cutoff``, evaluated in the positions' dtype."""
+    """Keep ``|x_j − x_i + S h| < cutoff``, evaluated in the positions' dtype, without (i, i, 0)."""
     limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
     pairs = (candidates.sender, candidates.receiver, candidates.image, candidates.n_pairs)
     return native.on_cpu_or(
@@ -214,7 +215,9 @@ def _keep_close(
         )
         difference = take(x[k], j) - take(x[k], i) + shift
         square += difference * difference
-    valid = (square > 0) & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < n_pairs)
+    # By index, not by length: atoms may coincide, and short lengths underflow.
+    itself = (i == j) & (code == NO_IMAGE)
+    valid = ~itself & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < n_pairs)
     word, bit, count = compact(mask_to_words(valid), n_edges)
     source = materialize(jnp.minimum(word * BITS + bit, i.shape[0] - 1))
     slot_used = jnp.arange(n_edges, dtype=jnp.int32) < count

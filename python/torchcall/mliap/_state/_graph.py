@@ -27,7 +27,7 @@ S = TypeVar("S")
 )
 @dataclass(frozen=True)
 class Edges:
-    """A full directed list of pairs: `r = x_j − x_i + S h`, `0 < |r| < cutoff`; a pytree.
+    """A full directed list of pairs: `r = x_j − x_i + S h`, `|r| < cutoff`; a pytree.
 
     Attributes:
         indices: (e, 2), sender i and receiver j; edges with an index out of range are ignored.

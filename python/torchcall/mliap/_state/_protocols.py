@@ -108,7 +108,7 @@ class IsNeighborList(Protocol):
     """A neighbour list: a function from particles and systems to edges."""
 
     def __call__(self, particles: Any, systems: Any, cutoffs: Any, /) -> Edges:
-        """All directed edges with `0 < |r| < cutoff`.
+        """All directed edges with `|r| < cutoff` but `(i, i, 0)`.
 
         Args:
             particles: as in the state.
