@@ -72,7 +72,7 @@ class Spring(nn.Module):
 
 
 class Counter(nn.Module):
-    """Adds one to its buffer at each call and returns `x + count`."""
+    """Adds one to its buffer in each call and returns `x + count`."""
 
     def __init__(self, count: Tensor | None = None) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class Counter(nn.Module):
 
 
 class RaisesWhenNegative(nn.Module):
-    """Doubles `x`, and raises where its sum is negative."""
+    """`2 * x`; raises ValueError if the sum of `x` is negative."""
 
     def forward(self, x: Tensor) -> Tensor:
         if bool(x.sum() < 0):
@@ -134,7 +134,7 @@ def aligned(values: Any) -> np.ndarray:
 
 
 def error_of(call: Callable[[], Any]) -> str:
-    """The text of the error that `call` ends in, after the checks that hold for every error."""
+    """Returns the text of the error that `call` raises, after checks that apply to every error."""
     kinds = (ValueError, TypeError, NotImplementedError, RuntimeError, OSError, ImportError)
     with pytest.raises(kinds) as caught:  # JAX's own error is a RuntimeError
         jax.block_until_ready(call())
@@ -151,7 +151,7 @@ def run_python(
 ) -> subprocess.CompletedProcess[str]:
     """Runs `code` as a file (TorchScript reads sources) in a fresh process; checks its status.
 
-    The process compiles what it runs: the programs of the test run's cache are not its own.
+    The process does not use the compilation cache of the test run.
     """
     file = folder / name
     file.write_text(textwrap.dedent(code))

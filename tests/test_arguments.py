@@ -1,4 +1,4 @@
-"""How pytrees of arrays and Python scalars become a model's arguments."""
+"""Pytrees of arrays and Python scalars as the arguments of a model."""
 
 import enum
 import math
@@ -75,7 +75,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize("function, args", CALLS)
-def test_pytree_reaches_the_model_as_it_is(function, args):
+def test_pytree_reaches_the_model_unchanged(function, args):
     f = TorchModuleWrapper(torch.jit.script(function))
     expected = function(*jax.tree.map(torch_of, args))
     assert_same(f(*args), expected)
@@ -87,7 +87,7 @@ def describe(x: Tensor, b: bool, i: int, r: float, s: str, n: int | None) -> Ten
     return x * 0 + value + (-1 if n is None else n)
 
 
-def test_static_scalars_reach_the_model_as_they_are():
+def test_static_scalars_reach_the_model_unchanged():
     f = TorchModuleWrapper(torch.jit.script(describe))
     for args in [
         (True, 2, 3.5, "four", None),
@@ -123,7 +123,7 @@ def sign(x: Tensor, r: float) -> Tensor:
     return x * 0 + torch.copysign(torch.ones(2, 3), torch.full([2, 3], r))
 
 
-def test_special_floats_are_static_scalars_too():
+def test_special_floats_work_as_static_scalars():
     f = TorchModuleWrapper(torch.jit.script(scaled))
     for value in (math.nan, math.inf, -math.inf, 1e308, 5e-324, 0.1):
         with np.errstate(all="ignore"):
@@ -137,7 +137,7 @@ def test_special_floats_are_static_scalars_too():
     assert_same(g(X, -0.0), -np.ones_like(X))
 
 
-def test_an_int_serves_where_a_float_is_wanted():
+def test_an_int_is_accepted_where_a_float_is_expected():
     f = TorchModuleWrapper(torch.jit.script(scaled))
     assert_same(f(X, 3), scaled(torch_of(X), 3))
 
@@ -150,7 +150,7 @@ class Order(enum.IntEnum):
     THIRD = 3
 
 
-def test_int_enum_is_its_int():
+def test_int_enum_is_passed_as_an_int():
     assert_same(TorchModuleWrapper(torch.jit.script(times))(X, Order.THIRD), X * 3)
 
 
@@ -170,12 +170,12 @@ def length(x: Tensor, s: str) -> Tensor:
     return x * 0 + len(s)
 
 
-def test_string_with_a_nul_is_not_cut():
+def test_string_with_a_nul_character_is_not_truncated():
     f = TorchModuleWrapper(torch.jit.script(length))
     assert_same(f(X, "ab\0cd"), np.full_like(X, 5))
 
 
-def test_string_that_is_no_utf8_is_an_error_that_names_it():
+def test_string_that_is_not_valid_utf8_is_an_error_that_names_the_operand():
     f = TorchModuleWrapper(torch.jit.script(length))
     text = error_of(lambda: f(X, "\ud800"))
     assert "operand args[1]" in text
@@ -189,7 +189,7 @@ def of_static_lists(x: Tensor, sizes: list[int], names: dict[str, float], t: tup
     return x * total * names["scale"]
 
 
-def test_containers_of_static_scalars():
+def test_containers_of_static_scalars_reach_the_model():
     f = TorchModuleWrapper(torch.jit.script(of_static_lists))
     args = [1, 2, 3], {"scale": 0.5}, (4, "ab")
     assert_same(f(X, *args), of_static_lists(torch_of(X), *args))
@@ -227,7 +227,7 @@ def with_defaults(
         "everything by name",
     ],
 )
-def test_defaults_keywords_and_optional_arguments(args, kwargs):
+def test_defaults_keywords_and_optional_arguments_work_as_in_python(args, kwargs):
     f = TorchModuleWrapper(torch.jit.script(with_defaults))
     expected = with_defaults(*jax.tree.map(torch_of, args), **_torch(kwargs))
     assert_same(f(*args, **kwargs), expected)
@@ -237,7 +237,7 @@ def _torch(kwargs):
     return {k: torch_of(v) if isinstance(v, np.ndarray) else v for k, v in kwargs.items()}
 
 
-def test_one_wrapper_serves_an_optional_argument_with_and_without():
+def test_one_wrapper_can_be_called_with_and_without_an_optional_argument():
     f = TorchModuleWrapper(torch.jit.script(with_defaults))
     for _ in range(2):
         assert_same(f(X, Y), with_defaults(torch_of(X), torch_of(Y)))
@@ -271,10 +271,10 @@ class Custom:
 
 
 BAD_CALLS = [
-    pytest.param((X,), {}, ["'y'", "Tensor", "nothing"], id="an argument missing"),
-    pytest.param((X, Y, Z), {}, ["2", "3"], id="an argument too many"),
+    pytest.param((X,), {}, ["'y'", "Tensor", "nothing"], id="a missing argument"),
+    pytest.param((X, Y, Z), {}, ["2", "3"], id="one argument too many"),
     pytest.param((X, Y), {"z": Y}, ["kwargs['z']"], id="an unknown keyword"),
-    pytest.param((X, Y), {"y": Y}, ["kwargs['y']", "twice"], id="an argument twice"),
+    pytest.param((X, Y), {"y": Y}, ["kwargs['y']", "twice"], id="an argument given twice"),
     pytest.param((X, 1.0), {}, ["args[1]", "Tensor", "float"], id="a scalar for a tensor"),
     pytest.param((X, None), {}, ["args[1]", "Tensor", "None"], id="None for a tensor"),
     pytest.param((X, [Y]), {}, ["args[1]", "Tensor", "list"], id="a list for a tensor"),
@@ -285,7 +285,7 @@ BAD_CALLS = [
     pytest.param((X, {3}), {}, ["args[1]", "set"], id="a set"),
     pytest.param((X, torch.ones(2)), {}, ["args[1]", "torch.Tensor"], id="a torch tensor"),
     pytest.param((X, Custom(X, Y)), {}, ["args[1]", "Custom"], id="a custom pytree node"),
-    pytest.param((Custom(X, Y),), {}, ["args[0]", "Custom"], id="a custom node alone"),
+    pytest.param((Custom(X, Y),), {}, ["args[0]", "Custom"], id="a custom pytree node alone"),
     pytest.param(
         (X, jax.ShapeDtypeStruct((2, 3), "f4")), {}, ["args[1]", "ShapeDtypeStruct"], id="a spec"
     ),
@@ -296,7 +296,7 @@ BAD_CALLS = [
 
 @pytest.mark.parametrize("args, kwargs, parts", BAD_CALLS)
 @pytest.mark.parametrize("given", [False, True], ids=["inferred", "with an output_spec"])
-def test_arguments_that_do_not_fit_are_an_error_that_names_them(args, kwargs, parts, given):
+def test_arguments_that_do_not_fit_the_signature_are_named_in_the_error(args, kwargs, parts, given):
     spec = jax.ShapeDtypeStruct((2, 3), "f4") if given else None
     f = TorchModuleWrapper(torch.jit.script(subtract), output_spec=spec)
     text = error_of(lambda: f(*args, **kwargs))
@@ -312,7 +312,7 @@ BAD_DTYPES = ["uint16", "uint32", "float8_e4m3fn", "int4", "object", "<U1", "dat
 
 
 @pytest.mark.parametrize("dtype", BAD_DTYPES)
-def test_dtype_that_the_two_sides_do_not_share_is_an_error(dtype):
+def test_dtype_that_torch_and_jax_do_not_share_is_an_error(dtype):
     f = TorchModuleWrapper(torch.jit.script(subtract))
     array = np.zeros((2, 3), jnp.dtype(dtype))
     text = error_of(lambda: f(X, array))
@@ -338,7 +338,7 @@ BAD_INPUT_SPECS = [
 
 
 @pytest.mark.parametrize("input_spec, part", BAD_INPUT_SPECS)
-def test_input_spec_that_does_not_fit_is_an_error(input_spec, part):
+def test_invalid_input_spec_is_an_error(input_spec, part):
     f = TorchModuleWrapper(torch.jit.script(subtract), input_spec=input_spec)
     text = error_of(lambda: f(X, Y))
     assert text.startswith("torchcall: subtract: input_spec")
@@ -353,7 +353,7 @@ def test_input_spec_for_a_static_scalar_is_an_error():
     assert "args[1]" in text
 
 
-def test_ordered_and_default_dicts_are_dicts():
+def test_ordered_and_default_dicts_are_passed_as_dicts():
     f = TorchModuleWrapper(torch.jit.script(adds_values))
     ordered = OrderedDict(z=X, a=X + 1)
     default = defaultdict(list, z=X, a=X + 1)

@@ -1,4 +1,4 @@
-"""Each benchmark runs, and its file has the form that every benchmark's file has."""
+"""Each benchmark runs and writes its results in the common format."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def checked_document(path):
     return document
 
 
-def test_call_overhead_times_every_case_and_states_every_claim(tmp_path):
+def test_call_overhead_times_every_case_and_prints_every_verdict(tmp_path):
     path = tmp_path / "results" / "call_overhead.json"
     options = ("--quick", "--without", "wrap_torch2jax", "--json", path)
     done = run("call_overhead.py", *options)
@@ -74,7 +74,7 @@ def test_neighbor_list_times_every_method(tmp_path):
     assert len({row["method"] for row in rows}) == 9
 
 
-def test_the_figure_is_drawn_from_results(tmp_path):
+def test_figure_is_drawn_from_results(tmp_path):
     results, figure = tmp_path / "results.json", tmp_path / "images" / "figure.png"
     rows = [
         {"case": case, "method": method, "engine": "-", "us_median": 3.0, "us_iqr": 0.5, "n": 9}
@@ -89,7 +89,7 @@ def test_the_figure_is_drawn_from_results(tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_figure_needs_results(tmp_path):
+def test_drawing_the_figure_without_results_is_an_error(tmp_path):
     done = run("plot_results.py", "--results", tmp_path / "missing.json")
     assert done.returncode == 2
     assert done.stderr.startswith("torchcall: ")

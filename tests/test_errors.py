@@ -1,4 +1,4 @@
-"""What a user reads when a model fails: text, place, and that everything works afterwards."""
+"""Errors inside models: their text, the location they name, and that later calls work."""
 
 import re
 
@@ -38,7 +38,7 @@ class Asserts(nn.Module):
         return x
 
 
-class Misfits(nn.Module):
+class BadMatmul(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x @ x
 
@@ -88,13 +88,13 @@ class ReadsTooManyValues(nn.Module):
 
 FAILING = [
     pytest.param(RaisesValueError(), "atoms are too close", id="a raised ValueError"),
-    pytest.param(RaisesFormatted(), "got 2 rows,\nexpected 7", id="a text of two lines"),
+    pytest.param(RaisesFormatted(), "got 2 rows,\nexpected 7", id="a message of two lines"),
     pytest.param(Asserts(), "seven rows are needed", id="an assertion"),
-    pytest.param(Misfits(), "mat1 and mat2 shapes cannot be multiplied", id="shapes that misfit"),
+    pytest.param(BadMatmul(), "mat1 and mat2 shapes cannot be multiplied", id="mismatched shapes"),
     pytest.param(IndexesBeyond(), "out of bounds", id="an index out of bounds"),
     pytest.param(FailsInSubmodule(), "atoms are too close", id="an error in a submodule"),
     pytest.param(SingularMatrix(), "singular", id="a singular matrix"),
-    pytest.param(UnwrapsNone(), "AssertionError", id="an assertion without a text"),
+    pytest.param(UnwrapsNone(), "AssertionError", id="an assertion without a message"),
     pytest.param(DividesByZero(), "ero", id="a division by zero"),
     pytest.param(ReadsTooManyValues(), "cannot be converted to Scalar", id="an operator's error"),
 ]
@@ -102,7 +102,7 @@ FAILING = [
 
 @pytest.mark.parametrize("module, part", FAILING)
 @pytest.mark.parametrize("where", ["eagerly", "under jit", "in a loop"])
-def test_error_inside_the_model_is_reported_and_survived(module, part, where):
+def test_error_inside_the_model_is_reported_and_later_calls_work(module, part, where):
     f = TorchModuleWrapper(torch.jit.script(module), output_spec=like_input)
     call = {
         "eagerly": f,
@@ -116,7 +116,7 @@ def test_error_inside_the_model_is_reported_and_survived(module, part, where):
     assert_same(jax.jit(TorchModuleWrapper(torch.jit.script(double)))(X), 2 * X)
 
 
-def test_what_went_wrong_stands_before_where():
+def test_error_text_puts_the_cause_before_the_traceback():
     f = TorchModuleWrapper(torch.jit.script(FailsInSubmodule()), output_spec=like_input)
     text = error_of(lambda: f(X))
     assert "ValueError" in text.splitlines()[0]
@@ -124,13 +124,13 @@ def test_what_went_wrong_stands_before_where():
     assert "test_errors.py" in text  # torch's own traceback names the line of the model
 
 
-def test_error_with_torchs_cpp_stack_traces_switched_on_has_none(tmp_path):
+def test_error_has_no_cpp_stack_trace_even_when_torch_enables_it(tmp_path):
     code = """
         import jax, numpy as np, torch, torchcall
         from models import error_of, like_input
-        from test_errors import Misfits, RaisesValueError
+        from test_errors import BadMatmul, RaisesValueError
 
-        cases = (Misfits(), "cannot be multiplied"), (RaisesValueError(), "too close")
+        cases = (BadMatmul(), "cannot be multiplied"), (RaisesValueError(), "too close")
         for module, part in cases:
             f = torchcall.TorchModuleWrapper(torch.jit.script(module), output_spec=like_input)
             text = error_of(lambda: f(np.ones((2, 3), np.float32)))
@@ -151,7 +151,7 @@ def test_missing_key_of_a_dict_is_reported():
     assert_same(f({"positions": X}), X)
 
 
-def test_program_goes_on_after_an_error_that_depends_on_values():
+def test_program_works_after_an_error_that_depends_on_values():
     f = TorchModuleWrapper(torch.jit.script(RaisesWhenNegative()), output_spec=like_input)
     program = jax.jit(f)
     for _ in range(50):
@@ -169,10 +169,10 @@ def test_error_in_the_middle_of_a_loop_ends_the_loop():
     np.testing.assert_array_equal(f(X), 2 * X)
 
 
-def test_error_of_a_model_that_cannot_be_inferred_keeps_torchs_reason():
-    f = TorchModuleWrapper(torch.jit.script(Misfits()))
+def test_error_of_failed_output_inference_contains_torchs_message():
+    f = TorchModuleWrapper(torch.jit.script(BadMatmul()))
     text = error_of(lambda: f(X))
-    assert text.startswith("torchcall: Misfits: ")
+    assert text.startswith("torchcall: BadMatmul: ")
     assert "cannot be multiplied" in text or "shapes" in text
     assert "(torch gives no message)" not in text
 
@@ -190,7 +190,7 @@ def nested_error(d: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
     return {"out": [d["in"][0], d["in"][1] * 2]}
 
 
-def test_paths_in_errors_are_those_of_the_pytree():
+def test_errors_name_operands_and_outputs_by_their_pytree_paths():
     f = TorchModuleWrapper(torch.jit.script(nested_error))
     text = error_of(lambda: f({"in": [X, X.astype(object)]}))
     assert "operand args[0]['in'][1]: " in text
@@ -205,27 +205,27 @@ def test_paths_in_errors_are_those_of_the_pytree():
 @pytest.mark.parametrize(
     "shape, text", [((), "()"), ((4,), "(4,)"), ((2, 3), "(2, 3)"), ((0, 1), "(0, 1)")]
 )
-def test_shapes_and_dtypes_read_like_numpys(shape, text):
+def test_errors_write_shapes_and_dtypes_as_numpy_does(shape, text):
     spec = jax.ShapeDtypeStruct((9,), "bfloat16")
     f = TorchModuleWrapper(torch.jit.script(double), output_spec=spec)
     message = error_of(lambda: f(np.ones(shape, np.int32)))
     assert message.endswith(f": expected bfloat16 (9,), got int32 {text}")
 
 
-def test_text_of_a_model_that_talks_like_torch_is_kept():
-    f = TorchModuleWrapper(torch.jit.script(TalksLikeTorch()), output_spec=like_input)
+def test_error_message_that_imitates_torchs_traceback_is_preserved():
+    f = TorchModuleWrapper(torch.jit.script(ImitatesTorchsTraceback()), output_spec=like_input)
     text = error_of(lambda: f(X))
     assert "Traceback of TorchScript is my favourite" in text
 
 
-class TalksLikeTorch(nn.Module):
+class ImitatesTorchsTraceback(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.size(0) > 0:
             raise ValueError("Traceback of TorchScript is my favourite\n  indented: 5% {braces}")
         return x
 
 
-def test_errors_in_many_calls_at_once_are_all_reported():
+def test_errors_in_concurrent_calls_are_all_reported():
     f = TorchModuleWrapper(torch.jit.script(RaisesWhenNegative()), output_spec=like_input)
     results = []
     for i in range(20):
@@ -242,7 +242,7 @@ def test_errors_in_many_calls_at_once_are_all_reported():
             assert "negative" in error_of(lambda result=result: result)
 
 
-def test_process_that_ends_while_its_computations_run_ends_well(tmp_path):
+def test_process_exits_cleanly_while_computations_run(tmp_path):
     code = """
         import jax, jax.numpy as jnp, torch, torchcall
         from models import Counter, double

@@ -1,4 +1,4 @@
-"""`make gpu-check` without a GPU: what it says, how its sections end, what its counter counts."""
+"""`make gpu-check` without a GPU: its report, its sections and its transfer counter."""
 
 import importlib
 import json
@@ -16,7 +16,7 @@ BENCHMARKS = ROOT / "benchmarks" / "gpu"
 
 @pytest.fixture
 def load(monkeypatch):
-    """Imports a module of the benchmarks' folder."""
+    """Imports a module from benchmarks/."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module
 
@@ -26,7 +26,7 @@ def python(*code):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_fails(tmp_path):
+def test_gpu_check_without_a_gpu_reports_it_and_fails(tmp_path):
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "check.py", "--out", tmp_path],
         capture_output=True, text=True, timeout=120, check=False,
@@ -41,7 +41,7 @@ def test_without_a_gpu_it_says_so_and_fails(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_benchmark_without_a_gpu_is_one_line():
+def test_gpu_benchmark_without_a_gpu_prints_one_line():
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "md.py"],
         capture_output=True, text=True, timeout=120, check=False,
@@ -50,7 +50,7 @@ def test_a_benchmark_without_a_gpu_is_one_line():
     assert done.stderr.strip() == f"torchcall: no CUDA device: torch {torch.__version__} sees none"
 
 
-def test_sections_fail_end_and_are_skipped_apart_from_each_other(load):
+def test_sections_pass_fail_time_out_and_are_skipped_independently(load):
     part = load("_sections")
     wanted = {
         "good": part.Section(python("print('fine')"), 30),
@@ -78,7 +78,7 @@ def test_sections_fail_end_and_are_skipped_apart_from_each_other(load):
     assert seen[-1] == set(wanted)
 
 
-def test_nothing_runs_after_a_section_that_is_needed(load):
+def test_nothing_runs_after_a_needed_section_fails(load):
     part = load("_sections")
     wanted = {
         "build": part.Section(python("import sys; sys.exit('no compiler')"), 30, needed=True),
@@ -89,7 +89,7 @@ def test_nothing_runs_after_a_section_that_is_needed(load):
     assert outcomes["tests"].status == "not run"
 
 
-def test_the_counter_counts_what_lies_between_launches(load):
+def test_transfer_counter_counts_events_between_launches(load):
     count = load("transfers").count
 
     def event(cat, name, ts, **args):
@@ -117,7 +117,7 @@ def test_the_counter_counts_what_lies_between_launches(load):
     assert only_record["waits"] == 1
 
 
-def test_boxes_have_their_atoms_and_density(load):
+def test_box_has_the_requested_atoms_and_density(load):
     box = load("_common").box
     for n_atoms in (64, 256, 1024, 16384):
         positions, cell = box(n_atoms)
@@ -128,7 +128,7 @@ def test_boxes_have_their_atoms_and_density(load):
         box(100)
 
 
-def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
+def test_gpu_benchmark_runs_on_the_cpu(tmp_path):
     path = tmp_path / "gpu_md.json"
     options = ["--device", "cpu", "--quick", "--potentials", "Lennard-Jones"]
     options += ["--engines", "TorchScript", "--only", "calls", "--json", path]
@@ -148,7 +148,7 @@ def test_the_gpu_benchmark_is_rehearsed_on_the_cpu(tmp_path):
     assert calls == {f"{method}, TorchScript" for method in methods} | {"XLA's loop, no call"}
 
 
-def test_the_figure_is_drawn_from_what_a_gpu_gave_and_nothing_else(load, tmp_path):
+def test_figure_is_drawn_from_gpu_results_only(load, tmp_path):
     plot = load("plot")
     rows = [
         {"case": f"{kind}, message passing, {n} atoms, 9 edges", "method": method,
@@ -161,7 +161,7 @@ def test_the_figure_is_drawn_from_what_a_gpu_gave_and_nothing_else(load, tmp_pat
     results, figure = tmp_path / "gpu_md.json", tmp_path / "images" / "figure.png"
     options = ["--results", str(results), "--figure", str(figure)]
     results.write_text(json.dumps(document))
-    assert plot.main(options) == 2  # a rehearsal's
+    assert plot.main(options) == 2  # results of a run on the CPU
     results.write_text(json.dumps(document | {"machine": {"gpu": "a card"}}))
     assert plot.main(options) == 0
     assert figure.read_bytes().startswith(b"\x89PNG")

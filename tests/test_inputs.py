@@ -1,4 +1,4 @@
-"""Operands are read only: a module that writes to one, or keeps one, gets a private copy."""
+"""Operands are read-only: a module that writes to an input or retains it gets a private copy."""
 
 import gc
 
@@ -102,7 +102,7 @@ def copies_into(x: Tensor) -> Tensor:
     return x * 1
 
 
-def fills_out_argument(x: Tensor) -> Tensor:
+def writes_to_out_argument(x: Tensor) -> Tensor:
     return torch.add(x, x, out=x)
 
 
@@ -231,7 +231,7 @@ def test_module_that_writes_to_its_input_computes_on_a_copy(function):
 
 
 @pytest.mark.parametrize("function", WRITERS, ids=sentence)
-def test_module_that_writes_to_its_input_leaves_a_constant_alone(function):
+def test_module_that_writes_to_its_input_does_not_change_a_constant(function):
     expected = function(torch_of(X))
     f = TorchModuleWrapper(torch.jit.script(function))
     constant = jnp.asarray(X)
@@ -266,7 +266,7 @@ class IgnoredPython(nn.Module):
     [
         pytest.param(WritesInSubmodule(), id="in a submodule"),
         pytest.param(nn.Sequential(nn.Dropout(), nn.ReLU(inplace=True)).eval(), id="after dropout"),
-        pytest.param(IgnoredPython(), id="in a method that stays Python"),
+        pytest.param(IgnoredPython(), id="in a method that TorchScript ignores"),
     ],
 )
 def test_module_that_writes_through_a_submodule_computes_on_a_copy(module):
@@ -282,7 +282,7 @@ def writes_to_batch_statistics(x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return y + mean
 
 
-def test_operator_that_updates_an_input_without_saying_so_gets_a_copy():
+def test_operator_that_updates_an_input_without_declaring_it_gets_a_copy():
     mean, var = X[0], np.ones(3, np.float32)
     expected = writes_to_batch_statistics(torch_of(X), torch_of(mean), torch_of(var))
     operands = aligned(X), aligned(mean), aligned(var)
@@ -298,7 +298,7 @@ def writes_only_to_the_second(x: Tensor, y: Tensor) -> Tensor:
     return y
 
 
-def test_one_array_passed_twice_is_written_once():
+def test_one_array_passed_twice_is_not_changed_by_a_write_to_one_argument():
     f = TorchModuleWrapper(torch.jit.script(writes_only_to_the_second))
     x = jnp.asarray(X)
     assert_same(f(x, x), 2 * X)
@@ -312,7 +312,7 @@ def differentiates(x: Tensor) -> Tensor:
     return gradient
 
 
-def test_asking_for_gradients_of_an_input_is_not_a_write():
+def test_setting_requires_grad_on_an_input_is_not_a_write():
     f = TorchModuleWrapper(torch.jit.script(differentiates), requires_grad=True)
     for _ in range(2):
         assert_same(f(X), differentiates(torch_of(X)))
@@ -320,15 +320,15 @@ def test_asking_for_gradients_of_an_input_is_not_a_write():
     assert f.stats()["kept_inputs"] == 0
 
 
-def test_written_input_with_a_cast_is_right():
+def test_write_to_a_cast_input_leaves_the_operand_unchanged():
     f = TorchModuleWrapper(torch.jit.script(adds), input_spec=torch.float16)
     x = aligned(X)
     assert_same(f(x), adds(torch_of(X).half()))
     np.testing.assert_array_equal(x, X)
 
 
-def test_unused_memory_of_the_caller_is_never_read_after_the_call():
-    """Arrays come and go at the same addresses while results are checked."""
+def test_memory_that_the_caller_frees_is_never_read_after_the_call():
+    """Allocates and frees arrays at the same addresses while it checks results."""
     f = TorchModuleWrapper(torch.jit.script(adds))
     for i in range(50):
         x = np.full((64, 64), i, np.float32)
@@ -343,7 +343,7 @@ def reads_a_value(x: Tensor) -> Tensor:
     return x.sub_(1)
 
 
-def test_write_in_a_data_dependent_branch_leaves_the_input():
+def test_write_in_a_data_dependent_branch_leaves_the_input_unchanged():
     f = TorchModuleWrapper(torch.jit.script(reads_a_value), output_spec=like_input)
     for values in (X + 10, X - 10):
         x = aligned(values)
@@ -351,7 +351,7 @@ def test_write_in_a_data_dependent_branch_leaves_the_input():
         np.testing.assert_array_equal(x, values)
 
 
-def test_error_inside_a_module_that_writes_leaves_the_input():
+def test_error_inside_a_module_that_writes_leaves_the_input_unchanged():
     f = TorchModuleWrapper(torch.jit.script(writes_then_raises), output_spec=like_input)
     x = aligned(X)
     assert "enough" in error_of(lambda: f(x))

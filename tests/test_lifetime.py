@@ -27,8 +27,8 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-class Borrowed(nn.Module):
-    """`x * weight[0]` with a weight whose memory belongs to NumPy, so that its end can be seen."""
+class BorrowsWeight(nn.Module):
+    """`x * weight[0]`; NumPy owns the weight, so that a weak reference shows when it is freed."""
 
     def __init__(self, array: np.ndarray) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Borrowed(nn.Module):
 
 def borrowing_wrapper(factor: float = 3.0):
     array = np.full(1000, factor, np.float32)
-    return TorchModuleWrapper(torch.jit.script(Borrowed(array))), weakref.ref(array)
+    return TorchModuleWrapper(torch.jit.script(BorrowsWeight(array))), weakref.ref(array)
 
 
 def test_wrapper_made_inside_a_jitted_function_works_after_it_is_collected():
@@ -62,7 +62,7 @@ def test_wrapper_made_inside_a_jitted_function_works_after_it_is_collected():
     assert len(made) == 2
 
 
-def test_wrapper_made_inside_a_jitted_loop_body_works_after_it_is_collected():
+def test_wrapper_made_inside_a_loop_body_works_after_it_is_collected():
     module = torch.jit.script(shift)
 
     @jax.jit
@@ -75,7 +75,7 @@ def test_wrapper_made_inside_a_jitted_loop_body_works_after_it_is_collected():
 
 
 def test_wrapper_recreated_hundreds_of_times_gives_no_stale_result_and_leaks_nothing(live_plans):
-    """Twenty programs in each of which twenty wrappers come and go, called with other shapes."""
+    """Twenty programs, each of which creates twenty wrappers and calls them with new shapes."""
     module = torch.jit.script(Linear())
     before = live_plans()
     memory = []
@@ -89,7 +89,7 @@ def test_wrapper_recreated_hundreds_of_times_gives_no_stale_result_and_leaks_not
         assert live_plans() == before
         jax.clear_caches()
         memory.append(resident_bytes())
-    # The first ones fill caches and pools.
+    # The first programs fill caches and pools.
     assert memory[-1] - memory[9] < 24 * MIB, [m // MIB for m in memory]
 
 
@@ -104,7 +104,7 @@ def test_wrapper_recreated_eagerly_gives_no_stale_result(live_plans):
     assert live_plans() == before
 
 
-def test_wrappers_with_other_code_at_the_same_address_give_no_stale_result():
+def test_wrappers_with_different_code_at_one_address_give_no_stale_result():
     modules = [torch.jit.script(double), torch.jit.script(shift)]
     expected = [2 * X, X + 1]
     for i in range(60):
@@ -113,7 +113,7 @@ def test_wrappers_with_other_code_at_the_same_address_give_no_stale_result():
         del f
 
 
-def test_a_hundred_thousand_calls_need_no_more_memory():
+def test_a_hundred_thousand_calls_do_not_leak_memory():
     f = TorchModuleWrapper(torch.jit.script(Linear()))
 
     @jax.jit
@@ -132,7 +132,7 @@ def test_a_hundred_thousand_calls_need_no_more_memory():
     assert resident_bytes() - before < 8 * MIB
 
 
-def test_calls_that_fail_need_no_more_memory():
+def test_failing_calls_do_not_leak_memory():
     f = TorchModuleWrapper(torch.jit.script(Raises()), output_spec=jax.ShapeDtypeStruct((), "f4"))
     x = jnp.zeros(250_000)
 
@@ -207,7 +207,7 @@ def test_model_is_freed_when_a_directly_jitted_wrapper_is_gone(live_plans):
     assert weight() is None
 
 
-def test_model_is_freed_when_a_call_that_failed_is_over():
+def test_model_is_freed_after_a_failed_call():
     f, weight = borrowing_wrapper()
     with pytest.raises((TypeError, ValueError)):
         f("no array")
@@ -218,7 +218,7 @@ def test_model_is_freed_when_a_call_that_failed_is_over():
     assert weight() is None
 
 
-def test_lowered_program_holds_its_plan_until_it_is_compiled():
+def test_lowered_program_keeps_its_plan_alive_until_it_is_compiled():
     f, weight = borrowing_wrapper()
     lowered = jax.jit(lambda x, f=f: f(x)).lower(X)
     del f
@@ -232,7 +232,7 @@ def test_lowered_program_holds_its_plan_until_it_is_compiled():
     assert weight() is None
 
 
-def test_jaxpr_holds_its_plan():
+def test_jaxpr_keeps_its_plan_alive():
     f, weight = borrowing_wrapper()
     jaxpr = jax.make_jaxpr(lambda x, f=f: f(x))(X)
     del f
@@ -244,7 +244,7 @@ def test_jaxpr_holds_its_plan():
     assert weight() is None
 
 
-def test_executable_dropped_while_its_computation_runs_finishes_it():
+def test_computation_finishes_after_its_executable_is_dropped():
     for _ in range(5):
         f, weight = borrowing_wrapper(1.0)
 
@@ -261,7 +261,7 @@ def test_executable_dropped_while_its_computation_runs_finishes_it():
         assert weight() is None
 
 
-def test_wrapper_dropped_while_its_eager_call_runs_finishes_it():
+def test_eager_call_finishes_after_its_wrapper_is_dropped():
     x = np.ones((300, 300), np.float32)
     for _ in range(5):
         f = TorchModuleWrapper(torch.jit.script(multiplies_matrices))
@@ -275,7 +275,7 @@ def multiplies_matrices(x: Tensor) -> Tensor:
     return x @ x @ x @ x @ x
 
 
-def test_equal_looking_wrappers_do_not_share():
+def test_wrappers_that_differ_only_in_weights_share_no_state():
     wrappers = [TorchModuleWrapper(torch.jit.script(Scale(s))) for s in (2.0, 3.0, 5.0)]
     assert len(set(wrappers)) == 3
     assert wrappers[0] != wrappers[1]
@@ -287,7 +287,7 @@ def test_equal_looking_wrappers_do_not_share():
         assert_same(static(f, X), factor * X)
 
 
-def test_two_wrappers_of_one_module_do_not_share_counts():
+def test_two_wrappers_of_one_module_count_their_calls_separately():
     module = torch.jit.script(double)
     f, g = TorchModuleWrapper(module), TorchModuleWrapper(module)
     f(X)
@@ -304,7 +304,7 @@ def test_wrapper_works_after_jaxs_caches_are_cleared():
     assert_same(f(X), 2 * X)
 
 
-def test_wrapper_with_more_shapes_than_it_remembers_stays_right():
+def test_wrapper_called_with_more_shapes_than_it_caches_stays_correct():
     f = TorchModuleWrapper(torch.jit.script(double))
     programs = [(jax.jit(f), np.ones(n, np.float32)) for n in (1, 2, 3)]
     for program, x in programs:
@@ -317,7 +317,7 @@ def test_wrapper_with_more_shapes_than_it_remembers_stays_right():
         assert_same(f(x), 2 * x)
 
 
-def test_pooled_buffers_do_not_outgrow_the_number_of_threads():
+def test_pooled_buffers_do_not_grow_with_the_number_of_calls():
     f = TorchModuleWrapper(torch.jit.script(double), input_spec=torch.float64, output_spec=wide)
     x = np.ones(250_000, np.float32)
     with jax.enable_x64(True):

@@ -1,4 +1,4 @@
-"""Model files: what loads, and what every other file is told."""
+"""Model files: the formats that load, and the errors for all others."""
 
 import io
 import os
@@ -38,7 +38,7 @@ def open_model(request):
     }[request.param]
 
 
-def test_archive_loads_and_computes_what_eager_torch_computes(archive, open_model):
+def test_loaded_archive_equals_eager_torch(archive, open_model):
     f = open_model(archive)
     assert_same(f(X), Linear()(torch_of(X)))
     assert_same(jax.jit(f)(X), Linear()(torch_of(X)))
@@ -95,7 +95,7 @@ BAD_FILES = [
     pytest.param(lambda p: write(p / "m.pt", b"PK\x03\x04"), "zip", id="a zip's first bytes"),
     pytest.param(lambda p: zip_of(p / "m.zip", {}), "another kind", id="an empty zip"),
     pytest.param(
-        lambda p: zip_of(p / "m.zip", {"a/b.txt": "c"}), "another kind", id="a foreign zip"
+        lambda p: zip_of(p / "m.zip", {"a/b.txt": "c"}), "another kind", id="a zip of another kind"
     ),
     pytest.param(
         lambda p: zip_of(p / "m.pt", {"m/constants.pkl": "no pickle", "m/data.pkl": "nor this"}),
@@ -113,7 +113,7 @@ BAD_FILES = [
 
 
 @pytest.mark.parametrize("make, part", BAD_FILES)
-def test_file_that_is_no_archive_is_an_error_that_says_what_it_is(make, part, tmp_path, open_model):
+def test_file_that_is_not_an_archive_is_described_in_the_error(make, part, tmp_path, open_model):
     path = make(tmp_path)
     text = error_of(lambda: open_model(path))
     assert str(path) in text or path.name in text
@@ -166,8 +166,8 @@ class NoForward(nn.Module):
         return x
 
 
-class Armed:
-    """Leaves a trace when it is unpickled."""
+class TouchesFile:
+    """Creates the file `trace` when it is unpickled."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -188,10 +188,10 @@ FORMATS = [
 
 
 @pytest.mark.parametrize("save", FORMATS[:3])
-def test_pickled_module_is_refused_with_the_reason_and_the_way_in(save, tmp_path, open_model):
+def test_pickled_module_is_refused_with_the_reason_and_the_alternatives(save, tmp_path, open_model):
     trace = tmp_path / "trace"
     path = tmp_path / "model.pt"
-    save([Armed(trace)], path)
+    save([TouchesFile(trace)], path)
     text = error_of(lambda: open_model(path))
     assert "model.pt" in text
     assert "pickle" in text
@@ -205,14 +205,14 @@ def test_pickled_module_is_refused_with_the_reason_and_the_way_in(save, tmp_path
 def test_nothing_is_unpickled_without_permission(save, tmp_path, open_model):
     trace = tmp_path / "trace"
     path = tmp_path / "model.pt"
-    save([Armed(trace)], path)
+    save([TouchesFile(trace)], path)
     error_of(lambda: open_model(path))
     error_of(lambda: torchcall.load(path, allow_pickle=False))
     assert not trace.exists()
 
 
 @pytest.mark.parametrize("save", FORMATS[:2])
-def test_allowed_pickle_of_an_eager_module_is_called(save, tmp_path):
+def test_pickled_eager_module_loads_with_allow_pickle(save, tmp_path):
     path = tmp_path / "model.pt"
     save(Scale(2.0), path)
     f = torchcall.load(path, allow_pickle=True)
@@ -237,7 +237,7 @@ def test_damaged_pickle_is_an_error(tmp_path):
     assert "model.pt" in error_of(lambda: torchcall.load(path, allow_pickle=True))
 
 
-def test_pickle_whose_code_is_not_here_is_an_error(tmp_path):
+def test_pickle_of_an_unknown_class_is_an_error_that_names_its_module(tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(b"\x80\x02cno_such_module\nThing\n)\x81.")
     text = error_of(lambda: torchcall.load(path, allow_pickle=True))
@@ -259,7 +259,7 @@ BAD_MODELS = [
 
 
 @pytest.mark.parametrize("model, got", BAD_MODELS)
-def test_what_is_no_model_is_an_error(model, got):
+def test_object_that_is_not_a_model_is_an_error(model, got):
     text = error_of(lambda: TorchModuleWrapper(model))
     assert "expected a torch.nn.Module, a TorchScript module or function" in text
     assert got in text
@@ -274,13 +274,13 @@ def test_what_is_no_model_is_an_error(model, got):
         ({"vmap_method": 3}, ["vmap_method", "expected a str", "3"]),
     ],
     ids=[
-        "an unknown cuda_graph",
+        "an unknown cuda_graph mode",
         "requires_grad",
         "freeze",
         "vmap_method",
     ],
 )
-def test_option_that_does_not_fit_is_an_error(options, parts):
+def test_invalid_option_is_an_error_that_names_it(options, parts):
     text = error_of(lambda: TorchModuleWrapper(torch.jit.script(double), **options))
     for part in parts:
         assert part in text

@@ -1,4 +1,4 @@
-"""Kinds of TorchScript code whose result could silently differ from torch's own."""
+"""Kinds of TorchScript code whose results could silently differ from torch's."""
 
 import jax
 import numpy as np
@@ -80,7 +80,7 @@ class Autocasts(nn.Module):
         return y.float()
 
 
-def test_autocast_inside_the_model_is_obeyed():
+def test_autocast_inside_the_model_takes_effect():
     module = torch.jit.script(Autocasts())
     expected = module(torch_of(X + 0.1))
     assert not torch.equal(expected, module.linear(torch_of(X + 0.1)))
@@ -98,7 +98,7 @@ class NoGrad(nn.Module):
         return energy, gradient
 
 
-def test_no_grad_inside_a_differentiating_model_is_obeyed():
+def test_no_grad_inside_a_differentiating_model_takes_effect():
     f = TorchModuleWrapper(torch.jit.script(NoGrad()), requires_grad=True)
     assert_same(f(X), NoGrad()(torch_of(X)))
 
@@ -113,7 +113,7 @@ class SecondDerivative(nn.Module):
         return second
 
 
-def test_second_derivatives_inside_the_model():
+def test_model_may_compute_second_derivatives():
     f = TorchModuleWrapper(torch.jit.script(SecondDerivative()), requires_grad=True)
     for _ in range(2):
         assert_same(jax.jit(f)(X), SecondDerivative()(torch_of(X)))
@@ -132,7 +132,7 @@ class CallsBackward(nn.Module):
         return gradient
 
 
-def test_backward_inside_the_model_leaves_the_callers_gradients_alone():
+def test_backward_inside_the_model_does_not_change_the_gradients_of_its_weights():
     module = torch.jit.script(CallsBackward())
     f = TorchModuleWrapper(module, requires_grad=True, output_spec=like_input)
     for _ in range(2):
@@ -152,19 +152,19 @@ def forks(x: Tensor) -> Tensor:
     return total
 
 
-def test_forks_are_waited_for():
+def test_call_waits_for_forked_tasks():
     f = TorchModuleWrapper(torch.jit.script(forks), output_spec=like_input)
     for _ in range(5):
         assert_same(jax.jit(f)(X), 6 * X + 4)
 
 
-def test_forks_need_an_output_spec():
+def test_forks_without_an_output_spec_are_an_error():
     text = error_of(lambda: TorchModuleWrapper(torch.jit.script(forks))(X))
     assert "torchcall: forks: fake tensors cannot follow torch.jit.fork" in text
     assert "output_spec=" in text
 
 
-class KeepsMethodInPython(nn.Module):
+class HasIgnoredMethod(nn.Module):
     @torch.jit.ignore
     def in_python(self, x: Tensor) -> Tensor:
         return torch.from_numpy(np.asarray(x) * 3)
@@ -173,8 +173,8 @@ class KeepsMethodInPython(nn.Module):
         return self.in_python(x) + 1
 
 
-def test_method_that_stays_python_is_called():
-    f = TorchModuleWrapper(torch.jit.script(KeepsMethodInPython()), output_spec=like_input)
+def test_method_that_torchscript_ignores_runs_in_python():
+    f = TorchModuleWrapper(torch.jit.script(HasIgnoredMethod()), output_spec=like_input)
     loop = jax.jit(lambda x: jax.lax.fori_loop(0, 3, lambda _, x: f(x), x))
     assert_same(f(X), 3 * X + 1)
     assert_same(loop(X), 27 * X + 13)
@@ -201,11 +201,11 @@ class ResetsState(nn.Module):
         return x + 1
 
 
-def test_constant_that_a_model_gives_away_is_made_anew_at_each_call():
+def test_constant_that_a_model_assigns_to_its_state_is_created_in_every_call():
     module = torch.jit.script(ResetsState())
     f = TorchModuleWrapper(module)
     jax.block_until_ready(f(X))
-    module.total.add_(7)  # the caller's to change
+    module.total.add_(7)  # the caller may change it
     jax.block_until_ready(f(X))
     assert torch.equal(module.total, torch.zeros(3))
 
@@ -226,7 +226,7 @@ class Accumulates(nn.Module):
         return self.total
 
 
-def test_state_that_is_reset_now_and_then():
+def test_state_that_is_reset_every_third_call_equals_eager_torch():
     eager, f = Accumulates(), TorchModuleWrapper(torch.jit.script(Accumulates()))
     for _ in range(7):
         assert_same(f(X), eager(torch_of(X)))
@@ -238,7 +238,7 @@ def fills_a_constant(x: Tensor) -> Tensor:
     return total
 
 
-def test_constant_behind_an_alias_is_not_accumulated_into():
+def test_writes_to_an_alias_of_a_constant_do_not_accumulate():
     f = TorchModuleWrapper(torch.jit.script(fills_a_constant))
     for _ in range(3):
         assert_same(f(X), X)
@@ -253,7 +253,7 @@ class Loops(nn.Module):
         return x
 
 
-def test_data_dependent_loop():
+def test_data_dependent_loop_equals_eager_torch():
     f = TorchModuleWrapper(torch.jit.script(Loops()), output_spec=like_input)
     for n in (0, 2, 50):
         assert_same(f(X, n), Loops()(torch_of(X), n))
@@ -289,7 +289,7 @@ def test_common_layers_equal_eager_torch(module, options):
     np.testing.assert_allclose(f(x), numpy_of(module(torch_of(x))), rtol=1e-5, atol=1e-6)
 
 
-def test_optimised_for_inference_module_works():
+def test_module_optimised_for_inference_works():
     module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
     x = np.random.default_rng(0).standard_normal((1, 1, 8, 8)).astype(np.float32)
     optimised = torch.jit.optimize_for_inference(torch.jit.script(module))

@@ -1,4 +1,4 @@
-"""The native libraries: the right torch half or none, the doctor, and the command line."""
+"""The native libraries: selection of the torch half, `doctor`, and the command line."""
 
 import ctypes
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 
 @pytest.fixture
 def library_root(tmp_path):
-    """A library folder with empty torch halves for two minors that exist nowhere."""
+    """A library folder with empty torch halves for two minor versions that do not exist."""
     for minor in ("1.98", "1.99"):
         folder = tmp_path / "lib" / f"torch-{minor}"
         folder.mkdir(parents=True)
@@ -35,8 +35,8 @@ def test_torch_half_is_chosen_by_the_minor_version(library_root):
         assert path == library_root / "lib" / "torch-1.98" / "libtorchcall_torch.so"
 
 
-def test_each_platform_has_a_state_type_of_its_own():
-    """Each platform's XLA is a library of its own, and numbers the types by itself."""
+def test_each_platform_has_its_own_state_type():
+    """Each platform's XLA is a separate library that assigns its own type ids."""
     address = ctypes.pythonapi.PyCapsule_GetPointer
     address.restype, address.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
     ids = {address(_bridge.state_type(name)["type_id"], None) for name in ("cpu", "CUDA")}
@@ -44,7 +44,7 @@ def test_each_platform_has_a_state_type_of_its_own():
 
 
 @pytest.mark.parametrize("version", ["1.97.0", "1.9.8", "2.99.0+cu130", "1.980.0"])
-def test_other_torch_minor_is_refused_naming_both(version, library_root):
+def test_other_torch_minor_is_refused_with_an_error_that_names_both_versions(version, library_root):
     text = error_of(lambda: _native.find_torch_half(version, library_root))
     assert "1.98 or 1.99" in text
     assert f"got torch {version}" in text
@@ -67,7 +67,7 @@ FAKE_TORCH = """
 """
 
 
-def test_import_with_another_torch_is_an_import_error_naming_both(tmp_path):
+def test_import_with_another_torch_is_an_import_error_that_names_both_versions(tmp_path):
     printed = run_python(tmp_path, FAKE_TORCH).stdout
     assert printed.startswith("ImportError torchcall: expected torch ")
     built_for = ".".join(torch.__version__.split(".")[:2])
@@ -75,7 +75,7 @@ def test_import_with_another_torch_is_an_import_error_naming_both(tmp_path):
     assert "2.99.1+cpu" in printed
 
 
-def test_a_torch_half_of_another_minor_is_refused_even_when_named(tmp_path):
+def test_torch_half_of_another_minor_is_refused_even_when_selected_explicitly(tmp_path):
     half = _native.find_torch_half(torch.__version__, _native.library_root())
     printed = run_python(tmp_path, FAKE_TORCH, TORCHCALL_TORCH_HALF=str(half)).stdout
     assert printed.startswith(
@@ -94,13 +94,13 @@ TRY_IMPORT = """
 """
 
 
-def test_torch_half_that_is_nowhere_is_an_import_error(tmp_path):
+def test_torch_half_that_does_not_exist_is_an_import_error(tmp_path):
     printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF="/nowhere/half.so").stdout
     assert printed.startswith("torchcall: cannot load /nowhere/half.so with torch ")
     assert "Likely causes" in printed
 
 
-def test_torch_half_that_is_no_library_is_an_import_error(tmp_path):
+def test_torch_half_that_is_not_a_library_is_an_import_error(tmp_path):
     half = tmp_path / "half.so"
     half.write_text("not a library")
     printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF=str(half)).stdout
@@ -119,7 +119,7 @@ def test_order_of_imports_makes_no_difference(order, tmp_path):
     run_python(tmp_path, code)
 
 
-def test_the_two_halves_share_no_dependency():
+def test_neither_half_links_the_libraries_of_the_other():
     def needs(path):
         listing = subprocess.run(["readelf", "-d", path], capture_output=True, text=True).stdout
         return set(re.findall(r"NEEDED.*\[(.*)\]", listing))
@@ -146,7 +146,7 @@ def test_doctor_reports_versions_and_a_passed_self_test(capsys):
     assert all(name in printed for name in report)
 
 
-def test_doctor_says_what_failed_and_raises_nothing(monkeypatch, capsys):
+def test_doctor_reports_failures_without_raising(monkeypatch, capsys):
     def broken(*_, **__):
         raise RuntimeError("the bridge is broken\nsecond line")
 

@@ -89,7 +89,7 @@ def test_every_dtype_passes_through_in_every_kind_of_shape(dtype):
 def test_input_cast_to_every_dtype_equals_eager_torch(source):
     x = sample(source)
     if jnp.dtype(source).kind in "fc" or source == "bfloat16":
-        x = np.abs(x)  # what an integer cannot hold is undefined in torch too
+        x = np.abs(x)  # casting a negative float to uint8 is undefined in torch too
     targets = [d for d in DTYPES.values() if d.is_complex or not source.startswith("complex")]
     f = TorchModuleWrapper(torch.jit.script(passes_all), input_spec=(([*targets],), None))
     assert_same(f([x] * len(targets)), [torch_of(x).to(target) for target in targets])
@@ -186,14 +186,14 @@ def unaligned(x: np.ndarray) -> np.ndarray:
         pytest.param(unaligned, id="unaligned"),
     ],
 )
-def test_numpy_operand_of_any_layout_is_read_right(layout):
+def test_numpy_operand_of_any_layout_is_read_correctly(layout):
     x = layout(sample("float32"))
     f = TorchModuleWrapper(torch.jit.script(double))
     assert_same(f(x), 2 * x)
     assert_same(jax.jit(f)(x), 2 * x)
 
 
-def test_operand_that_xla_transposes_is_read_row_by_row():
+def test_operand_that_xla_transposes_reaches_torch_in_row_major_order():
     x = jnp.asarray(sample("float32"))
     f = TorchModuleWrapper(torch.jit.script(strides_backwards))
     program = jax.jit(lambda x: f(x.T) + f(jnp.swapaxes(x, 0, 1) * 1))
@@ -220,7 +220,7 @@ def test_zero_size_output_is_empty():
 
 
 @pytest.mark.parametrize("scalar", [np.float32(2.5), np.bool_(True), np.int32(-3)], ids=repr)
-def test_numpy_scalar_is_an_operand_without_axes(scalar):
+def test_numpy_scalar_is_a_zero_dimensional_operand(scalar):
     assert_same(TorchModuleWrapper(torch.jit.script(passes))(scalar), np.asarray(scalar))
 
 
@@ -231,12 +231,12 @@ def test_special_values_pass_through_bit_for_bit():
 
 
 @pytest.mark.usefixtures("x64")
-def test_float64_is_not_rounded_on_the_way():
+def test_float64_values_are_not_rounded():
     x = np.array([1 + 2**-52, 1e300, np.pi])
     assert_same(jax.jit(TorchModuleWrapper(torch.jit.script(double)))(x), 2 * x)
 
 
-def test_one_wrapper_serves_both_x64_settings():
+def test_one_wrapper_works_with_x64_on_and_off():
     f = TorchModuleWrapper(torch.jit.script(double))
     x = np.array([1.0, 2.0])
     assert f(x).dtype == jnp.float32
@@ -270,7 +270,7 @@ def test_traced_function_works():
     assert_same(TorchModuleWrapper(traced)(x, x + 1), x - (x + 1))
 
 
-@pytest.mark.parametrize("freeze", [False, True], ids=["as it is", "frozen by the wrapper"])
+@pytest.mark.parametrize("freeze", [False, True], ids=["not frozen", "frozen by the wrapper"])
 def test_scripted_and_frozen_modules_equal_eager_torch(freeze):
     module = Linear()
     x = sample("float32", (6, 3))
@@ -302,7 +302,7 @@ def draws(x: Tensor) -> Tensor:
 def test_random_numbers_come_from_torchs_generator():
     f = TorchModuleWrapper(torch.jit.script(draws))
     x = sample("float32")
-    f(x)  # the plan is made
+    f(x)  # makes the plan
     torch.manual_seed(5)
     got = f(x)
     torch.manual_seed(5)

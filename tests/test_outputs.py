@@ -1,4 +1,4 @@
-"""Outputs: inferred without running the model, given by the user, and always checked."""
+"""Outputs: inferred without running the model or declared by the user, and always checked."""
 
 from typing import NamedTuple
 
@@ -73,7 +73,7 @@ def nothing(x: Tensor) -> list[Tensor]:
     [one, pair, listed, keyed, keyed_by_int, nested, optional, single, nothing],
     ids=lambda f: f.__name__.replace("_", " "),
 )
-def test_every_structure_comes_back_as_the_model_returns_it(function):
+def test_output_has_the_structure_that_the_model_returns(function):
     f = TorchModuleWrapper(torch.jit.script(function))
     expected = function(torch_of(X))
     assert_same(f(X), expected)
@@ -81,13 +81,13 @@ def test_every_structure_comes_back_as_the_model_returns_it(function):
     assert jax.tree.structure(jax.eval_shape(f, X)) == jax.tree.structure(expected)
 
 
-def test_named_tuple_comes_back_with_its_names():
+def test_named_tuple_output_has_the_models_field_names():
     got = jax.jit(TorchModuleWrapper(torch.jit.script(named)))(X)
     assert_same((got.first, got.second), (X + 1, X.sum()))
     assert got._fields == ("first", "second")
 
 
-def test_named_tuple_is_the_same_type_at_every_call():
+def test_named_tuple_output_has_the_same_type_in_every_call():
     f = TorchModuleWrapper(torch.jit.script(named))
     program = jax.jit(lambda p, x: jax.lax.cond(p, f, lambda x: f(x * 2), x))
     np.testing.assert_array_equal(program(False, X).first, 2 * X + 1)
@@ -115,7 +115,7 @@ class DrawsAndCounts(nn.Module):
         return self.norm(x) + torch.rand(3) + torch.nn.functional.dropout(x, 0.5)
 
 
-def test_inference_neither_runs_nor_changes_a_model():
+def test_inferring_outputs_neither_runs_nor_changes_the_model():
     module = torch.jit.script(DrawsAndCounts())  # in training mode
     before = {k: v.clone() for k, v in module.state_dict().items()}
     last, random_state = module.last, torch.get_rng_state()
@@ -131,11 +131,11 @@ def test_inference_neither_runs_nor_changes_a_model():
         assert type(value) is Tensor
         assert torch.equal(value, before[name]), name
     module.eval()
-    module(torch.ones(2, 3))  # still usable by torch alone
+    module(torch.ones(2, 3))  # torch can still call it
     assert module.calls == 1
 
 
-class PoisonedByZeros(nn.Module):
+class CalibratesOnFirstInput(nn.Module):
     scale: float
 
     def __init__(self) -> None:
@@ -148,25 +148,25 @@ class PoisonedByZeros(nn.Module):
         return x / self.scale
 
 
-def test_model_that_calibrates_itself_sees_real_data_first():
-    f = TorchModuleWrapper(torch.jit.script(PoisonedByZeros()), output_spec=like_input)
+def test_model_that_calibrates_on_its_first_input_sees_only_real_data():
+    f = TorchModuleWrapper(torch.jit.script(CalibratesOnFirstInput()), output_spec=like_input)
     assert_same(f(X + 5), (X + 5) / 10)
     assert_same(f(X), X / 10)
 
 
-def test_model_that_reads_values_needs_an_output_spec_and_is_told_so():
-    f = TorchModuleWrapper(torch.jit.script(PoisonedByZeros()))
+def test_model_that_branches_on_values_gets_an_error_that_names_output_spec():
+    f = TorchModuleWrapper(torch.jit.script(CalibratesOnFirstInput()))
     text = error_of(lambda: f(X))
-    assert "torchcall: PoisonedByZeros: " in text
+    assert "torchcall: CalibratesOnFirstInput: " in text
     assert "output_spec=" in text
 
 
-def test_output_spec_as_a_tree_is_used_instead_of_inference():
+def test_output_spec_given_as_a_pytree_replaces_inference():
     f = TorchModuleWrapper(torch.jit.script(keyed), output_spec={"z": spec(2, 3), "a": spec()})
     assert_same(f(X), keyed(torch_of(X)))
 
 
-def test_output_spec_as_a_function_gets_the_inputs_specs():
+def test_output_spec_given_as_a_function_receives_the_specs_of_the_inputs():
     seen = []
 
     def output_spec(x, n, *, flag):
@@ -182,7 +182,7 @@ def repeats(x: Tensor, n: int, flag: bool) -> Tensor:
     return x.unsqueeze(-1).repeat(1, 1, n if flag else 1)
 
 
-def test_output_spec_may_be_arrays_and_named_tuples():
+def test_output_spec_may_contain_arrays_and_named_tuples():
     f = TorchModuleWrapper(
         torch.jit.script(named), output_spec=Pair(jnp.zeros((2, 3)), np.float32(0))
     )
@@ -191,7 +191,7 @@ def test_output_spec_may_be_arrays_and_named_tuples():
     assert_same(tuple(got), (X + 1, X.sum()))
 
 
-def test_output_spec_with_none_for_an_optional_output():
+def test_output_spec_may_contain_none_for_an_optional_output():
     f = TorchModuleWrapper(torch.jit.script(optional), output_spec=(spec(2, 3), None))
     assert_same(f(X), (X + 1, None))
 
@@ -201,7 +201,7 @@ MISMATCHES = [
     pytest.param(one, spec(1), ["float32 (1,)", "float32 (2, 3)"], id="wrong rank"),
     pytest.param(one, spec(1, 2, 3), ["float32 (1, 2, 3)", "(2, 3)"], id="would broadcast"),
     pytest.param(one, spec(2, 3, dtype="float16"), ["float16 (2, 3)", "float32"], id="wrong dtype"),
-    pytest.param(one, spec(2, 3, dtype="int32"), ["int32 (2, 3)", "float32"], id="wrong kind"),
+    pytest.param(one, spec(2, 3, dtype="int32"), ["int32 (2, 3)", "float32"], id="int for float"),
     pytest.param(one, spec(3, 2), ["(3, 2)", "(2, 3)"], id="transposed"),
     pytest.param(pair, (spec(2, 3), spec(1)), ["[1]", "float32 (1,)", "float32 ()"], id="scalar"),
     pytest.param(one, (spec(2, 3),), ["a tuple", "Tensor"], id="tuple for a tensor"),
@@ -210,8 +210,8 @@ MISMATCHES = [
     pytest.param(pair, (spec(2, 3), spec(), spec()), ["tuple of 3", "tuple of 2"], id="too few"),
     pytest.param(listed, [spec(2, 3)], ["a list of 1", "a list of 2"], id="list too long"),
     pytest.param(listed, (spec(2, 3), spec()), ["a tuple", "List"], id="tuple for a list"),
-    pytest.param(keyed, {"z": spec(2, 3)}, ["1 keys", "'z'", "'a'"], id="key too many"),
-    pytest.param(keyed, {"z": spec(2, 3), "b": spec()}, ["['b']", "'a'"], id="missing key"),
+    pytest.param(keyed, {"z": spec(2, 3)}, ["1 keys", "'z'", "'a'"], id="an extra key"),
+    pytest.param(keyed, {"z": spec(2, 3), "b": spec()}, ["['b']", "'a'"], id="a missing key"),
     pytest.param(
         keyed, {"z": spec(2, 3), "a": spec(5)}, ["['a']", "(5,)", "()"], id="wrong shape in a dict"
     ),
@@ -219,12 +219,12 @@ MISMATCHES = [
         nested,
         {"a": (spec(3), [spec(2, 3)]), "b": (spec(2, 3), [spec(), spec(2, 3)])},
         ["['b'][1][1]", "(2, 3)", "(3, 2)"],
-        id="deep",
+        id="wrong shape of a deeply nested leaf",
     ),
     pytest.param(
-        optional, (spec(2, 3), spec()), ["[1]", "a tensor", "None"], id="none for a tensor"
+        optional, (spec(2, 3), spec()), ["[1]", "a tensor", "None"], id="None for a tensor"
     ),
-    pytest.param(pair, (spec(2, 3), None), ["[1]", "None", "Tensor"], id="tensor for none"),
+    pytest.param(pair, (spec(2, 3), None), ["[1]", "None", "Tensor"], id="tensor for None"),
 ]
 
 
@@ -247,7 +247,7 @@ class GrowsAtRuntime(nn.Module):
         return x[x > 2]
 
 
-def test_output_whose_shape_depends_on_values_is_checked_at_each_call():
+def test_output_whose_shape_depends_on_values_is_checked_in_every_call():
     f = TorchModuleWrapper(torch.jit.script(GrowsAtRuntime()), output_spec=spec(3))
     assert_same(f(X), X[X > 2])
     text = error_of(lambda: f(X + 1))
@@ -266,7 +266,7 @@ class ReturnsMeta(nn.Module):
 
 
 @pytest.mark.parametrize("module", [ReturnsSparse(), ReturnsMeta()], ids=["sparse", "meta"])
-def test_output_that_is_no_dense_cpu_tensor_is_an_error(module):
+def test_output_that_is_not_a_dense_cpu_tensor_is_an_error(module):
     f = TorchModuleWrapper(torch.jit.script(module), output_spec=like_input)
     text = error_of(lambda: f(X))
     assert "output" in text
@@ -289,7 +289,7 @@ def a_string(x: Tensor) -> dict[str, str]:
     "function, got", [(a_float, "float"), (with_an_int, "int"), (a_string, "str")]
 )
 @pytest.mark.parametrize("output_spec", [None, "given"])
-def test_output_that_is_no_tensor_is_an_error(function, got, output_spec):
+def test_output_that_is_not_a_tensor_is_an_error(function, got, output_spec):
     tree = {"float": spec(), "int": (spec(2, 3), spec()), "str": {"k": spec()}}[got]
     f = TorchModuleWrapper(torch.jit.script(function), output_spec=tree if output_spec else None)
     text = error_of(lambda: f(X))
@@ -308,7 +308,7 @@ def test_output_that_is_no_tensor_is_an_error(function, got, output_spec):
     ],
     ids=["a string", "a dtype that torch lacks", "an int leaf", "a tuple as key"],
 )
-def test_output_spec_that_is_no_spec_is_an_error(output_spec, part):
+def test_invalid_output_spec_is_an_error(output_spec, part):
     f = TorchModuleWrapper(torch.jit.script(one), output_spec=output_spec)
     text = error_of(lambda: f(X))
     assert "torchcall: one: output" in text
@@ -331,7 +331,7 @@ def test_output_that_needs_x64_is_an_error_that_names_the_option(given):
         assert_same(f(X), to_double(torch_of(X)))
 
 
-def test_weights_of_a_model_may_be_returned():
+def test_weights_that_a_model_returns_are_copied():
     module = torch.jit.script(ReturnsWeight())
     f = TorchModuleWrapper(module)
     got = f(X)
@@ -350,7 +350,7 @@ class ReturnsWeight(nn.Module):
         return self.weight
 
 
-def test_count_of_calls_is_unchanged_by_inference():
+def test_inferring_outputs_does_not_count_as_a_call():
     module = torch.jit.script(Counter())
     f = TorchModuleWrapper(module)
     jax.eval_shape(f, X)
@@ -365,7 +365,7 @@ def test_output_spec_without_an_output_is_an_error(nothing):
     assert "torchcall: double: output_spec: expected at least one jax.ShapeDtypeStruct" in text
 
 
-def test_output_spec_that_raises_or_makes_no_sense_is_named():
+def test_output_spec_that_raises_or_has_a_negative_size_is_an_error_that_names_it():
     scripted = torch.jit.script(double)
     text = error_of(lambda: TorchModuleWrapper(scripted, output_spec=lambda _: 1 / 0)(X))
     assert "torchcall: double: output_spec: the function raised ZeroDivisionError" in text
@@ -373,7 +373,7 @@ def test_output_spec_that_raises_or_makes_no_sense_is_named():
     assert "expected sizes >= 0, got (-1,)" in text
 
 
-def test_repr_with_arrays_as_output_spec():
+def test_repr_works_with_arrays_in_output_spec():
     f = TorchModuleWrapper(torch.jit.script(double), output_spec=np.ones((2, 3), np.float32))
     assert "output_spec=" in repr(f)
     assert_same(f(X), 2 * X)

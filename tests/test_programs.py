@@ -1,4 +1,4 @@
-"""Where a call may stand in a JAX program, and clear errors where it may not."""
+"""Calls in JAX programs: the transformations that work, and clear errors for the others."""
 
 import functools
 import re
@@ -42,14 +42,14 @@ def test_eager_call_returns_jax_arrays():
     assert_same(y, 2 * X)
 
 
-def test_call_under_jit_and_nested_jit():
+def test_call_works_under_jit_and_nested_jit():
     f = scripted(double)
     inner = jax.jit(lambda x: f(x) + 1)
     assert_same(jax.jit(f)(X), 2 * X)
     assert_same(jax.jit(lambda x: inner(inner(x)) * f(x))(X), (4 * X + 3) * (2 * X))
 
 
-def test_call_under_scan_returns_what_a_python_loop_returns():
+def test_call_under_scan_equals_a_python_loop():
     f = scripted(Linear())
     module = Linear()
 
@@ -68,7 +68,7 @@ def test_call_under_scan_returns_what_a_python_loop_returns():
     np.testing.assert_allclose(ys, numpy_of(torch.stack(eager_ys)), rtol=1e-5, atol=1e-6)
 
 
-def test_call_under_while_loop_in_body_and_condition():
+def test_call_works_in_the_body_and_condition_of_while_loop():
     f, total = scripted(shift), scripted(sums)
     got = jax.jit(lambda x: jax.lax.while_loop(lambda x: total(x) < 100, f, x))(X)
     assert_same(got, X + 15)
@@ -78,13 +78,13 @@ def sums(x: Tensor) -> Tensor:
     return x.sum()
 
 
-def test_call_under_fori_loop():
+def test_call_works_under_fori_loop():
     assert_same(
         jax.jit(lambda x: jax.lax.fori_loop(0, 7, lambda _, x: scripted(shift)(x), x))(X), X + 7
     )
 
 
-def test_call_under_cond_and_switch_runs_the_chosen_branch_only():
+def test_call_under_cond_and_switch_runs_only_the_chosen_branch():
     f, g = scripted(double), scripted(shift)
     program = jax.jit(lambda p, x: jax.lax.cond(p, f, g, x))
     assert_same(program(True, X), 2 * X)
@@ -95,7 +95,7 @@ def test_call_under_cond_and_switch_runs_the_chosen_branch_only():
     assert (f.stats()["calls"], g.stats()["calls"]) == (1, 2)
 
 
-def test_call_under_remat_and_inside_a_differentiated_function():
+def test_call_works_under_remat_and_inside_a_differentiated_function():
     f = scripted(double)
     assert_same(jax.jit(jax.checkpoint(lambda x: f(x) + 1))(X), 2 * X + 1)
 
@@ -112,7 +112,7 @@ def test_stop_gradient_makes_a_call_constant():
     assert_same(got, 2 * X)
 
 
-def test_custom_vjp_around_a_call_that_returns_gradients():
+def test_custom_vjp_may_use_the_gradients_that_a_call_returns():
     f = scripted(Spring(), requires_grad=True)
 
     @jax.custom_vjp
@@ -123,7 +123,7 @@ def test_custom_vjp_around_a_call_that_returns_gradients():
     assert_same(jax.jit(jax.grad(energy))(X), 3 * X)
 
 
-def test_donated_operand():
+def test_call_accepts_a_donated_operand():
     f = scripted(double)
     program = jax.jit(lambda x: f(x) + x, donate_argnums=0)
     for _ in range(3):
@@ -143,18 +143,18 @@ def test_call_on_a_deleted_array_is_an_error_and_the_next_call_works():
     assert_same(f(X), 2 * X)
 
 
-def test_two_models_in_one_program():
+def test_one_program_may_call_several_models():
     f, g, h = scripted(Scale(2.0)), scripted(Scale(5.0)), scripted(subtract)
     program = jax.jit(lambda x: h(f(x), g(x)) + jax.lax.fori_loop(0, 2, lambda _, x: g(f(x)), x))
     assert_same(program(X), -3 * X + 100 * X)
 
 
-def test_one_wrapper_at_two_shapes_in_one_program():
+def test_one_program_may_call_a_wrapper_with_several_shapes():
     f = scripted(double)
     assert_same(jax.jit(lambda x: (f(x), f(x[0]), f(x[:, :1])))(X), (2 * X, 2 * X[0], 2 * X[:, :1]))
 
 
-def test_closed_over_constant_and_computed_operands():
+def test_operands_may_be_constants_or_computed_values():
     f = scripted(subtract)
     constant = jnp.asarray(X)
     assert_same(jax.jit(lambda x: f(constant, x.T.T * 2))(X), X - 2 * X)
@@ -178,7 +178,7 @@ def test_tracing_alone_does_not_run_the_model():
     assert module.count.item() == 0
 
 
-def test_call_next_to_python_callbacks():
+def test_call_works_next_to_python_callbacks():
     f = scripted(double)
 
     def body(_, x):
@@ -189,12 +189,12 @@ def test_call_next_to_python_callbacks():
     assert_same(got, X * 1024 + 1023)
 
 
-def test_call_inside_map():
+def test_call_works_inside_map():
     f = scripted(double)
     assert_same(jax.jit(lambda x: jax.lax.map(f, x))(X), 2 * X)
 
 
-def test_call_with_jit_disabled():
+def test_call_works_with_jit_disabled():
     f = scripted(double)
     with jax.disable_jit():
         assert_same(f(X), 2 * X)
@@ -207,7 +207,7 @@ def divides(x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eagerly", "under jit"])
-def test_debug_nans_finds_a_nan_that_the_model_made(wrap):
+def test_debug_nans_finds_a_nan_that_the_model_returns(wrap):
     f = wrap(scripted(divides))
     nan = np.array([np.nan], np.float32)
     with jax.debug_nans(True):
@@ -216,7 +216,7 @@ def test_debug_nans_finds_a_nan_that_the_model_made(wrap):
             jax.block_until_ready(f(nan))
 
 
-def test_compile_time_evaluation_inside_jit():
+def test_call_works_in_compile_time_evaluation_inside_jit():
     f = scripted(double)
 
     @jax.jit
@@ -228,7 +228,7 @@ def test_compile_time_evaluation_inside_jit():
     assert_same(program(X), 8 * X)
 
 
-def test_call_without_any_array():
+def test_call_works_without_array_arguments():
     f = scripted(constant_of)
     assert_same(f(3), np.full(3, 3, np.float32))
     assert_same(jax.jit(lambda x: f(3) + x)(np.float32(1)), np.full(3, 4, np.float32))
@@ -340,7 +340,7 @@ def test_several_devices_are_a_clear_error_at_trace_time(tmp_path):
         ),
         ("tpu", ["platform tpu", "the CPU or a CUDA device"]),
     ],
-    ids=["CUDA, which torch lacks here", "a platform that torch does not have"],
+    ids=["CUDA without a CUDA build of torch", "a platform that torch does not support"],
 )
 def test_other_platform_is_a_clear_error_at_trace_time(platform, parts):
     f = scripted(double)
@@ -357,13 +357,13 @@ def test_requiring_a_cuda_graph_in_a_program_for_the_cpu_is_an_error_at_trace_ti
     assert 'cuda_graph="auto"' in text
 
 
-def test_batching_over_other_operands_leaves_the_call_alone():
+def test_vmap_over_other_operands_does_not_batch_the_call():
     f = scripted(double)
     got = jax.vmap(lambda w: w * f(X))(np.arange(3, dtype=np.float32))
     assert_same(got, np.arange(3, dtype=np.float32)[:, None, None] * 2 * X)
 
 
-def test_lowered_program_holds_no_pointer():
+def test_lowered_program_contains_no_pointer():
     f = scripted(double)
     text = jax.jit(f).lower(X).as_text()
     assert "torchcall" in text

@@ -72,7 +72,7 @@ def test_eight_threads_call_one_wrapper_with_their_own_shapes():
     in_threads(work)
 
 
-def test_eight_threads_make_and_drop_wrappers(live_plans):
+def test_eight_threads_create_and_drop_wrappers(live_plans):
     before = live_plans()
 
     def work(i):
@@ -92,7 +92,7 @@ class RaisesForOdd(torch.nn.Module):
         return x * 2
 
 
-def test_an_error_in_one_thread_leaves_the_others_alone():
+def test_an_error_in_one_thread_does_not_affect_the_others():
     f = TorchModuleWrapper(torch.jit.script(RaisesForOdd()), output_spec=lambda x: x)
     f(np.float32(0))
 
@@ -106,7 +106,7 @@ def test_an_error_in_one_thread_leaves_the_others_alone():
     in_threads(work)
 
 
-def test_thread_settings_are_not_left_changed():
+def test_calls_restore_torchs_settings_of_the_thread():
     before = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
     f = TorchModuleWrapper(torch.jit.script(Linear()), requires_grad=True)
     jax.block_until_ready(f(np.ones((1, 3), np.float32)))
@@ -119,7 +119,7 @@ def test_thread_settings_are_not_left_changed():
 @pytest.mark.parametrize("kind", ["stateful", "differentiating"])
 def test_jitted_loop_finishes_while_another_thread_holds_the_gil(kind):
     progress = np.zeros((), np.float32)
-    counter = Counter(torch.from_numpy(progress))  # so that progress is seen without any call
+    counter = Counter(torch.from_numpy(progress))  # readable without a call
     options = {"requires_grad": True} if kind == "differentiating" else {}
     f = TorchModuleWrapper(torch.jit.script(counter), **options)
     calls = 100_000
@@ -134,7 +134,7 @@ def test_jitted_loop_finishes_while_another_thread_holds_the_gil(kind):
     try:
         while progress < 1:
             time.sleep(0)
-        sys.setswitchinterval(1e4)  # from here on no other thread gets the GIL
+        sys.setswitchinterval(1e4)  # no other thread gets the GIL from here on
         at_start = float(progress)
         deadline = time.monotonic() + 60
         while progress < calls and time.monotonic() < deadline:
@@ -147,8 +147,8 @@ def test_jitted_loop_finishes_while_another_thread_holds_the_gil(kind):
     assert at_end == calls
 
 
-def test_set_num_threads_reaches_the_threads_of_xla(tmp_path):
-    """In a process of its own: the budget is for the whole process."""
+def test_set_num_threads_applies_in_xlas_threads(tmp_path):
+    """Runs in a separate process, because the budget is process-wide."""
     code = """
         import sys, threading
         import jax, numpy as np, torch, torchcall
@@ -180,7 +180,7 @@ def test_set_num_threads_reaches_the_threads_of_xla(tmp_path):
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2", None], ids=repr)
-def test_set_num_threads_refuses_what_is_no_positive_int(threads):
+def test_set_num_threads_refuses_anything_but_a_positive_int(threads):
     before = torch.get_num_threads()
     text = error_of(lambda: torchcall.set_num_threads(threads))
     assert "set_num_threads: expected an int from 1 to" in text
@@ -203,7 +203,7 @@ def bits(x):
     return np.asarray(x).view(np.uint32)
 
 
-def test_torch_computes_with_denormals_as_it_does_on_its_own():
+def test_denormals_give_the_same_bits_as_in_torch_alone():
     f = TorchModuleWrapper(torch.jit.script(halves))
     expected = halves(torch_of(DENORMAL)).numpy()
     assert np.all(expected != 0)
@@ -217,7 +217,7 @@ def test_torch_computes_with_denormals_as_it_does_on_its_own():
     np.testing.assert_array_equal(bits(program(DENORMAL)), bits(expected))
 
 
-def test_xlas_own_floating_point_state_is_restored():
+def test_xlas_floating_point_state_is_restored():
     f = TorchModuleWrapper(torch.jit.script(halves))
     half = np.float32(0.5)
     plain = jax.jit(lambda x, half: jax.lax.fori_loop(0, 3, lambda *_: x * half, x))
@@ -227,15 +227,15 @@ def test_xlas_own_floating_point_state_is_restored():
     np.testing.assert_array_equal(bits(mixed(DENORMAL, half)), bits(plain(DENORMAL, half)))
 
 
-def test_python_thread_still_computes_with_denormals_after_a_call():
+def test_python_thread_does_not_flush_denormals_after_a_call():
     f = TorchModuleWrapper(torch.jit.script(halves))
     jax.block_until_ready(jax.jit(f)(DENORMAL))
     assert np.all(DENORMAL * np.float32(0.5) != 0)
     assert bool((torch_of(DENORMAL) * 0.5 != 0).all())
 
 
-def test_openmp_workers_are_not_left_flushing(tmp_path):
-    """torch's first parallel loop of the process runs inside a call, and starts the workers."""
+def test_openmp_workers_started_inside_a_call_do_not_flush_denormals(tmp_path):
+    """The first parallel loop of the process runs inside a call and starts the workers."""
     code = """
         import jax, numpy as np, torch, torchcall
         from torch import Tensor
@@ -255,7 +255,7 @@ def test_openmp_workers_are_not_left_flushing(tmp_path):
     assert run_python(tmp_path, code).stdout == "done\n"
 
 
-def test_flushing_that_the_user_switched_on_is_left_on(tmp_path):
+def test_denormal_flushing_enabled_by_the_user_stays_enabled(tmp_path):
     code = """
         import jax, numpy as np, torch, torchcall
         from torch import Tensor

@@ -1,4 +1,4 @@
-"""Weights are shared with the caller's module, which stays as it is, whatever mode torch is in."""
+"""Weights are shared with the caller's module, which never changes, whatever mode torch is in."""
 
 import contextlib
 
@@ -32,7 +32,7 @@ def test_weights_changed_in_place_are_seen_by_compiled_programs(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"requires_grad": True}], ids=["plain", "with gradients"])
-def test_refresh_takes_a_replaced_parameter_over(options):
+def test_refresh_uses_a_replaced_parameter(options):
     module = torch.jit.script(Scale(2.0))
     f = TorchModuleWrapper(module, **options)
     program = jax.jit(f)
@@ -43,7 +43,7 @@ def test_refresh_takes_a_replaced_parameter_over(options):
     assert_same(f(X), 7 * X)
 
 
-def test_refresh_takes_changed_weights_over_into_frozen_code():
+def test_refresh_updates_the_weights_of_frozen_code():
     module = torch.jit.script(Scale(2.0).eval())
     f = TorchModuleWrapper(module, freeze=True)
     program = jax.jit(f)
@@ -62,7 +62,7 @@ def test_refresh_of_frozen_code_with_the_same_weights_changes_nothing():
     assert_same(f(X), np.asarray(before))
 
 
-def test_refresh_reads_a_file_again(tmp_path):
+def test_refresh_reloads_a_file(tmp_path):
     path = tmp_path / "model.pt"
     torch.jit.script(Scale(2.0)).save(path)
     f = TorchModuleWrapper(path)
@@ -74,7 +74,7 @@ def test_refresh_reads_a_file_again(tmp_path):
     assert_same(program(X), 3 * X)
 
 
-def test_refresh_reads_the_same_file_from_another_folder(tmp_path, monkeypatch):
+def test_refresh_reloads_the_same_file_from_another_working_directory(tmp_path, monkeypatch):
     for name, factor in (("here", 2.0), ("there", 9.0)):
         (tmp_path / name).mkdir()
         torch.jit.script(Scale(factor)).save(tmp_path / name / "model.pt")
@@ -87,7 +87,7 @@ def test_refresh_reads_the_same_file_from_another_folder(tmp_path, monkeypatch):
     assert_same(f(X[:1]), 2 * X[:1])
 
 
-def test_refresh_refuses_other_code_and_keeps_the_old(tmp_path):
+def test_refresh_refuses_other_code_and_retains_the_old_model(tmp_path):
     path = tmp_path / "model.pt"
     torch.jit.script(Scale(2.0)).save(path)
     f = TorchModuleWrapper(path)
@@ -102,7 +102,7 @@ def test_refresh_refuses_other_code_and_keeps_the_old(tmp_path):
     assert_same(f(X[:, :1]), 2 * X[:, :1])
 
 
-def test_file_that_changes_before_the_first_call_is_the_one_that_was_loaded(tmp_path):
+def test_change_of_a_file_after_loading_has_no_effect_on_the_first_call(tmp_path):
     path = tmp_path / "model.pt"
     torch.jit.script(Scale(2.0)).save(path)
     f = TorchModuleWrapper(path)
@@ -125,7 +125,7 @@ def test_refresh_with_weights_of_another_shape_is_an_error_at_the_call():
     assert_same(f(X[:1]), module(torch_of(X[:1])))
 
 
-def test_freeze_wants_eval_mode():
+def test_freeze_requires_eval_mode():
     module = torch.jit.script(Linear().train())
     text = error_of(lambda: TorchModuleWrapper(module, freeze=True))
     assert text.startswith("torchcall: Linear: freeze=True: expected ")
@@ -159,13 +159,13 @@ class Mixed(nn.Module):
     "options", [{}, {"requires_grad": True}, {"freeze": True}], ids=["plain", "grad", "freeze"]
 )
 @pytest.mark.parametrize("training", [True, False], ids=["training", "in eval mode"])
-def test_the_callers_module_is_left_as_it_is(options, training):
+def test_the_callers_module_is_left_unchanged(options, training):
     if training and options.get("freeze"):
-        pytest.skip("freezing wants eval mode")
+        pytest.skip("freezing requires eval mode")
     module = torch.jit.script(Mixed().train(training))
     module.dropout.eval()
 
-    def picture():
+    def snapshot():
         tensors = {**module.state_dict(keep_vars=True), "cache": module.cache[0]}
         described = {
             name: (t.data_ptr(), t.dtype, t.device, t.requires_grad, t.is_inference(), t.tolist())
@@ -174,19 +174,19 @@ def test_the_callers_module_is_left_as_it_is(options, training):
         modes = {name: m.training for name, m in module.named_modules()}
         return described, modes, module.count, len(module.cache), str(module.graph), module.code
 
-    before = picture()
+    before = snapshot()
     f = TorchModuleWrapper(module, **options)
     jax.block_until_ready([f(X), jax.jit(f)(X), f(X[:1])])
     f.warmup(X)
     f.refresh()
-    assert picture() == before
+    assert snapshot() == before
     loss = module(torch_of(X)).sum()  # and torch can still train it
     loss.backward()
     assert module.trained.weight.grad is not None
     assert module.fixed.weight.grad is None
 
 
-def test_model_that_differentiates_with_trainable_weights():
+def test_differentiating_model_with_trainable_weights_equals_eager_torch():
     module = torch.jit.script(Spring())
     f = TorchModuleWrapper(module, requires_grad=True)
     for _ in range(3):
@@ -217,7 +217,7 @@ def inside_vmap():
 
 
 class Composed(nn.Module):
-    """A submodule and a constant that is computed when the code is simplified."""
+    """Has a submodule, and a constant expression that TorchScript folds."""
 
     def __init__(self) -> None:
         super().__init__()

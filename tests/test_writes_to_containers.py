@@ -1,4 +1,4 @@
-"""A module that changes a container that it was given, or writes to an element, gets its own."""
+"""A module that modifies a container, or writes to an element of it, gets a private copy."""
 
 import jax
 import numpy as np
@@ -19,25 +19,25 @@ def sentence(function):
     return function.__name__.replace("_", " ")
 
 
-def to_dict_element(d: dict[str, Tensor]) -> Tensor:
+def writes_to_dict_element(d: dict[str, Tensor]) -> Tensor:
     d["x"].add_(1)
     return d["x"] + d["y"]
 
 
-def to_all_dict_values(d: dict[str, Tensor]) -> Tensor:
+def writes_to_all_dict_values(d: dict[str, Tensor]) -> Tensor:
     for value in d.values():
         value.add_(1)
     return d["x"] + d["y"]
 
 
-def to_dict_items(d: dict[str, Tensor]) -> Tensor:
+def writes_to_dict_items(d: dict[str, Tensor]) -> Tensor:
     for key, value in d.items():
         if key == "x":
             value.mul_(2)
     return d["x"] + d["y"]
 
 
-def to_view_of_popped_element(d: dict[str, Tensor]) -> Tensor:
+def writes_to_view_of_popped_element(d: dict[str, Tensor]) -> Tensor:
     x = d.pop("x")
     x.view(-1).add_(1)
     return x + d["y"]
@@ -64,17 +64,17 @@ def clears_dict(d: dict[str, Tensor]) -> Tensor:
 @pytest.mark.parametrize(
     "function",
     [
-        to_dict_element,
-        to_all_dict_values,
-        to_dict_items,
-        to_view_of_popped_element,
+        writes_to_dict_element,
+        writes_to_all_dict_values,
+        writes_to_dict_items,
+        writes_to_view_of_popped_element,
         assigns_dict_key,
         deletes_dict_key,
         clears_dict,
     ],
     ids=sentence,
 )
-def test_module_that_changes_a_dict_or_its_elements_gets_its_own(function):
+def test_module_that_modifies_a_dict_or_its_elements_gets_a_private_copy(function):
     expected = function({"x": torch_of(X), "y": torch_of(X)})
     arguments = {"x": aligned(X), "y": aligned(X)}
     f = jax.jit(TorchModuleWrapper(torch.jit.script(function)))
@@ -85,7 +85,7 @@ def test_module_that_changes_a_dict_or_its_elements_gets_its_own(function):
     np.testing.assert_array_equal(arguments["y"], X)
 
 
-def to_list_element(xs: list[Tensor]) -> Tensor:
+def writes_to_list_element(xs: list[Tensor]) -> Tensor:
     xs[0].add_(1)
     return xs[0] + xs[1]
 
@@ -111,9 +111,9 @@ def extends_by_itself(xs: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "function", [to_list_element, appends, pops, reverses, extends_by_itself], ids=sentence
+    "function", [writes_to_list_element, appends, pops, reverses, extends_by_itself], ids=sentence
 )
-def test_module_that_changes_a_list_or_its_elements_gets_its_own(function):
+def test_module_that_modifies_a_list_or_its_elements_gets_a_private_copy(function):
     expected = function([torch_of(X), torch_of(X + 1)])
     arguments = [aligned(X), aligned(X + 1)]
     f = jax.jit(TorchModuleWrapper(torch.jit.script(function)))
@@ -124,17 +124,17 @@ def test_module_that_changes_a_list_or_its_elements_gets_its_own(function):
     np.testing.assert_array_equal(arguments[1], X + 1)
 
 
-def to_tuple_element(pair: tuple[Tensor, list[Tensor]]) -> Tensor:
+def writes_to_tuple_element(pair: tuple[Tensor, list[Tensor]]) -> Tensor:
     pair[0].add_(1)
     pair[1][0].mul_(2)
     pair[1].append(pair[0])
     return pair[0] + pair[1][0]
 
 
-def test_module_that_writes_to_nested_elements_gets_its_own():
-    expected = to_tuple_element((torch_of(X), [torch_of(X)]))
+def test_module_that_writes_to_nested_elements_gets_private_copies():
+    expected = writes_to_tuple_element((torch_of(X), [torch_of(X)]))
     x, y = aligned(X), aligned(X)
-    f = jax.jit(TorchModuleWrapper(torch.jit.script(to_tuple_element)))
+    f = jax.jit(TorchModuleWrapper(torch.jit.script(writes_to_tuple_element)))
     for _ in range(3):
         assert_same(f((x, [y])), expected)
     np.testing.assert_array_equal(x, X)

@@ -1,4 +1,4 @@
-"""One Lennard-Jones potential through each engine; its package is compiled once a session."""
+"""One Lennard-Jones potential in each engine; its package is compiled once per session."""
 
 import json
 import os
@@ -18,7 +18,7 @@ ENGINES = ["TorchScript", "eager", "AOTInductor"]
 
 
 class Energy(torch.nn.Module):
-    """Lennard-Jones' energy alone, which the package's gradients are derived from."""
+    """The Lennard-Jones energy alone; the package derives the gradients from it."""
 
     species = (6, 14)
 
@@ -37,7 +37,7 @@ class Energy(torch.nn.Module):
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory):
-    """The potential's package, double precision, for any shapes; one for all test processes."""
+    """The potential's package: float64, dynamic shapes; shared by all test processes."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -48,7 +48,7 @@ def package(tmp_path_factory):
             return path
         patch.setenv("TORCHCALL_CACHE", str(folder / "cache"))
         example = reference.graph([reference.systems()["triclinic"]])
-        torch.set_num_threads(1)  # serial code: the order of its sums is always the same
+        torch.set_num_threads(1)  # serial code sums in a fixed order
         try:
             return torchcall.compile(Energy(), path, example=example, cutoff=CUTOFF, dynamic=True)
         finally:
@@ -56,7 +56,7 @@ def package(tmp_path_factory):
 
 
 def potential(engine, package, **options):
-    """The potential through an engine, with cell gradients."""
+    """The potential in one engine, with cell gradients."""
     if engine == "AOTInductor":
         return TorchMliap.from_package(package, **options)
     module = reference.potentials()["Lennard-Jones"]
@@ -66,7 +66,7 @@ def potential(engine, package, **options):
 
 
 def changed(package, path, **changes):
-    """A copy of a package that says something else of itself."""
+    """A copy of a package with changed metadata."""
     with zipfile.ZipFile(package) as source, zipfile.ZipFile(path, "w") as target:
         for entry in source.infolist():
             content = source.read(entry)

@@ -8,7 +8,7 @@ from reference import CUTOFF
 
 from torchcall.mliap import AtomGraph, TorchMliap
 
-# Compiled for a call or two each.
+# For programs that are called only once or twice.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
@@ -42,7 +42,7 @@ def atom_graph(members, *, dtype=np.float64, slots=0, reach=CUTOFF, **fields):
 
 
 def shuffled(graph, seed, *, padding=0):
-    """The same atoms in another order, mixed with `padding` padded ones; and their new numbers."""
+    """The atoms in random order among `padding` padded ones, and their new indices."""
     generator = np.random.default_rng(seed)
     n = len(graph.positions)
     places = generator.permutation(n + padding)[:n]

@@ -1,4 +1,4 @@
-"""What a neighbour list is compared with: vesin's lists, as sets."""
+"""Comparison of neighbour lists with vesin's, as sets of pairs."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ def pairs(nbrs):
 
 
 def listed(positions, cell, pbc, batch, cutoff):
-    """vesin in float64, one system at a time, with the distances."""
+    """Pairs and their distances by vesin, in float64, one system at a time."""
     found = {}
     for s in range(len(cell)):
         ids = np.flatnonzero(batch == s)

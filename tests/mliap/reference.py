@@ -25,7 +25,7 @@ LJ = {"epsilon": 0.8, "sigma": 2.05, "cutoff": CUTOFF, "onset": 3.6}
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """For modules that import it: many small operations, where threads wait for each other."""
+    """Limits torch to one thread in modules that import this; threads slow small operations."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,7 +33,7 @@ def one_thread():
 
 
 def example(name):
-    """A module of the examples' folder."""
+    """Imports a module from examples/."""
     spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -64,7 +64,7 @@ class System:
 def distorted(seed, *, pbc=(True, True, True), vacuum=0.0):
     """Eight atoms of two elements, near a sheared diamond lattice, some of them outside the cell.
 
-    Lattice vectors without periodicity are `vacuum` times what they were.
+    The lattice vectors of open axes are scaled by `vacuum`.
     """
     generator = np.random.default_rng(seed)
     pbc = np.array(pbc)
@@ -81,8 +81,8 @@ def distorted(seed, *, pbc=(True, True, True), vacuum=0.0):
 def systems():
     """A system of each kind, by name.
 
-    Seeds that keep every pair 0.01 Å away from where Lennard-Jones' switch begins and ends: its
-    third derivative jumps there, and fourth-order differences need five.
+    The seeds keep every pair at least 0.01 Å from either end of the Lennard-Jones switch: its third
+    derivative jumps there, and fourth-order differences need five continuous derivatives.
     """
     mirrored = distorted(10)
     return {
@@ -96,7 +96,7 @@ def systems():
 
 
 def graph(members, *, reach=CUTOFF, phantom=True, n_atoms=1, n_edges=3, dtype=torch.float64):
-    """The `AtomGraphInput` of some systems, in torch, with `n_atoms` phantoms and `n_edges`."""
+    """The torch `AtomGraphInput` of systems, with `n_atoms` phantoms and `n_edges` unused edges."""
     edges, offsets, first = [], [], 0
     for member in members:
         atoms = Atoms(member.numbers, member.positions, cell=member.cell, pbc=member.pbc)
@@ -127,7 +127,7 @@ def graph(members, *, reach=CUTOFF, phantom=True, n_atoms=1, n_edges=3, dtype=to
 
 
 def random_batch(seed=0, n_systems=4, n_atoms=12, dtype=torch.float64):
-    """Forces, positions, batch, cells and symmetric virials, without physics.
+    """Random forces, positions, batch, cells and symmetric virials, of no real potential.
 
     The forces of a system sum to zero.
     """
@@ -165,7 +165,7 @@ def fourth_order(energies, shape, step=2.5e-4):
 
 
 def energies(module, system, positions, cells):
-    """Energies of copies of a system at `(K, N, 3)` and `(K, 3, 3)`; edges reach a bit further."""
+    """Energies of copies of a system at `(K, N, 3)`, `(K, 3, 3)`; edges extend past the cutoff."""
     copies = len(positions)
     one = graph([system], reach=CUTOFF + 0.1, phantom=False)
     shift = torch.arange(copies).repeat_interleave(one["edge_index"].shape[1]) * len(one["pos"])
@@ -210,8 +210,8 @@ def position_derivative(module, system):
     return fourth_order(moved, system.positions.shape)
 
 
-# Energies in JAX. Edges `(i, j, S)` come from brute force over a box of images, a bit beyond the
-# cutoff, so that derivatives are those of the potential and not of the list.
+# Energies in JAX. Edges `(i, j, S)` come from brute force over a box of images, slightly beyond the
+# cutoff, so that pairs may enter the cutoff without a new list.
 
 
 def brute_force(system, cutoff=CUTOFF, margin=0.1, images=4):

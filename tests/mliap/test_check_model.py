@@ -1,4 +1,4 @@
-"""`check_model` passes sound potentials and says what is wrong with each kind of unsound one."""
+"""`check_model` passes sound potentials and reports the flaw of each unsound one."""
 
 import graphs
 import numpy as np
@@ -91,7 +91,7 @@ def test_sound_potential_passes_in_single_precision():
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("flaw", FLAWS)
-def test_flaws_are_found_and_explained(graph, flaw):
+def test_each_flaw_is_found_and_explained(graph, flaw):
     model = TorchMliap.from_module(graphs.script(Flawed(flaw, CUTOFF)), CUTOFF, True)
     report = check_model(model, graph)
     assert not report.ok
@@ -105,7 +105,7 @@ def test_flaws_are_found_and_explained(graph, flaw):
 
 
 @pytest.mark.usefixtures("x64")
-def test_flawless_version_of_that_potential_passes(graph):
+def test_the_same_potential_without_a_flaw_passes(graph):
     model = TorchMliap.from_module(graphs.script(Flawed("", CUTOFF)), CUTOFF, True)
     report = check_model(model, graph)
     assert report.ok, str(report)

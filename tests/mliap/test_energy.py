@@ -33,7 +33,7 @@ def graph(members):
 
 
 def calls_of(model, function, *args):
-    """Calls of the model during one call of a compiled function, and what it returns."""
+    """How often one call of the compiled function calls the model, and the function's result."""
     compiled = jax.jit(function).lower(*args).compile(QUICK)
     before = model.wrapper.stats()["calls"]
     out = jax.block_until_ready(compiled(*args))
@@ -66,7 +66,7 @@ def test_energies_and_their_derivatives_equal_those_of_the_jax_twin(members, nam
     assert not np.delete(np.asarray(by_position), places, axis=0).any()
 
 
-def test_one_call_stands_in_the_program_and_one_is_made(model, graph):
+def test_value_and_gradient_take_one_call(model, graph):
     def value_and_grad(positions):
         return jax.value_and_grad(lambda x: energy(model, replace(graph, positions=x)).sum())(
             positions
@@ -77,7 +77,7 @@ def test_one_call_stands_in_the_program_and_one_is_made(model, graph):
     assert calls_of(model, value_and_grad, graph.positions)[0] == 1
 
 
-def test_jvp_is_gradients_times_directions_by_system(model, graph):
+def test_jvp_contracts_gradients_with_directions_per_system(model, graph):
     generator = np.random.default_rng(0)
     dx = jnp.asarray(generator.normal(size=graph.positions.shape))
     dh = jnp.asarray(generator.normal(size=graph.cell.shape))
@@ -98,8 +98,8 @@ def test_jvp_is_gradients_times_directions_by_system(model, graph):
     np.testing.assert_allclose(slope, expected, rtol=1e-12)
 
 
-def test_fixed_fractional_coordinates_give_the_virial(model, members):
-    """`dE/dh` with `r = s @ h` is what a strain of both gives: h⁻ᵀ virial."""
+def test_cell_gradient_at_fixed_fractional_coordinates_gives_the_virial(model, members):
+    """With `r = s @ h`, a change of `h` strains atoms and cell together: `dE/dh = h⁻ᵀ virial`."""
     system = members[0]
     graph = graphs.atom_graph([system])
     frac = jnp.asarray(np.linalg.solve(system.cell.T, system.positions.T).T)
@@ -114,7 +114,7 @@ def test_fixed_fractional_coordinates_give_the_virial(model, members):
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=1e-8 * abs(expected).max())
 
 
-def test_gradients_through_scan_cond_remat_and_eagerly(model, graph):
+def test_gradients_are_the_same_under_scan_cond_remat_and_eagerly(model, graph):
     def of(positions):
         return energy(model, replace(graph, positions=positions)).sum()
 
@@ -137,7 +137,7 @@ def test_gradients_through_scan_cond_remat_and_eagerly(model, graph):
     np.testing.assert_array_equal(jax.linearize(of, graph.positions)[0], of(graph.positions))
 
 
-def test_forces_inside_a_loop_take_one_call_a_step(model, graph):
+def test_forces_inside_a_loop_take_one_call_per_step(model, graph):
     def step(x, _):
         value, g = jax.value_and_grad(lambda y: energy(model, replace(graph, positions=y)).sum())(x)
         return x - 1e-3 * g, value
@@ -180,7 +180,7 @@ def test_derivatives_that_models_do_not_return_are_refused(model, graph, what, t
         refusals(model, graph)[what]()
 
 
-def test_model_without_cell_gradients_refuses_only_these(graph):
+def test_model_without_cell_gradients_refuses_only_cell_derivatives(graph):
     module = reference.example("stillinger_weber").StillingerWeber(cell_gradients=False)
     plain = TorchMliap.from_module(graphs.script(module), CUTOFF)
 
@@ -195,7 +195,7 @@ def test_model_without_cell_gradients_refuses_only_these(graph):
         jax.grad(of, 1)(graph.positions, graph.cell)
 
 
-def test_charge_reaches_the_model_and_does_not_stop_position_gradients(model, graph):
+def test_position_gradients_work_with_charges(model, graph):
     charge = jnp.asarray([1.0, 2.0, 3.0])
 
     def of(positions, charge):
@@ -204,7 +204,7 @@ def test_charge_reaches_the_model_and_does_not_stop_position_gradients(model, gr
     jax.grad(of)(graph.positions, charge)
 
 
-def test_derivative_by_integer_offsets_is_zero_and_by_the_cutoff_too(model, graph):
+def test_derivatives_by_cell_offsets_and_cutoff_are_zero(model, graph):
     by_offset = jax.grad(lambda s: energy(model, replace(graph, cell_offsets=s)).sum())
     assert not np.asarray(by_offset(graph.cell_offsets)).any()
     by_model = jax.grad(lambda m: energy(m, graph).sum())(model)

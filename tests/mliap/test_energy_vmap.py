@@ -1,4 +1,4 @@
-"""Mapped graphs become one batched graph: one call of the model, equal to a loop in Python."""
+"""`vmap` merges graphs into one batched graph: one call of the model, equal to a Python loop."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def replicas():
-    """Graphs of one shape whose positions, cells, numbers, order and numbers of edges differ."""
+    """Graphs of equal shapes with different positions, cells, elements, order and edge counts."""
     with jax.enable_x64(True):
         made = []
         for k in range(COUNT):
@@ -129,7 +129,7 @@ def test_nested_vmap_is_one_call(model, stacked, looped):
     assert_close(out, [np.stack([x, x[::-1]]) for x in looped])
 
 
-def test_vmap_in_scan_is_one_call_a_step(model, stacked):
+def test_vmap_in_scan_is_one_call_per_step(model, stacked):
     def at(positions):
         return jax.vmap(lambda g: of(model, g))(replace(stacked, positions=positions))
 
@@ -142,7 +142,7 @@ def test_vmap_in_scan_is_one_call_a_step(model, stacked):
     assert_close(out, [np.stack(x) for x in zip(*alone, strict=True)])
 
 
-def test_empty_graphs_merge_too(model):
+def test_empty_graphs_are_merged(model):
     cells = 9.0 * jnp.ones((COUNT, 1, 1, 1)) * jnp.eye(3)
 
     def one(cell):
@@ -169,11 +169,11 @@ def test_any_subset_of_fields_may_be_mapped(model, replicas, stacked, mapped):
     names = {"edges": ("edge_index", "cell_offsets", "n_edges")}.get(mapped, (mapped,))
     single = replace(replicas[0], cell=1.001 * replicas[0].cell)
     if mapped == "batch":
-        # In one, atoms swap systems: edges take the other's cell, any finite number will do.
+        # Atoms of the third graph swap systems: unphysical, but both sides must agree.
         turned = jnp.where(single.batch < 2, (single.batch + 1) % 2, 2)
         some = {"batch": jnp.stack([single.batch, single.batch, turned])}
     elif mapped == "edges":
-        # Fewer and fewer of the same edges.
+        # The same edges with decreasing counts.
         fewer = single.n_edges - jnp.arange(COUNT, dtype=jnp.int32) * 100
         some = {
             "edge_index": jnp.stack([single.edge_index] * COUNT),
@@ -195,7 +195,7 @@ def test_any_subset_of_fields_may_be_mapped(model, replicas, stacked, mapped):
     assert_close(out, [np.stack(x) for x in zip(*each, strict=True)])
 
 
-def test_axes_other_than_the_first_and_a_mapped_model(model, stacked, looped):
+def test_graphs_are_merged_for_other_axes_and_a_mapped_model(model, stacked, looped):
     def one(m, positions, graph):
         return energy_and_gradients(m, replace(graph, positions=positions))
 
@@ -206,7 +206,7 @@ def test_axes_other_than_the_first_and_a_mapped_model(model, stacked, looped):
     assert_close(out, looped)
 
 
-def test_graphs_without_counts_or_batch_merge_too(model):
+def test_graphs_without_edge_counts_or_batch_are_merged(model):
     single = graphs.atom_graph([reference.distorted(30)])
     bare = replace(single, batch=None, n_edges=None)
     moves = jnp.asarray([0.0, 0.01, -0.02])
@@ -220,7 +220,7 @@ def test_graphs_without_counts_or_batch_merge_too(model):
     assert_close(out, [np.stack(x) for x in zip(*each, strict=True)])
 
 
-def test_nothing_mapped_in_the_graph_stays_one_plain_call(model, replicas):
+def test_graph_without_mapped_fields_takes_one_plain_call(model, replicas):
     def one(x):
         return x + energy(model, replicas[0]).sum()
 

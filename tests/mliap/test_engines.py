@@ -1,4 +1,4 @@
-"""The same potential through TorchScript, eager torch and AOTInductor: same numbers, same form."""
+"""The same potential gives the same results in TorchScript, eager torch and AOTInductor."""
 
 import threading
 from dataclasses import replace
@@ -66,7 +66,7 @@ def test_padding_and_narrowing_change_nothing(model, members, narrow, slots):
         np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12)
 
 
-def test_counts_may_change_inside_a_program(model, graph):
+def test_edge_counts_may_change_inside_a_program(model, graph):
     counts = jnp.asarray([0, 1, 2, int(graph.n_edges)], jnp.int32)
 
     @jax.jit
@@ -81,7 +81,7 @@ def test_counts_may_change_inside_a_program(model, graph):
     assert not np.asarray(out[0]).any()
 
 
-def test_two_entries_an_axis_are_enough(model):
+def test_graph_of_one_atom_without_edges_works(model):
     one = reference.distorted(3)
     single = replace(one, positions=one.positions[:1], numbers=one.numbers[:1], cell=9 * np.eye(3))
     lonely = graphs.atom_graph([single])
@@ -93,7 +93,7 @@ def test_two_entries_an_axis_are_enough(model):
     assert not np.asarray(out.cell_gradients).any()
 
 
-def test_it_differentiates_in_one_call_and_merges_under_vmap(model, graph):
+def test_gradients_under_vmap_take_one_merged_call(model, graph):
     moves = np.random.default_rng(0).normal(scale=0.02, size=(3, *graph.positions.shape))
     replicas = graph.positions + moves
 
@@ -103,18 +103,18 @@ def test_it_differentiates_in_one_call_and_merges_under_vmap(model, graph):
     before = model.wrapper.stats()["calls"]
     merged = jax.block_until_ready(jax.jit(jax.vmap(gradient))(replicas))
     assert model.wrapper.stats()["calls"] == before + 1
-    in_turn = jnp.stack([gradient(positions) for positions in replicas])
-    np.testing.assert_allclose(merged, in_turn, rtol=1e-12, atol=1e-12)
+    looped = jnp.stack([gradient(positions) for positions in replicas])
+    np.testing.assert_allclose(merged, looped, rtol=1e-12, atol=1e-12)
 
 
-def test_threads_get_what_one_gets(model, graph):
+def test_concurrent_threads_get_the_same_results_as_one_thread(model, graph):
     program = jax.jit(lambda x: energy_and_gradients(model, replace(graph, positions=x)))
     inputs = [graph.positions + 0.01 * i for i in range(4)]
     expected = [program(x) for x in inputs]
     wrong: list[int] = []
 
     def work(i):
-        with jax.enable_x64(True):  # a thread has its own settings
+        with jax.enable_x64(True):  # the setting is per thread
             for _ in range(20):
                 out = program(inputs[i])
                 for got, want in zip(out, expected[i], strict=True):
@@ -130,7 +130,7 @@ def test_threads_get_what_one_gets(model, graph):
     assert not wrong
 
 
-def test_positions_that_are_no_numbers_give_energies_that_are_none(model, graph):
+def test_nan_positions_give_nan_energy_for_their_system_only(model, graph):
     bad = graph.positions.at[2, 0].set(jnp.nan)
     out = energy(model, replace(graph, positions=bad))
     assert np.isnan(out[0])

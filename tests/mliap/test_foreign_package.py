@@ -1,4 +1,4 @@
-"""Packages that torchcall did not make: torch's exporter does not write its version into them."""
+"""Packages made without torchcall, in which torch does not record its version."""
 
 import json
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 
 @pytest.fixture
 def foreign(package, tmp_path):  # noqa: F811
-    """Makes a copy of the package without torchcall's metadata, other files changed by suffix."""
+    """Copies the package without torchcall's metadata; `changes` maps file suffixes to edits."""
 
     def make(**changes):
         path = tmp_path / "foreign.pt2"
@@ -44,14 +44,14 @@ def foreign(package, tmp_path):  # noqa: F811
     return make
 
 
-def left_out(content):
+def removed(content):
     del content
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"cpp": left_out}], ids=["with its source", "without its source"]
+    "changes", [{}, {"cpp": removed}], ids=["with its source", "without its source"]
 )
-def test_it_runs_under_the_torch_that_compiled_it(package, foreign, changes):  # noqa: F811
+def test_foreign_package_runs_under_the_torch_that_compiled_it(package, foreign, changes):  # noqa: F811
     graph = pad_graph(graphs.atom_graph([reference.systems()["slab"]]), cutoff=CUTOFF)[0]
     index = ("edge_index", "batch", "atomic_numbers")
     graph |= {key: graph[key].astype(jnp.int64) for key in index}
@@ -62,7 +62,7 @@ def test_it_runs_under_the_torch_that_compiled_it(package, foreign, changes):  #
         np.testing.assert_array_equal(f(graph)[key], value)
 
 
-def test_code_of_another_torch_in_its_source_is_refused(foreign):
+def test_foreign_package_with_source_for_another_torch_is_refused(foreign):
     def older(content):
         return content.replace(b"num_models must be", b"it must be")
 
@@ -71,7 +71,7 @@ def test_code_of_another_torch_in_its_source_is_refused(foreign):
         torchcall.load(foreign(cpp=older))
 
 
-def test_a_library_that_lacks_functions_of_this_torch_is_refused(foreign, tmp_path):
+def test_library_that_needs_functions_missing_in_this_torch_is_refused(foreign, tmp_path):
     code, library = tmp_path / "later.cc", tmp_path / "later.so"
     code.write_text('extern "C" int aoti_of_tomorrow(); int f() { return aoti_of_tomorrow(); }')
     compiler = os.environ.get("CXX", "g++")
@@ -82,10 +82,10 @@ def test_a_library_that_lacks_functions_of_this_torch_is_refused(foreign, tmp_pa
         return library.read_bytes()
 
     with pytest.raises(ValueError, match="aoti_of_tomorrow") as caught:
-        torchcall.load(foreign(cpp=left_out, so=later))
+        torchcall.load(foreign(cpp=removed, so=later))
     assert f"does not load with torch {torch.__version__}; if another torch" in str(caught.value)
 
 
-def test_it_is_no_potential_by_itself(foreign):
+def test_foreign_package_is_refused_as_a_potential(foreign):
     with pytest.raises(ValueError, match=r"expected a package made by torchcall\.compile"):
         TorchMliap.from_package(foreign())

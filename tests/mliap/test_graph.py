@@ -1,4 +1,4 @@
-"""Padding: order and phantoms as promised, and nothing real that depends on them."""
+"""Padding: order and phantoms are as documented, and no real result depends on them."""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, neighbo
 pytestmark = pytest.mark.usefixtures("x64")
 
 
-class Nosy(torch.nn.Module):
-    """Looks atomic numbers up, divides by distances and normalises per system; pads would show."""
+class PaddingSensitive(torch.nn.Module):
+    """Looks up atomic numbers, divides by distances, normalises per system: padding would show."""
 
     def __init__(self, cutoff: float) -> None:
         super().__init__()
@@ -52,14 +52,14 @@ class Nosy(torch.nn.Module):
 
 LONE = System(np.zeros((1, 3)), np.array([14]), np.eye(3) * 30.0, np.ones(3, bool))
 EMPTY = System(np.zeros((0, 3)), np.array([], int), np.eye(3) * 9.0, np.ones(3, bool))
-MODELS = ["Lennard-Jones", "Stillinger-Weber", "message passing", "nosy"]
+MODELS = ["Lennard-Jones", "Stillinger-Weber", "message passing", "padding-sensitive"]
 
 
 @pytest.fixture(scope="module")
 def models():
     made = {name: graphs.potential(name) for name in MODELS[:-1]}
-    nosy = graphs.script(Nosy(CUTOFF))
-    return made | {"nosy": TorchMliap.from_module(nosy, CUTOFF, True)}
+    script = graphs.script(PaddingSensitive(CUTOFF))
+    return made | {"padding-sensitive": TorchMliap.from_module(script, CUTOFF, True)}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def members():
 
 
 def evaluate(model, graph, sizes=None):
-    """Energies and gradients of the caller's atoms, through any capacities."""
+    """Energies and gradients of the caller's atoms, evaluated with the given capacities."""
     if sizes is None:
         return jax.tree.map(np.asarray, tuple(energy_and_gradients(model, graph)))
     padded, masks = pad_graph(graph, cutoff=model.cutoff, **sizes)
@@ -91,7 +91,7 @@ def with_charges(graph):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_no_capacity_order_or_padding_changes_anything_real(models, members, name):
+def test_results_do_not_depend_on_capacity_order_or_padding(models, members, name):
     model, graph = models[name], with_charges(graphs.atom_graph(members))
     expected = evaluate(model, graph)
     assert all(np.isfinite(x).all() for x in expected)
@@ -114,7 +114,7 @@ def test_no_capacity_order_or_padding_changes_anything_real(models, members, nam
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_order_of_the_systems_does_not_matter(models, members, name):
+def test_results_do_not_depend_on_the_order_of_the_systems(models, members, name):
     model, order = models[name], [3, 0, 4, 2, 1, 5]
     energies, gradients, cells = evaluate(model, graphs.atom_graph(members))
     first = np.cumsum([0, *(len(m.numbers) for m in members)])
@@ -133,7 +133,7 @@ def test_order_of_the_systems_does_not_matter(models, members, name):
     ],
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_graphs_with_next_to_nothing_are_finite_and_feel_nothing(models, name, few):
+def test_nearly_empty_graphs_have_finite_energies_and_zero_gradients(models, name, few):
     if few:
         graph = graphs.atom_graph(few)
     else:
@@ -154,7 +154,7 @@ def test_graphs_with_next_to_nothing_are_finite_and_feel_nothing(models, name, f
     assert not cells.any()
 
 
-def test_layout_is_the_promised_one(members):
+def test_padded_layout_is_as_documented(members):
     graph, places = graphs.shuffled(graphs.atom_graph(members, slots=3), 5, padding=4)
     graph = with_charges(graph)
     sizes = {"n_atoms": 40, "n_edges": 900, "n_systems": 9}
@@ -190,7 +190,7 @@ def test_layout_is_the_promised_one(members):
     np.testing.assert_array_equal(r, here)
 
 
-def test_neighbour_list_makes_the_same_graph_as_ase(models):
+def test_neighbour_list_gives_the_same_graph_as_ase(models):
     system = reference.systems()["triclinic"]
     cell, positions = jnp.asarray(system.cell)[None], jnp.asarray(system.positions)
     with jax.enable_x64(False):
@@ -200,10 +200,10 @@ def test_neighbour_list_makes_the_same_graph_as_ase(models):
     numbers = jnp.asarray(system.numbers.astype(np.int32))
     graph = AtomGraph.from_neighbors(listed, positions, cell, numbers)
     assert graph.list_cutoff == CUTOFF
-    expected = evaluate(models["nosy"], graphs.atom_graph([system]))
-    assert_same(evaluate(models["nosy"], graph), expected)
+    expected = evaluate(models["padding-sensitive"], graphs.atom_graph([system]))
+    assert_same(evaluate(models["padding-sensitive"], graph), expected)
     one = replace(graph, batch=None)
-    assert_same(evaluate(models["nosy"], one), expected)
+    assert_same(evaluate(models["padding-sensitive"], one), expected)
 
 
 @pytest.mark.parametrize(
@@ -217,20 +217,20 @@ def test_neighbour_list_makes_the_same_graph_as_ase(models):
         ({"charge": jnp.zeros(2)}, r"graph.charge: expected shape \(1,\), got \(2,\)"),
     ],
 )
-def test_misshapen_fields_are_named(change, text):
+def test_fields_of_wrong_shape_or_dtype_are_named_in_the_error(change, text):
     graph = replace(graphs.atom_graph([reference.systems()["molecule"]]), **change)
     with pytest.raises((ValueError, TypeError), match=f"torchcall: {text}"):
         pad_graph(graph, cutoff=CUTOFF)
 
 
 @pytest.mark.parametrize("axis", ["n_atoms", "n_edges", "n_systems"])
-def test_capacities_too_small_are_named(axis):
+def test_capacities_that_are_too_small_are_named_in_the_error(axis):
     graph = graphs.atom_graph([reference.systems()["molecule"]])
     with pytest.raises(ValueError, match=f"torchcall: pad_graph: {axis}: expected at least"):
         pad_graph(graph, cutoff=CUTOFF, **{axis: 1})
 
 
-def test_single_precision_stays_single():
+def test_single_precision_graph_stays_in_single_precision():
     with jax.enable_x64(False):
         graph = graphs.atom_graph([reference.systems()["slab"]], dtype=np.float32)
         padded, masks = jax.jit(lambda g: pad_graph(g, cutoff=CUTOFF))(graph)
@@ -240,7 +240,7 @@ def test_single_precision_stays_single():
 
 
 @pytest.mark.parametrize("name", ["atomic_numbers", "batch", "edge_index", "n_edges"])
-def test_numbers_that_are_no_integers_are_refused(name):
+def test_index_fields_that_are_not_integers_are_refused(name):
     graph = graphs.atom_graph([reference.systems()["slab"]])
     wrong = replace(graph, **{name: getattr(graph, name).astype(jnp.float32)})
     with pytest.raises(TypeError, match=rf"graph.{name}: expected integers, got float32"):

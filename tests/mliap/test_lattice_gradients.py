@@ -47,7 +47,7 @@ def recovered(name):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_fourth_order_differences_at_fixed_cartesian_positions(name, kind):
+def test_lattice_gradient_equals_differences_at_fixed_cartesian_positions(name, kind):
     module, _, _, _, gradient = recovered(name)
     found, member = gradient[KINDS.index(kind)].numpy(), reference.systems()[kind]
     expected = reference.cell_derivative(module, member, fixed="cartesian")
@@ -59,7 +59,7 @@ def test_equals_fourth_order_differences_at_fixed_cartesian_positions(name, kind
 
 @pytest.mark.parametrize("kind", FULL)
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_fourth_order_differences_at_fixed_fractional_positions(name, kind):
+def test_lattice_gradient_equals_differences_at_fixed_fractional_positions(name, kind):
     module, inputs, out, virial, gradient = recovered(name)
     k, member = KINDS.index(kind), reference.systems()[kind]
     expected = reference.cell_derivative(module, member, fixed="fractional")
@@ -73,19 +73,19 @@ def test_equals_fourth_order_differences_at_fixed_fractional_positions(name, kin
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_the_cell_gradients_that_autograd_gives(name):
+def test_lattice_gradient_equals_autograd(name):
     _, _, out, _, gradient = recovered(name)
     expected = out["cell_gradients"].numpy()
     np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-9 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_phantom_systems_get_exactly_nothing(name):
+def test_lattice_gradient_of_phantom_systems_is_exactly_zero(name):
     *_, gradient = recovered(name)
     assert not gradient[-1].any()
 
 
-def test_symmetrising_the_cell_part_alone_would_be_wrong():
+def test_symmetrising_only_the_cell_part_gives_a_wrong_gradient():
     _, inputs, out, virial, gradient = recovered("Stillinger-Weber")
     n = len(virial)
     moment = torch.zeros(n, 3, 3, dtype=torch.float64).index_add(
@@ -95,7 +95,7 @@ def test_symmetrising_the_cell_part_alone_would_be_wrong():
     wrong = torch.linalg.solve(inputs["cell"][0].T, shortcut)
     error = (wrong - out["cell_gradients"][0]).abs().max() / out["cell_gradients"][0].abs().max()
     assert error > 0.1
-    # The whole derivative by nine strains is symmetric all the same.
+    # The derivative by all nine strains is symmetric.
     full = moment[0] + inputs["cell"][0].T @ gradient[0]
     torch.testing.assert_close(full, full.T, rtol=1e-9, atol=1e-9)
 
@@ -117,7 +117,7 @@ def test_an_atom_in_another_image_changes_the_gradient_and_not_the_virial():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_virial_comes_back(name):
+def test_virial_and_lattice_gradient_convert_into_each_other(name):
     _, inputs, out, virial, gradient = recovered(name)
     forces, where = -out["position_gradients"], (inputs["pos"], inputs["batch"], inputs["cell"])
     scale = virial.abs().max().item()
@@ -168,7 +168,7 @@ def with_open_rows(name):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", ["Lennard-Jones", "Stillinger-Weber"])
-def test_open_axes_have_no_gradient_whatever_their_vectors_are(name, dtype):
+def test_open_axes_have_zero_gradient_whatever_their_vectors_are(name, dtype):
     inputs, forces, virial, expected = with_open_rows(name)
     values = (forces, inputs["pos"], inputs["batch"], inputs["cell"], virial)
     values = [v.to(dtype) if v.is_floating_point() else v for v in values]
@@ -186,12 +186,12 @@ def test_open_axes_have_no_gradient_whatever_their_vectors_are(name, dtype):
         twin = to_gradient_jax(*as_jax(*values, pbc))
         np.testing.assert_allclose(twin, found, rtol=0, atol=tolerance)
         assert not np.asarray(twin)[~pbc.numpy()].any()
-    # Without periodicity to go by, most of these cells have no gradient.
+    # Without `pbc`, most of these cells have no gradient.
     assert to_gradient(*values)[:3].isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_open_axes_in_low_precisions(dtype):
+def test_open_axes_are_handled_in_low_precisions(dtype):
     inputs, forces, virial, _ = with_open_rows("Stillinger-Weber")
     values = (forces, inputs["pos"], inputs["batch"], inputs["cell"], virial)
     values = [v.to(dtype) if v.is_floating_point() else v for v in values]
@@ -201,7 +201,7 @@ def test_open_axes_in_low_precisions(dtype):
     torch.testing.assert_close(found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-3)
 
 
-def test_a_wrong_shape_of_pbc_is_named():
+def test_pbc_of_a_wrong_shape_is_named_in_the_error():
     arguments, pbc = random_batch(dtype=torch.float32), torch.ones(3, 3, dtype=torch.bool)
     for call in (to_gradient, to_virial):
         with pytest.raises(ValueError, match=r"torchcall: pbc: expected \(4, 3\), got \(3, 3\)"):
@@ -213,11 +213,11 @@ def test_a_wrong_shape_of_pbc_is_named():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_single_precision_serves_far_from_the_origin(name):
+def test_single_precision_is_accurate_far_from_the_origin(name):
     module, members = reference.potentials()[name], list(reference.systems().values())
     errors = []
     for shift in ([0.0, 0.0, 0.0], [1000.0, -800.0, 600.0]):
-        # Positions that single precision holds exactly, so that both see the same atoms.
+        # Positions that float32 represents exactly, so that both precisions see the same atoms.
         far = [m.moved(np.float32(m.positions + shift).astype(float), m.cell) for m in members]
         inputs = reference.graph(far)
         out = module(inputs)
@@ -275,7 +275,7 @@ FLAT = {
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("kind", list(FLAT))
-def test_a_flat_cell_gives_nan_for_its_system_alone(kind, dtype):
+def test_a_flat_cell_gives_nan_for_its_system_only(kind, dtype):
     forces, positions, batch, cell, virial = random_batch(dtype=dtype)
     expected = to_gradient(forces, positions, batch, cell, virial)
     cell[2] = torch.tensor(FLAT[kind], dtype=dtype)
@@ -301,7 +301,7 @@ def test_a_long_thin_cell_is_not_flat():
 
 
 @pytest.mark.parametrize("single", [0, 1, 3, 4], ids=["forces", "positions", "cell", "virial"])
-def test_mixed_precisions_are_unified_on_the_highest(single):
+def test_mixed_precisions_are_promoted_to_the_highest(single):
     arguments = list(random_batch())
     rounded = [
         value.float().double() if k == single else value for k, value in enumerate(arguments)
@@ -319,7 +319,7 @@ def test_mixed_precisions_are_unified_on_the_highest(single):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_low_precisions_are_kept_and_do_not_overflow(dtype):
+def test_low_precisions_are_preserved_and_do_not_overflow(dtype):
     forces, positions, batch, cell, virial = random_batch(dtype=dtype)
     cell *= 50.0
     found = to_gradient(forces, positions, batch, cell, virial)
@@ -329,7 +329,7 @@ def test_low_precisions_are_kept_and_do_not_overflow(dtype):
 
 
 @pytest.mark.parametrize("index", [torch.int64, torch.int32])
-def test_systems_without_atoms(index):
+def test_lattice_gradient_of_systems_without_atoms_is_that_of_the_virial(index):
     forces, positions, batch, cell, virial = random_batch(n_systems=3)
     batch = torch.where(batch == 1, 2, batch).to(index)
     found = to_gradient(forces, positions, batch, cell, virial)

@@ -1,4 +1,4 @@
-"""Lattice gradients where models use them: scripted, exported, captured, called from JAX; twins."""
+"""Lattice gradients inside scripted and exported models, called from JAX, and their JAX twins."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from reference import as_jax, one_thread, random_batch  # noqa: F401
 import torchcall
 from torchcall import mliap
 
-# torch warns that TorchScript is deprecated, and its own exporter about its own classes.
+# torch warns that TorchScript is deprecated; its exporter uses deprecated classes of torch.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
@@ -32,7 +32,7 @@ to_virial_jax = compiled(mliap.virial_from_lattice_gradient_jax)
 
 
 class Strained(torch.nn.Module):
-    """A model as MACE and others are: forces, and a virial from one symmetric strain.
+    """A model like MACE: forces, and a virial from one symmetric strain.
 
     Its `cell_gradients` come from `torchcall.mliap.lattice_gradient_from_virial`, in `forward`.
     """
@@ -65,13 +65,13 @@ class Strained(torch.nn.Module):
 
 
 def silicon():
-    """Stillinger–Weber, all kinds of systems in one batch, and what autograd makes of them."""
+    """Stillinger–Weber, all kinds of systems in one batch, and the outputs by autograd."""
     module = reference.potentials()["Stillinger-Weber"]
     inputs = reference.graph(list(reference.systems().values()))
     return module, inputs, module(inputs)
 
 
-def test_scripted_inside_a_module_and_loaded_again(tmp_path):
+def test_conversion_works_in_eager_scripted_and_loaded_modules(tmp_path):
     module, inputs, out = silicon()
     scripted = torch.jit.script(Strained(module))
     scripted.save(tmp_path / "strained.pt")
@@ -82,7 +82,7 @@ def test_scripted_inside_a_module_and_loaded_again(tmp_path):
 
 
 @pytest.mark.usefixtures("x64")
-def test_inside_a_module_that_a_jitted_jax_program_calls():
+def test_conversion_works_in_a_module_that_a_jitted_program_calls():
     module, inputs, out = silicon()
     wrapper = torchcall.TorchModuleWrapper(torch.jit.script(Strained(module)), requires_grad=True)
     found = jax.jit(wrapper)({key: jnp.asarray(value.numpy()) for key, value in inputs.items()})
@@ -113,11 +113,11 @@ class Everything(torch.nn.Module):
 
 
 def all_kinds_of_pbc(n_systems):
-    """`(B, 3)` bool, different from system to system."""
+    """`(B, 3)` bool, different for each system."""
     return torch.tensor([[bool(k >> axis & 1) for axis in range(3)] for k in range(n_systems)])
 
 
-def test_exported_with_dynamic_shapes_and_no_value_read_on_the_host():
+def test_conversions_export_with_dynamic_shapes_and_without_host_reads():
     atoms, members = torch.export.Dim("atoms"), torch.export.Dim("systems")
     program = torch.export.export(
         Everything(),
@@ -145,7 +145,7 @@ def degenerate_batch(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_jax_twins_agree(dtype):
+def test_jax_twins_agree_with_torch(dtype):
     arguments = degenerate_batch(dtype)
     tolerance = 1e-12 if dtype == torch.float64 else 2e-5
     with jax.enable_x64(dtype == torch.float64):
@@ -168,7 +168,7 @@ def test_the_jax_twins_agree(dtype):
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_jax_twin_under_vmap_and_grad():
+def test_jax_twin_works_under_vmap_and_grad():
     forces, positions, batch, cell, virial = as_jax(*degenerate_batch(torch.float64))
     cells = jnp.stack([cell, 2.0 * cell])
     mapped = jax.vmap(to_gradient_jax, (None, None, None, 0, None))(
@@ -186,7 +186,7 @@ def test_the_jax_twin_under_vmap_and_grad():
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_jax_twin_drops_atoms_of_systems_out_of_range():
+def test_jax_twin_ignores_atoms_of_systems_out_of_range():
     forces, positions, batch, cell, virial = degenerate_batch(torch.float64)
     expected = to_gradient(forces[:-2], positions[:-2], batch[:-2], cell, virial)
     batch[-2:] = torch.tensor([len(cell), -1])
@@ -205,7 +205,7 @@ def test_the_jax_twin_drops_atoms_of_systems_out_of_range():
         (4, "virial", "(B, 3, 3)", "(4, 9)"),
     ],
 )
-def test_wrong_shapes_are_named(position, name, expected, got):
+def test_arguments_of_wrong_shape_are_named_in_the_error(position, name, expected, got):
     arguments = [value.float() if k != 2 else value.int() for k, value in enumerate(random_batch())]
     wrong = {
         "(11, 3)": lambda v: v[1:],

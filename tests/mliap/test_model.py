@@ -1,4 +1,4 @@
-"""`TorchMliap`: what it wraps, what it checks, and that it is a pytree."""
+"""`TorchMliap`: the modules it wraps, its checks, and its use as a pytree."""
 
 import weakref
 from dataclasses import replace
@@ -24,7 +24,7 @@ from torchcall.mliap import (
 
 
 class Returns(torch.nn.Module):
-    """Outputs of a chosen kind, without physics."""
+    """Returns outputs of a chosen kind that follow from no potential."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -48,13 +48,13 @@ def graph():
 
 
 def generic(kind, compute_cell_gradients=False):
-    """Around a wrapper that infers its outputs."""
+    """A potential around a wrapper that infers its outputs."""
     wrapper = TorchModuleWrapper(graphs.script(Returns(kind)))
     cutoff = Table((SystemId(0),), jnp.asarray([CUTOFF]))
     return TorchMliap(cutoff, wrapper, compute_cell_gradients)
 
 
-def test_call_passes_the_input_as_it_is(graph):
+def test_call_passes_the_input_unchanged(graph):
     model = TorchMliap.from_module(graphs.script(Returns("")), CUTOFF)
     padded, _ = pad_graph(graph, cutoff=CUTOFF, n_atoms=20, n_edges=1000, n_systems=4)
     out = model.call(padded)
@@ -85,14 +85,14 @@ def test_indices_are_int64_in_torch(graph):
         ("forces", "position_gradients"),
     ],
 )
-def test_missing_and_misshapen_outputs_are_named(graph, kind, text):
+def test_missing_and_misshapen_outputs_are_named_in_the_error(graph, kind, text):
     given = TorchMliap.from_module(graphs.script(Returns(kind)), CUTOFF)
     for model in (given, generic(kind)):
         with pytest.raises((ValueError, RuntimeError), match=rf"torchcall: .*{text}.*expected"):
             jax.block_until_ready(energy(model, graph))
 
 
-def test_missing_cell_gradients_are_named(graph):
+def test_missing_cell_gradients_are_named_in_the_error(graph):
     given = TorchMliap.from_module(graphs.script(Returns("")), CUTOFF, True)
     for model in (given, generic("", True)):
         with pytest.raises(
@@ -101,7 +101,7 @@ def test_missing_cell_gradients_are_named(graph):
             jax.block_until_ready(energy(model, graph))
 
 
-def test_module_that_returns_no_dict_is_refused(graph):
+def test_module_that_does_not_return_a_dict_is_refused(graph):
     class Bare(torch.nn.Module):
         def forward(self, input: dict[str, torch.Tensor]) -> torch.Tensor:
             return input["pos"]
@@ -124,7 +124,7 @@ def test_neighbour_list_of_another_cutoff_is_refused(graph, listed):
             function(model, replace(graph, list_cutoff=listed))
 
 
-def test_capacity_is_what_the_module_sees_and_exceeding_it_is_named(graph):
+def test_module_sees_the_capacity_and_exceeding_it_is_an_error(graph):
     n, e = len(graph.positions), graph.edge_index.shape[1]
     module = graphs.script(Returns(""))
 
@@ -151,7 +151,7 @@ def test_model_is_a_pytree_and_may_be_an_argument(graph):
     np.testing.assert_array_equal(jax.jit(energy)(again, graph), direct)
 
 
-def test_model_and_its_plans_go_when_the_last_name_goes(graph, live_plans):
+def test_model_and_its_plans_are_freed_with_the_last_reference(graph, live_plans):
     jax.clear_caches()
     before = live_plans()
     model = TorchMliap.from_module(graphs.script(Returns("")), CUTOFF)
@@ -170,7 +170,7 @@ def test_model_and_its_plans_go_when_the_last_name_goes(graph, live_plans):
     assert wrapper() is None
 
 
-def test_options_that_make_no_sense_are_refused():
+def test_invalid_options_are_refused():
     module = graphs.script(Returns(""))
     with pytest.raises(TypeError, match=r"torchcall: TorchMliap.from_module: output_spec"):
         TorchMliap.from_module(module, CUTOFF, output_spec={})
@@ -180,7 +180,7 @@ def test_options_that_make_no_sense_are_refused():
         TorchMliap.from_module(module, -1.0)
 
 
-def test_cutoffs_by_system_count_by_the_largest(graph):
+def test_largest_of_several_cutoffs_sets_the_phantom_cell(graph):
     table = Table.arange(jnp.asarray([3.0, CUTOFF]), label=SystemId)
     assert table.keys == (SystemId(0), SystemId(1))
     assert [key for key, _ in table] == [0, 1]

@@ -15,8 +15,8 @@ from torchcall import TorchModuleWrapper
 from torchcall.mliap import TorchMliap, energy, energy_and_gradients, pad_graph
 
 
-class Sees(torch.nn.Module):
-    """Tells how many atoms and edges it was given, and whether the phantoms are among them."""
+class ReportsSizes(torch.nn.Module):
+    """Reports the numbers of atoms and edges as an energy; checks that a phantom is included."""
 
     def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pos, index = input["pos"], input["edge_index"]
@@ -46,7 +46,7 @@ def graph():
 @pytest.mark.parametrize("jit", [False, True])
 def test_module_sees_valid_rows_and_one_phantom(graph, jit):
     n, e = len(graph.positions), int(graph.n_edges)
-    model = model_of(Sees())
+    model = model_of(ReportsSizes())
     function = jax.jit(lambda g: energy(model, g)) if jit else lambda g: energy(model, g)
     assert seen(function(graph)[0]) == (n + 1, e + 1)
     padding = jnp.full(n, -1).at[:3].set(0)
@@ -56,23 +56,23 @@ def test_module_sees_valid_rows_and_one_phantom(graph, jit):
     assert seen(function(none)[0]) == (2, 2)
 
 
-def test_module_sees_the_capacity_where_it_is_told_so(graph):
+def test_module_sees_the_capacity_without_narrowing(graph):
     n, e = len(graph.positions), graph.edge_index.shape[1]
-    assert seen(energy(model_of(Sees(), narrow=False), graph)[0]) == (n + 1, e)
-    fixed = model_of(Sees(), capacity=(n + 5, e + 7, 3))
+    assert seen(energy(model_of(ReportsSizes(), narrow=False), graph)[0]) == (n + 1, e)
+    fixed = model_of(ReportsSizes(), capacity=(n + 5, e + 7, 3))
     assert seen(energy(fixed, graph)[0]) == (n + 5, e + 7)
 
 
-def test_full_list_has_no_phantom_edge_and_is_no_error(graph):
+def test_full_list_without_a_phantom_edge_works(graph):
     e = int(graph.n_edges)
     full = replace(
         graph, edge_index=graph.edge_index[:, :e], cell_offsets=graph.cell_offsets[:e], n_edges=None
     )
-    assert seen(energy(model_of(Sees()), full)[0]) == (len(graph.positions) + 1, e)
+    assert seen(energy(model_of(ReportsSizes()), full)[0]) == (len(graph.positions) + 1, e)
 
 
-def test_changing_counts_in_a_scan(graph):
-    model = model_of(Sees())
+def test_edge_count_may_change_inside_a_loop(graph):
+    model = model_of(ReportsSizes())
     counts = jnp.asarray([0, 7, int(graph.n_edges), 1, 300], jnp.int32)
 
     @jax.jit
@@ -83,8 +83,8 @@ def test_changing_counts_in_a_scan(graph):
     assert [seen(value)[1] for value in program(graph)] == expected
 
 
-def test_rows_that_the_module_has_not_seen_are_zero(graph):
-    model = model_of(Sees())
+def test_rows_that_the_module_did_not_see_are_zero(graph):
+    model = model_of(ReportsSizes())
     padded, masks = pad_graph(graph, cutoff=CUTOFF, n_atoms=40)
     gradients = model.evaluate(padded, masks.n_atoms, masks.n_edges)["position_gradients"]
     rows = len(graph.positions) + 1
@@ -94,7 +94,7 @@ def test_rows_that_the_module_has_not_seen_are_zero(graph):
 
 @pytest.mark.parametrize("name", sorted(reference.potentials()))
 @pytest.mark.usefixtures("x64")
-def test_results_are_those_of_the_padded_graph(name):
+def test_narrowed_results_equal_those_of_the_padded_graph(name):
     members = [reference.systems()[key] for key in ("slab", "wire")]
     graph = graphs.atom_graph(members, slots=1000)
     narrowed = energy_and_gradients(graphs.potential(name), graph)
@@ -105,7 +105,7 @@ def test_results_are_those_of_the_padded_graph(name):
         np.testing.assert_allclose(got, padded, rtol=1e-12, atol=1e-12)
 
 
-class Misfits(Sees):
+class WrongOutputs(ReportsSizes):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
@@ -124,35 +124,35 @@ class Misfits(Sees):
         return out
 
 
-def test_rows_are_checked_against_what_the_module_saw(graph):
+def test_output_rows_are_checked_against_the_narrowed_size(graph):
     n = len(graph.positions)
     with pytest.raises((ValueError, RuntimeError)) as caught:
-        jax.block_until_ready(energy(model_of(Misfits("rows")), graph))
+        jax.block_until_ready(energy(model_of(WrongOutputs("rows")), graph))
     text = f"output ['position_gradients']: expected float32 ({n + 1}, 3), got float32 (1000, 3)"
     assert text in str(caught.value)
 
 
-def test_floats_are_cast_and_further_keys_dropped(graph):
-    double = energy(model_of(Misfits("double")), graph)
+def test_float_outputs_are_cast_and_extra_keys_dropped(graph):
+    double = energy(model_of(WrongOutputs("double")), graph)
     assert double.dtype == jnp.float32
     np.testing.assert_array_equal(double, np.float32(0.1))
-    assert energy(model_of(Misfits("extra")), graph).tolist() == [0.0]
+    assert energy(model_of(WrongOutputs("extra")), graph).tolist() == [0.0]
     text = "output ['energy']: expected float32 (2,), got int64 (2,)"
     with pytest.raises((ValueError, RuntimeError)) as caught:
-        jax.block_until_ready(energy(model_of(Misfits("int")), graph))
+        jax.block_until_ready(energy(model_of(WrongOutputs("int")), graph))
     assert text in str(caught.value)
 
 
-def test_count_beyond_the_capacity_is_named(graph):
+def test_count_beyond_the_capacity_is_named_in_the_error(graph):
     padded, masks = pad_graph(graph, cutoff=CUTOFF)
-    model = model_of(Sees())
+    model = model_of(ReportsSizes())
     for count in (-1, 10**6):
         with pytest.raises((ValueError, RuntimeError), match=r"length n_edges: expected 0 to"):
             jax.block_until_ready(model.evaluate(padded, masks.n_atoms, jnp.int32(count)))
 
 
-def test_a_wrapper_of_ones_own_is_narrowed_too(graph):
-    model = model_of(Sees())
+def test_inputs_of_a_users_own_wrapper_are_narrowed(graph):
+    model = model_of(ReportsSizes())
     own = TorchMliap(model.cutoff, TorchModuleWrapper(graphs.script(Counts())))
     assert seen(energy(own, graph)[0]) == (len(graph.positions) + 1, int(graph.n_edges) + 1)
 

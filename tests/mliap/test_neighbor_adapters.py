@@ -1,4 +1,4 @@
-"""Other libraries' lists as the same arrays."""
+"""Conversion of other libraries' neighbour lists into our arrays."""
 
 import warnings
 
@@ -55,7 +55,7 @@ def test_vesin_lists_are_sorted_and_padded():
 
 
 @pytest.mark.parametrize("kind", ["Dense", "Sparse", "OrderedSparse"])
-def test_jax_md_lists_get_their_images(kind):
+def test_jax_md_lists_get_cell_offsets(kind):
     atoms = crystal()
     atoms.append(atoms[0])  # at the same place
     geometry = geometry_from_ase(atoms)

@@ -1,4 +1,4 @@
-"""The neighbour list against vesin, as sets, and its promises about order, padding and flags."""
+"""The neighbour list equals vesin's as a set of pairs; order, padding and flags as documented."""
 
 import jax
 import numpy as np
@@ -11,7 +11,7 @@ from torchcall.mliap import neighbor_list
 
 
 def random_batch(rng, n_systems, dtype=np.float32):
-    """Systems of all sizes and periodicities, skewed, flat and needle cells, unwrapped atoms."""
+    """Systems of all sizes and periodicities; skewed, flat and needle cells; unwrapped atoms."""
     positions, cells, pbcs, batch = [], [], [], []
     for s in range(n_systems):
         n = int(rng.integers(0, 30))
@@ -58,7 +58,7 @@ def test_many_random_batches_equal_vesin(seed, cutoff):
     assert_right(neighbor_list(cutoff).allocate(*geometry), *geometry, cutoff)
 
 
-def test_tiny_cell_without_atoms_is_no_reason_to_distrust_the_list():
+def test_tiny_cell_without_atoms_does_not_raise_the_flag():
     cell = np.stack([np.eye(3) * 12, np.eye(3) * 0.1]).astype(np.float32)
     positions = np.random.default_rng(0).uniform(0, 12, (30, 3)).astype(np.float32)
     geometry = positions, cell, np.ones((2, 3), bool), np.zeros(30, np.int32)
@@ -69,7 +69,7 @@ def cube(side, *, pbc=True, dtype=np.float32):
     return np.eye(3, dtype=dtype)[None] * dtype(side), np.full((1, 3), pbc)
 
 
-def test_self_images_of_one_atom_in_a_tiny_cell():
+def test_one_atom_in_a_tiny_cell_lists_its_own_images():
     cell, pbc = cube(1.0)
     geometry = np.array([[0.3, 5.2, -9.9]], np.float32), cell, pbc, np.zeros(1, np.int32)
     nbrs = neighbor_list(3.3).allocate(*geometry)
@@ -86,7 +86,7 @@ def test_one_atom_without_periodicity_has_no_pair():
     assert nbrs.edge_index.tolist() == [[1, 1], [1, 1]]
 
 
-def test_no_atoms_at_all():
+def test_list_of_no_atoms_is_empty():
     cell, pbc = cube(4.0)
     empty = np.zeros((0, 3), np.float32), cell, pbc, np.zeros(0, np.int32)
     nbrs = neighbor_list(5.0, skin=1.0).allocate(*empty)
@@ -125,7 +125,7 @@ def test_float64_positions_give_float64_offsets():
         assert_right(neighbor_list(3.0).allocate(*geometry), *geometry, 3.0)
 
 
-def test_a_thousand_atoms_in_a_skewed_slab():
+def test_list_of_a_thousand_atoms_in_a_skewed_slab_equals_vesin():
     rng = np.random.default_rng(11)
     cell = np.array([[[20, 0, 0], [7, 18, 0], [0, 0, 0]]], np.float32)
     positions = rng.uniform(-15, 40, (1000, 3)).astype(np.float32)

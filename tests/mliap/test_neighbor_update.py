@@ -41,7 +41,7 @@ def test_update_equals_vesin_after_random_moves(skinned, scale):
         assert_right(nbrs, positions, cell, PBC, BATCH, CUTOFF)
 
 
-def test_atoms_that_are_wrapped_back_keep_the_skin(skinned):
+def test_wrapping_atoms_into_the_cell_does_not_use_up_the_skin(skinned):
     nbrs, _ = skinned
     positions, cell = system()
     held = jax.jit(lambda n, p, c: n.update(p, c))
@@ -52,7 +52,7 @@ def test_atoms_that_are_wrapped_back_keep_the_skin(skinned):
     assert pairs(moved) == pairs(nbrs)
 
 
-def test_a_used_up_skin_raises_the_flag_where_nothing_rebuilds(skinned):
+def test_a_used_up_skin_raises_the_flag_where_the_list_is_never_rebuilt(skinned):
     nbrs, update = skinned
     positions, cell = system()
     positions[0] += np.float32(0.6)
@@ -97,7 +97,7 @@ def test_a_bad_cell_raises_the_flag(skinned, value):
     assert bool(update(nbrs, positions, np.where(cell > 0, np.float32(value), cell)).did_overflow)
 
 
-def test_a_shrunken_cell_raises_the_flag_and_grow_covers_it(skinned):
+def test_a_shrunken_cell_raises_the_flag_and_grow_clears_it(skinned):
     nbrs, update = skinned
     positions, cell = system()
     small = np.float32(0.25)
@@ -106,7 +106,7 @@ def test_a_shrunken_cell_raises_the_flag_and_grow_covers_it(skinned):
     assert_right(failed.grow(), positions * small, cell * small, PBC, BATCH, CUTOFF)
 
 
-def test_crowded_atoms_raise_the_flag_and_it_stays(skinned):
+def test_exceeding_the_capacity_raises_the_flag_for_good(skinned):
     nbrs, update = skinned
     positions, cell = system()
     failed = update(nbrs, positions * np.float32(0.3), cell)
@@ -176,13 +176,13 @@ def test_an_energy_over_the_list_is_differentiated_at_fixed_pairs(skinned):
 
 @pytest.mark.parametrize("value", ["3", None, True, np.ones(2)], ids=str)
 @pytest.mark.parametrize("name", ["cutoff", "skin", "capacity_multiplier"])
-def test_settings_that_are_no_numbers_are_refused(name, value):
+def test_settings_that_are_not_numbers_are_refused(name, value):
     arguments = {"cutoff": 3.0, name: value}
     with pytest.raises(TypeError, match=f"^torchcall: neighbor_list: {name}: expected a number"):
         neighbor_list(**arguments)
 
 
-def test_update_refuses_lists(skinned):
+def test_update_refuses_python_lists(skinned):
     nbrs, _ = skinned
     positions, cell = system()
     with pytest.raises(TypeError, match=r"update: positions: expected an array, got list$"):

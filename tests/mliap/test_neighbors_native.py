@@ -1,4 +1,4 @@
-"""The list's custom calls on a CPU give what the same stages give in JAX."""
+"""The neighbour list's custom calls on a CPU equal the same stages written in JAX."""
 
 from dataclasses import replace
 from functools import partial
@@ -13,12 +13,12 @@ from torchcall.mliap._neighbors import compact as stages
 from torchcall.mliap._neighbors.native import use_jax
 
 CUTOFF, SKIN = 3.0, 0.6
-# Compiled for one call each.
+# For programs that are called only once.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def two_systems(seed=0, dtype=np.float32):
-    """A skewed periodic system and a slab, unwrapped, one after the other."""
+    """A batch of a skewed periodic system and a slab, with unwrapped atoms."""
     rng = np.random.default_rng(seed)
     cell = np.array([[[7, 0, 0], [1, 6, 0], [0, 2, 8]], [[5, 0, 0], [0, 6, 0], [0, 0, 0]]], dtype)
     fractions = rng.uniform(-1, 2, (50, 3))
@@ -48,7 +48,7 @@ def assert_same_list(native, in_jax):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_updates_are_the_same(dtype):
+def test_native_updates_equal_those_in_jax(dtype):
     with jax.enable_x64(dtype is np.float64):
         geometry = two_systems(dtype=dtype)
         start = neighbor_list(CUTOFF, skin=SKIN).allocate(*geometry)
@@ -61,7 +61,7 @@ def test_updates_are_the_same(dtype):
         assert_same_list(native, in_jax)
 
 
-def test_too_many_pairs_are_counted_and_those_with_room_kept():
+def test_pairs_beyond_the_capacity_are_counted_but_not_stored():
     geometry = two_systems()
     start = neighbor_list(CUTOFF, skin=SKIN, capacity_multiplier=1.0).allocate(*geometry)
     held = replace(start, schedule="never")
@@ -71,7 +71,7 @@ def test_too_many_pairs_are_counted_and_those_with_room_kept():
     assert_same_list(native, in_jax)
 
 
-def test_mapped_updates_are_the_same():
+def test_native_updates_under_vmap_equal_those_in_jax():
     positions, cell, pbc, batch = two_systems()
     start = neighbor_list(CUTOFF, skin=SKIN, capacity_multiplier=2.0).allocate(
         positions, cell, pbc, batch
@@ -104,7 +104,7 @@ def test_set_bits_are_found_in_order(capacity, density):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_candidates_out_of_range_are_left_out():
+def test_candidates_out_of_range_are_skipped():
     geometry = two_systems()
     start = neighbor_list(CUTOFF, skin=SKIN).allocate(*geometry)
     wild = start.candidates._replace(

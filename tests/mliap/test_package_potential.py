@@ -1,4 +1,4 @@
-"""`TorchMliap.from_package`: what a package says is what is held to."""
+"""`TorchMliap.from_package`: inputs are checked against the package's metadata."""
 
 import pickle
 import re
@@ -39,7 +39,7 @@ def error_of(call):
     return str(caught.value)
 
 
-def test_the_package_brings_cutoff_dtypes_and_outputs(package):  # noqa: F811
+def test_cutoff_dtypes_and_outputs_come_from_the_package(package):  # noqa: F811
     model = TorchMliap.from_package(package)
     assert float(model.cutoff.data[0]) == CUTOFF
     assert model.compute_cell_gradients
@@ -57,7 +57,7 @@ def test_a_list_of_another_cutoff_is_refused(package, graph):  # noqa: F811
         energy(model, short)
 
 
-def test_a_capacity_is_padded_to_and_exceeding_it_names_the_axis(
+def test_inputs_are_padded_to_the_capacity_and_exceeding_it_names_the_axis(
     package,  # noqa: F811
     graph,
     tmp_path,
@@ -74,7 +74,7 @@ def test_a_capacity_is_padded_to_and_exceeding_it_names_the_axis(
         word = {"N": "atoms", "E": "edges", "B": "systems"}[axis]
         with pytest.raises(ValueError, match=f"n_{word}"):
             energy(TorchMliap.from_package(small), graph)
-    # The wrapper itself holds to it too.
+    # The wrapper checks the capacity, too.
     exact = pad_graph(graph, cutoff=CUTOFF)[0]
     assert f"with N = {n + 4}, the capacity that the package was compiled for" in error_of(
         lambda: model.call(exact)
@@ -98,10 +98,10 @@ def test_a_capacity_is_padded_to_and_exceeding_it_names_the_axis(
         "32-bit indices",
         "two coordinates",
         "flat positions",
-        "an atom less",
-        "an edge less",
+        "one atom too few",
+        "one edge too few",
         "no phantom system",
-        "nothing for spin",
+        "None for spin",
     ],
 )
 def test_another_shape_or_dtype_is_an_error_at_trace_time(package, padded, change, expected):  # noqa: F811
@@ -134,7 +134,7 @@ def test_other_keys_are_an_error(package, padded):  # noqa: F811
         ("atomic_numbers", 500, "['atomic_numbers']: expected one of 6, 14, got 500 at entry 3"),
     ],
 )
-def test_an_index_beyond_its_rows_is_an_error_and_the_process_lives(
+def test_an_index_out_of_range_is_an_error_and_later_calls_work(
     package,  # noqa: F811
     padded,
     key,
@@ -171,14 +171,14 @@ def test_float_outputs_are_not_cast_silently_in_a_generic_wrapper(package, padde
     ],
     ids=["torch", "a device torch lacks", "a device of another kind", "machine", "format"],
 )
-def test_a_package_for_elsewhere_is_refused(package, tmp_path, changes, message):  # noqa: F811
+def test_a_package_for_another_torch_or_machine_is_refused(package, tmp_path, changes, message):  # noqa: F811
     path = changed(package, tmp_path / "elsewhere.pt2", **changes)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         torchcall.load(path)
     assert str(path) in str(caught.value)
 
 
-def test_instructions_that_the_processor_lacks_are_refused(
+def test_a_package_with_instructions_that_the_processor_lacks_is_refused(
     package,  # noqa: F811
     tmp_path,
     monkeypatch,
@@ -189,7 +189,7 @@ def test_instructions_that_the_processor_lacks_are_refused(
         torchcall.load(path)
 
 
-def test_damaged_packages_are_refused_unloaded(package, tmp_path):  # noqa: F811
+def test_damaged_packages_are_refused(package, tmp_path):  # noqa: F811
     whole = package.read_bytes()
     path = tmp_path / "damaged.pt2"
     for content in (b"", whole[: len(whole) // 2], whole[:-2000], b"no zip at all"):
@@ -205,7 +205,7 @@ def test_damaged_packages_are_refused_unloaded(package, tmp_path):  # noqa: F811
         torchcall.load(tmp_path / "missing.pt2")
 
 
-def test_a_package_is_read_again(package, padded, tmp_path):  # noqa: F811
+def test_refresh_reloads_a_package(package, padded, tmp_path):  # noqa: F811
     path = tmp_path / "model.pt2"
     shutil.copy(package, path)
     model = TorchMliap.from_package(path)

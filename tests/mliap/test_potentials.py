@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 NAMES = ["Lennard-Jones", "Stillinger-Weber", "message passing"]
 KINDS = list(reference.systems())
 OUTPUTS = ("energy", "position_gradients", "cell_gradients")
-# Compiled for one call each.
+# For programs that are called only once.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 GPA = 160.21766208
 
@@ -73,7 +73,7 @@ def test_gradients_equal_fourth_order_differences(modules, name, kind):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_padding_changes_nothing_and_gets_nothing(modules, name):
+def test_padding_changes_no_result_and_has_zero_gradients(modules, name):
     members = list(reference.systems().values())
     bare = modules[name](reference.graph(members, phantom=False))
     for n_atoms, n_edges in ((1, 2), (7, 100)):
@@ -87,7 +87,7 @@ def test_padding_changes_nothing_and_gets_nothing(modules, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_systems_of_a_batch_do_not_see_each_other(modules, name):
+def test_systems_of_a_batch_do_not_affect_each_other(modules, name):
     members = list(reference.systems().values())
     batched = modules[name](reference.graph(members))
     alone = [real_part(modules[name](reference.graph([m])), [m]) for m in members]
@@ -96,7 +96,7 @@ def test_systems_of_a_batch_do_not_see_each_other(modules, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_empty_systems_and_lone_atoms_are_finite_and_feel_nothing(modules, name):
+def test_empty_systems_and_lone_atoms_have_zero_gradients(modules, name):
     lone = reference.System(np.zeros((1, 3)), np.array([14]), np.eye(3) * 30.0, np.ones(3, bool))
     empty = reference.System(np.zeros((0, 3)), np.array([], int), lone.cell, lone.pbc)
     full = reference.systems()["triclinic"]
@@ -117,7 +117,7 @@ def test_empty_systems_and_lone_atoms_are_finite_and_feel_nothing(modules, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_symmetries(modules, name):
+def test_results_follow_rotations_translations_and_permutations(modules, name):
     member = reference.systems()["triclinic"]
     generator = np.random.default_rng(7)
     q = np.linalg.qr(generator.normal(size=(3, 3)))[0]
@@ -144,7 +144,7 @@ def test_symmetries(modules, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_atoms_pass_the_cutoff_without_a_jump(modules, name):
+def test_energies_and_gradients_are_continuous_at_the_cutoff(modules, name):
     module = modules[name]
     cell, numbers = np.eye(3) * 20.0, np.array([14, 6, 14])
     outs = []
@@ -165,8 +165,8 @@ def diamond(lattice_constant):
 
 def test_silicon_has_the_published_ground_state_and_elastic_constants(modules):
     module, sigma, epsilon = modules["Stillinger-Weber"], 2.0951, 2.1683
-    # The pair term is scaled to a minimum of −ε at 2^(1/6) σ; four bonds an atom, each shared by
-    # two, at angles that cost nothing.
+    # The pair term has its minimum of −ε at 2^(1/6) σ. Each atom has four bonds, each shared by two
+    # atoms, at angles of zero energy.
     a = 4.0 / np.sqrt(3.0) * 2.0 ** (1.0 / 6.0) * sigma
     ground = diamond(a)
     assert abs(a - 5.431) < 1e-3
@@ -186,7 +186,7 @@ def test_silicon_has_the_published_ground_state_and_elastic_constants(modules):
     np.testing.assert_allclose(slope[1, 1], 76.4, rtol=2e-3)
 
 
-def test_the_network_reads_its_table_and_its_seed(modules):
+def test_network_depends_on_the_elements_and_the_seed(modules):
     module = modules["message passing"]
     member = reference.systems()["triclinic"]
     inputs = reference.graph([member])
@@ -203,7 +203,7 @@ def test_the_network_reads_its_table_and_its_seed(modules):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_single_precision_keeps_its_digits(modules, name):
+def test_single_precision_agrees_with_double_precision(modules, name):
     members = [reference.systems()[kind] for kind in ("triclinic", "wire")]
     exact = real_part(modules[name](reference.graph(members)), members)
     single = reference.potentials()[name].float()
@@ -213,13 +213,13 @@ def test_single_precision_keeps_its_digits(modules, name):
         assert_close(out[key], exact[key], 2e-5)
 
 
-def test_the_network_computes_in_the_precision_of_its_weights(modules):
+def test_network_computes_in_the_precision_of_its_weights(modules):
     inputs = reference.graph([reference.systems()["triclinic"]], dtype=torch.float32)
     assert {out.dtype for out in modules["message passing"](inputs).values()} == {torch.float64}
 
 
 @pytest.mark.parametrize("name", ["stillinger_weber", "message_passing"])
-def test_the_programs_write_archives_that_load(name, tmp_path, monkeypatch):
+def test_example_programs_write_archives_that_load(name, tmp_path, monkeypatch):
     path = tmp_path / "model.pt"
     module = reference.example(name)
     monkeypatch.setattr(sys, "argv", [name, str(path), "--cell-gradients"])

@@ -1,4 +1,4 @@
-"""Long runs: growth in a compressing cell, both schedules, nothing lost and nothing done twice."""
+"""Long runs: growth in a compressing cell, both schedules, no step lost or repeated."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def compress(state, nbrs):
 
 @pytest.fixture(scope="module")
 def expected():
-    """The edges of all steps together, as vesin counts them."""
+    """The number of edges summed over all steps, by vesin."""
     state, _ = start(0.0)
     positions, cell = np.asarray(state["positions"]), np.asarray(state["cell"])
     edges = 0
@@ -41,7 +41,7 @@ def expected():
 
 
 @pytest.mark.parametrize("schedule", ["when-needed", "static"])
-def test_a_compressing_cell_grows_the_list_and_loses_nothing(schedule, expected):
+def test_a_compressing_cell_grows_the_list_and_loses_no_edges(schedule, expected):
     seen, traces = [], []
 
     def step(state, nbrs):
@@ -64,14 +64,14 @@ def test_a_compressing_cell_grows_the_list_and_loses_nothing(schedule, expected)
     assert int(state["edges"]) == expected
     assert nbrs.layout.edges > first.edges
     assert not bool(nbrs.did_overflow)
-    # One look at the shapes, then one compilation for the first list and for each growth.
+    # One abstract evaluation, then one compilation for the first list and for each growth.
     compiled = traces[1:]
     assert compiled[0] == first
     assert len(compiled) == len(set(compiled))
     assert [layout.edges for layout in compiled] == sorted({layout.edges for layout in compiled})
 
 
-def test_positions_that_cease_to_be_finite_end_the_run_with_the_last_good_state():
+def test_non_finite_positions_end_the_run_with_the_last_good_state():
     def step(state, nbrs):
         count = state["edges"] + 1
         positions = jnp.where(count > 7, jnp.float32(jnp.nan), state["positions"])
@@ -100,7 +100,7 @@ def test_bad_arguments_are_refused():
         run_chunks(lambda state, _: state, state, nbrs, 4)
 
 
-def test_cells_that_take_turns_get_a_list_that_serves_both():
+def test_list_grows_to_fit_alternating_cells():
     sides = [[4.0, 12.0, 12.0], [12.0, 4.0, 12.0]]
     cells = jnp.asarray([np.diag(side) for side in sides], jnp.float32)
     fractions = jnp.asarray(np.random.default_rng(0).random((30, 3)), jnp.float32)
@@ -118,14 +118,14 @@ def test_cells_that_take_turns_get_a_list_that_serves_both():
 
 @pytest.mark.parametrize("name", ["n_steps", "chunk", "rebuild_every"])
 @pytest.mark.parametrize("value", [2.5, "5", True])
-def test_counts_that_are_no_ints_are_refused(name, value):
+def test_counts_that_are_not_ints_are_refused(name, value):
     state, nbrs = start(0.0)
     arguments = {"n_steps": 4, name: value}
     with pytest.raises(TypeError, match=f"^torchcall: run_chunks: {name}: expected an int, got"):
         run_chunks(compress, state, nbrs, **arguments)
 
 
-def test_a_list_that_is_not_finite_cannot_be_started_from():
+def test_a_list_of_non_finite_positions_is_refused():
     state, nbrs = start(0.0)
     update = jax.jit(lambda nbrs, positions, cell: nbrs.update(positions, cell))
     lost = update(nbrs, np.full((N, 3), np.nan, np.float32), state["cell"])

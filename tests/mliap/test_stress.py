@@ -54,13 +54,13 @@ def crystal(symbol, spacing, seed):
 @pytest.mark.parametrize(
     "atoms, calculator, tolerance",
     [
-        # ASE's EMT drops neighbours with a small jump.
+        # The energy of ASE's EMT jumps slightly at its cutoff.
         (crystal("Cu", 2.4, 0), EMT(), 1e-6),
         (crystal("Ar", 3.4, 1), LennardJones(epsilon=0.2, sigma=3.0, rc=6.0, smooth=True), 1e-8),
     ],
     ids=["effective-medium copper", "Lennard-Jones argon"],
 )
-def test_equals_what_ase_calculators_return(atoms, calculator, tolerance):
+def test_stress_equals_that_of_ase_calculators(atoms, calculator, tolerance):
     virial = reference.fourth_order(ase_energies(atoms, calculator), (3, 3))
     copy = atoms.copy()
     copy.calc = calculator
@@ -74,8 +74,8 @@ def test_equals_what_ase_calculators_return(atoms, calculator, tolerance):
     )
 
 
-def test_from_a_models_cell_gradients_to_ase_stress():
-    """The way an ASE calculator around a module would go: ∂E/∂h → virial → stress."""
+def test_stress_from_cell_gradients_equals_the_strain_derivative():
+    """The steps of an ASE calculator: ∂E/∂h → virial → stress."""
     module = reference.potentials()["Stillinger-Weber"]
     members = [reference.systems()[kind] for kind in ("triclinic", "left-handed")]
     inputs = reference.graph(members)
@@ -124,7 +124,7 @@ def test_squeezed_silicon_has_positive_pressure_and_negative_ase_stress():
     assert mliap.pressure_from_stress(stress, convention="ase")[0] > 0
 
 
-def test_pressure_unit():
+def test_gigapascal_conversion_equals_that_of_ase():
     assert abs(units.GPa * 160.21766208 - 1.0) < 1e-7
 
 
@@ -148,11 +148,11 @@ def test_systems_without_a_volume_have_no_stress():
         assert stress[k].isfinite().all() == has_volume
         assert stress[k].isnan().all() != has_volume
         assert pressure[k].isfinite() == has_volume
-    # Handedness is no property of the material.
+    # A left-handed cell has the same stress.
     torch.testing.assert_close(stress[5], stress[0], rtol=1e-14, atol=0)
 
 
-def test_open_axes_count_with_one_angstrom_whatever_their_vectors_are():
+def test_open_axes_have_a_length_of_one_angstrom_whatever_their_vectors_are():
     full = reference.systems()["triclinic"].cell
     flat, wire = full.copy(), full.copy()
     flat[2] = flat[0] + flat[1]
@@ -165,7 +165,7 @@ def test_open_axes_count_with_one_angstrom_whatever_their_vectors_are():
         np.linalg.norm(np.cross(full[0], full[2])),
         np.linalg.norm(full[1]),
         np.nan,  # no periodic axis
-        np.nan,  # flat all the same
+        np.nan,  # flat although all axes are periodic
     ]
     virial = torch.randn(6, 3, 3, generator=torch.Generator().manual_seed(0)).double()
     expected = virial.numpy() / np.array(sizes)[:, None, None]
@@ -183,7 +183,7 @@ def test_open_axes_count_with_one_angstrom_whatever_their_vectors_are():
 
 @pytest.mark.parametrize("convention", ["ase", "kups"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_jax_twins_agree(convention, dtype):
+def test_jax_twins_agree_with_torch(convention, dtype):
     virial = torch.randn(6, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
     cell = torch.tensor(cells()).to(dtype)
     stress = mliap.stress_from_virial(virial, cell, convention=convention)
@@ -198,14 +198,14 @@ def test_the_jax_twins_agree(convention, dtype):
         np.testing.assert_allclose(found, pressure, rtol=10 * tolerance)
 
 
-def test_mixed_precisions_are_unified_on_the_highest():
+def test_mixed_precisions_are_promoted_to_the_highest():
     virial, cell = torch.ones(1, 3, 3), torch.tensor(cells()[:1])
     assert mliap.stress_from_virial(virial, cell).dtype == torch.float64
     assert mliap.stress_from_virial(virial.double(), cell.float()).dtype == torch.float64
     assert mliap.stress_from_virial(virial, cell.float()).dtype == torch.float32
 
 
-def test_unknown_conventions_and_wrong_shapes_are_named():
+def test_unknown_conventions_and_wrong_shapes_are_named_in_the_error():
     virial, cell = torch.ones(2, 3, 3), torch.eye(3).repeat(2, 1, 1)
     arrays = jnp.asarray(virial.numpy()), jnp.asarray(cell.numpy())
     for to_stress, to_pressure, (v, h) in (
