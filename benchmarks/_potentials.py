@@ -78,17 +78,6 @@ def evaluate(model: TorchMliap, padded: Any, masks: Any) -> Any:
     return model.evaluate(padded, masks.n_atoms, masks.n_edges)["position_gradients"]
 
 
-def free_loop(call: Callable[..., Any], args: tuple[Any, ...]) -> Run:
-    """`jitted_loop` for a function of whose calls nothing is counted."""
-    counted = [0]
-
-    def count() -> int:  # as many as the loop asks for
-        counted[0] += 5
-        return counted[0]
-
-    return jitted_loop(call, args, count)
-
-
 def graph_of_list(state: State, constants: Constants) -> AtomGraph:
     """The graph of a state."""
     return AtomGraph(

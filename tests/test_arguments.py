@@ -274,7 +274,7 @@ BAD_CALLS = [
     pytest.param((X,), {}, ["'y'", "Tensor", "nothing"], id="a missing argument"),
     pytest.param((X, Y, Z), {}, ["2", "3"], id="one argument too many"),
     pytest.param((X, Y), {"z": Y}, ["kwargs['z']"], id="an unknown keyword"),
-    pytest.param((X, Y), {"y": Y}, ["kwargs['y']", "twice"], id="an argument given twice"),
+    pytest.param((X, Y), {"y": Y}, ["kwargs['y']", "got two"], id="an argument given twice"),
     pytest.param((X, 1.0), {}, ["args[1]", "Tensor", "float"], id="a scalar for a tensor"),
     pytest.param((X, None), {}, ["args[1]", "Tensor", "None"], id="None for a tensor"),
     pytest.param((X, [Y]), {}, ["args[1]", "Tensor", "list"], id="a list for a tensor"),
@@ -301,7 +301,7 @@ def test_arguments_that_do_not_fit_the_signature_are_named_in_the_error(args, kw
     f = TorchModuleWrapper(torch.jit.script(subtract), output_spec=spec)
     text = error_of(lambda: f(*args, **kwargs))
     assert text.startswith("torchcall: subtract: ")
-    assert "expected" in text or "no argument" in text or "twice" in text
+    assert "expected" in text
     for part in parts:
         assert part in text
     assert f.stats()["calls"] == 0

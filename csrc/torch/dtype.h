@@ -1,4 +1,4 @@
-// The one table that relates DLPack dtypes to torch's, and how both are named to a user.
+// DLPack dtypes as torch dtypes, and the names of dtypes and shapes in messages.
 
 #ifndef TORCHCALL_TORCH_DTYPE_H_
 #define TORCHCALL_TORCH_DTYPE_H_
@@ -13,10 +13,10 @@
 
 namespace torchcall {
 
-// nullopt for a dtype that the two sides do not share.
+// nullopt: torch has no such dtype, or JAX has none.
 std::optional<c10::ScalarType> ScalarTypeFromDl(DLDataType dtype);
 
-// NumPy's name where there is one, torch's otherwise.
+// NumPy's name, or torch's if NumPy has none.
 std::string DtypeName(c10::ScalarType dtype);
 
 // A Python tuple: "()", "(4,)", "(2, 3)".

@@ -1,5 +1,5 @@
-// RAII guards for torch's thread-local state. A handler may run on a thread of the user's, inside
-// `torch.no_grad()`, `torch.autocast()` or a fake-tensor mode; a call must not depend on that.
+// RAII guards for torch's thread-local state. A handler may run on a user's thread, inside
+// `torch.no_grad()`, `torch.autocast()` or a fake-tensor mode. Calls must not depend on it.
 
 #ifndef TORCHCALL_TORCH_GUARDS_H_
 #define TORCHCALL_TORCH_GUARDS_H_
@@ -16,13 +16,13 @@
 namespace torchcall {
 
 enum class Autograd {
-  kRecord,     // the model differentiates inside its forward
-  kOff,        // results hold no graph, tensors stay ordinary ones
-  kInference,  // as kOff, and no bookkeeping at all: tensors must not outlive the call
+  kRecord,     // gradients are recorded: the model differentiates inside its forward
+  kOff,        // no gradients, ordinary tensors
+  kInference,  // no gradients, inference tensors, which must not outlive the call
 };
 
-// Takes Python's modes (fake tensors, `with torch.device(...)`, …) off the thread: some of torch's
-// C++ asks for them past the dispatcher, and Python code asks for them everywhere.
+// Switches Python's modes off (fake tensors, `with torch.device(...)`): parts of torch's C++ query
+// them without the dispatcher, and Python code does everywhere.
 class NoPythonModes {
  public:
   NoPythonModes() {
@@ -77,7 +77,7 @@ class TorchStateGuard {
     c10::impl::_force_tls_local_dispatch_key_set(state.keys);
     c10::AutogradState::set_tls_state(state.autograd);
   }
-  // What torch's own guards make of the defaults, found once: set in one go, as each call does.
+  // The state that torch's own guards set. Found once, so that a call sets it in one step.
   static State Find(Autograd autograd) {
     const c10::impl::ForceDispatchKeyGuard defaults(c10::default_included_set,
                                                     c10::default_excluded_set);
@@ -96,7 +96,7 @@ class TorchStateGuard {
   c10::AutogradState autograd_;
 };
 
-// Gives the calling thread the process's thread budget, once per change of the budget.
+// Applies the process's thread budget to the calling thread, if it changed.
 void ApplyThreadBudget();
 void SetThreadBudget(int threads);
 

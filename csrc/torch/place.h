@@ -1,6 +1,5 @@
-// Where a call runs, in torch's terms. Everything here is libc10's: nothing links CUDA, and in a
-// process whose torch has no CUDA the device guard says so. On CUDA, not yet run but over
-// stand-ins.
+// The device and stream of a call, as torch types. Uses libc10 only, so nothing links CUDA. If
+// torch has no CUDA, the device guard throws.
 
 #ifndef TORCHCALL_TORCH_PLACE_H_
 #define TORCHCALL_TORCH_PLACE_H_
@@ -39,8 +38,8 @@ inline c10::Device DeviceOf(DLDevice device) {
 
 inline constexpr TcPlace kCpuPlace = {{kDLCPU, 0}, nullptr, TC_COMPUTE};
 
-// Puts torch on the place's device and stream while it lives. torch takes the handle of a stream
-// that it did not make as the stream's id.
+// Makes the place's device and stream torch's current ones. For a stream that torch did not make,
+// the stream id is its handle.
 class StreamScope {
  public:
   explicit StreamScope(TcPlace place) {
@@ -54,13 +53,13 @@ class StreamScope {
   std::optional<c10::StreamGuard> guard_;
 };
 
-// Waits for all that was enqueued on a CUDA device. Nothing may be captured there meanwhile.
+// Waits for all work on a CUDA device. Must not run during a capture on it.
 inline void Synchronize(c10::Device device) {
   if (device.is_cpu()) return;
   c10::impl::getDeviceGuardImpl(device.type())->synchronizeDevice(device.index());
 }
 
-// One T per device, made when a call on that device wants it first.
+// One T per device, made by the first call on that device.
 template <typename T>
 class PerDevice {
  public:
@@ -72,7 +71,7 @@ class PerDevice {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (std::shared_ptr<T> held = slot.load()) return held;
     std::shared_ptr<T> made = make();
-    // Weights travel on other streams than the calls', which would not wait for them.
+    // Weights are copied on another stream than the call's, which does not wait for it.
     Synchronize(device);
     slot.store(made);
     return made;
@@ -80,8 +79,8 @@ class PerDevice {
   void Set(c10::Device device, std::shared_ptr<T> value) {
     slots_[SlotOf(device)].store(std::move(value));
   }
-  // Takes `value` for a device, and makes all others anew when they are wanted; what `make` of a
-  // later Get reads may be changed by `change`. Waits for the devices if that is possible.
+  // Sets `value` for one device and drops the others; a later Get makes them again. `change` runs
+  // under the lock and may change what `make` reads. Waits for the devices where possible.
   template <typename Change>
   void Replace(const Change& change, c10::Device device, std::shared_ptr<T> value) {
     std::vector<Old> dropped;  // without the lock
@@ -94,8 +93,8 @@ class PerDevice {
     }
     DropUnused(dropped);
   }
-  // Drops what was replaced while calls or graphs had it, if the devices can be waited for. Nothing
-  // may be captured there meanwhile.
+  // Drops replaced values that no call or graph uses any more, where the device can be waited for.
+  // Must not run during a capture.
   void LetGo() const {
     std::vector<Old> dropped;
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -113,9 +112,9 @@ class PerDevice {
     return {c10::kCUDA, static_cast<c10::DeviceIndex>(slot - 1)};
   }
 
-  // Calls enqueue work that reads what they use, on streams that its memory does not wait for. So
-  // it is dropped here, once the device is through with it, and never by a call: what one still
-  // has stays until later, and so does what a device cannot be waited for.
+  // Enqueued work reads the values, on streams that freeing memory does not wait for. So a value is
+  // freed only here, after the device finished, and never by a call. A value in use, or on a device
+  // that cannot be waited for, stays until a later time.
   void DropUnused(std::vector<Old>& dropped) const {
     std::erase_if(old_, [&](Old& old) {
       if (old.value.use_count() > 1) return false;

@@ -1,12 +1,13 @@
-// torch's own alias analysis puts everything that ever enters a container into one set, so a model
-// that fills its result dict with tensors it accumulated in place would seem to write to its
-// inputs, and each call would copy all of them. This one follows only what may stem from the
-// inputs.
+// Finds the inputs that a graph may write to, by following where each value comes from.
 //
-// Every value carries two sets of graph inputs. `self`: the value may be that input, a part of it
-// or a view of a part. `content`: something inside the value may be. What a program stores in
-// containers and attributes, it may read back under any other name; such contents are collected in
-// one set for the whole graph, which every read returns too. The sets grow until nothing changes.
+// torch's alias analysis is too coarse: it puts everything that ever enters a container into one
+// set. A model that puts tensors accumulated in place into its result dict would seem to write to
+// its inputs, and every call would copy all of them.
+//
+// Each value has two sets of graph inputs. `self`: the value may be that input, a part of it, or a
+// view of a part. `content`: something inside the value may be. What is stored in containers and
+// attributes may be read under another name, so all stored contents form one set for the whole
+// graph, which every read returns. The sets grow until nothing changes.
 
 #include "analysis.h"
 
@@ -56,7 +57,7 @@ bool OneOf(std::string_view name, std::initializer_list<std::string_view> names)
   return false;
 }
 
-// Sets a flag on a tensor that the call owns; nearly every force model does it.
+// Only sets a flag of the call's own tensor. Nearly every force model does it.
 bool WritesOnlyFlags(std::string_view op) {
   return OneOf(op, {"aten::requires_grad_", "aten::retain_grad"});
 }
@@ -72,34 +73,33 @@ bool ChangesMembers(std::string_view op) {
                     "aten::reverse", "aten::sort", "aten::setdefault", "aten::update"});
 }
 
-// Batch and instance norms update these in training mode; their schemas do not say so. Those of the
-// module itself are its own business.
+// Batch and instance norms update these in training mode, and their schemas do not say so. Updates
+// of the module's own statistics are allowed.
 bool IsRunningStatistic(std::string_view argument) {
   return OneOf(argument, {"running_mean", "running_var"});
 }
 
-// Schemas tell which outputs are views of which inputs, but not where an operator is composed of
-// others and returns what one of them returns: `dropout` in eval mode, `type_as`, `einsum` may hand
-// an input back. Operators with kernels of their own always allocate what the schema calls new; the
-// ones named unsafe say so of views.
+// Schemas declare which outputs are views of which inputs, except for operators composed of others:
+// `dropout` in eval mode, `type_as` and `einsum` may return an input. Operators with their own
+// kernels allocate every output that the schema calls new. Those named unsafe may return views.
 bool MayReturnAnInput(const c10::FunctionSchema& schema) {
   if (schema.name().find("unsafe_") != std::string::npos) return true;
   const auto handle = c10::Dispatcher::singleton().findSchema(schema.operator_name());
   return handle && handle->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd);
 }
 
-// Nodes without a schema whose outputs are new objects with the inputs inside.
+// Nodes without a schema whose outputs are new objects that contain the inputs.
 bool Builds(std::string_view op) {
   return OneOf(op, {"prim::TupleConstruct", "prim::ListConstruct", "prim::DictConstruct"});
 }
 
-// … whose outputs are taken out of, or are, their inputs.
+// Nodes without a schema whose outputs are inputs, or parts of them.
 bool Reads(std::string_view op) {
   return OneOf(op, {"prim::TupleUnpack", "prim::ListUnpack", "prim::TupleIndex", "prim::TupleSlice",
                     "prim::GetAttr", "prim::unchecked_cast", "prim::unchecked_unwrap_optional"});
 }
 
-// … that touch nothing.
+// Nodes without a schema that neither write nor return an input.
 bool IsInert(std::string_view op) {
   return OneOf(op, {"prim::Constant", "prim::Print", "prim::RaiseException", "prim::CreateObject",
                     "prim::isinstance", "prim::Uninitialized", "prim::device", "prim::dtype",
@@ -233,13 +233,13 @@ class Follower {
       }
     }
     if (op == "aten::set_" && node->inputs().size() > 1) {
-      Flow(node->inputs()[1], node->inputs()[0]);  // from now on they share their memory
+      Flow(node->inputs()[1], node->inputs()[0]);  // they share memory from here on
     }
     for (size_t k = 0; k < schema.returns().size() && k < node->outputs().size(); ++k) {
       const AliasInfo* returned = schema.returns()[k].alias_info();
       if (returned == nullptr) {
         if (Differentiates(op)) {
-          // Gradients are new, but for the ones that are passed in and may come back.
+          // Gradients are new, except the ones passed in, which may be returned.
           if (node->inputs().size() > 2) Grow(node->outputs()[k], {}, All(node->inputs()[2]));
         } else {
           ReturnUnannotated(node, node->outputs()[k], schema);
@@ -252,14 +252,14 @@ class Follower {
           Read(node->inputs()[i], node->outputs()[k]);
         } else if (info != nullptr && Intersect(*returned, *info)) {
           Flow(node->inputs()[i], node->outputs()[k]);
-          // A view of each part: the list that comes back is new, its elements are not.
+          // The returned list is new, its elements are views.
           Grow(node->outputs()[k], {}, All(node->inputs()[i]));
         }
       }
     }
   }
 
-  // A container that is new may hold parts of the inputs, as `list(x)` does.
+  // A new container may contain parts of the inputs, for example `list(x)`.
   void ReturnUnannotated(Node* node, const Value* output, const c10::FunctionSchema& schema) {
     const bool may_be_input = MayReturnAnInput(schema);
     for (Value* input : node->inputs()) {
@@ -268,7 +268,7 @@ class Follower {
     }
   }
 
-  // A call that is not known: it may write to all that it is given, and return any of it.
+  // An unknown call may write to all of its inputs, and return any of them.
   void VisitUnknown(Node* node) {
     for (Value* input : node->inputs()) {
       WriteTensor(input);
@@ -304,7 +304,7 @@ class Follower {
     Grow(to, origin.self, origin.content);
   }
 
-  // `to` may be something that `from` holds.
+  // `to` may be something inside `from`.
   void Read(const Value* from, const Value* to) {
     InputSet content = All(from);
     Insert(content, stored_);

@@ -1,5 +1,5 @@
-// What a TorchScript graph does besides computing: which inputs it may write to, whether it
-// differentiates, keeps state or draws random numbers. Settled once, when a model is loaded.
+// Side effects of a TorchScript graph: which inputs it may write to, whether it differentiates,
+// changes the module or draws random numbers. Computed once, when a model is loaded.
 
 #ifndef TORCHCALL_TORCH_SCRIPT_ANALYSIS_H_
 #define TORCHCALL_TORCH_SCRIPT_ANALYSIS_H_
@@ -12,7 +12,7 @@
 namespace torchcall {
 
 struct InputUse {
-  bool tensors_written = false;     // some tensor in this argument may be written in place
+  bool tensors_written = false;     // a tensor in this argument may be written in place
   bool containers_written = false;  // a list or dict in this argument may be changed
 };
 
@@ -23,7 +23,7 @@ struct GraphUse {
   bool draws_random_numbers = false;
 };
 
-// Conservative: whatever the schemas leave open counts as written.
+// Conservative: what the schemas leave open counts as written.
 GraphUse AnalyseGraph(const std::shared_ptr<torch::jit::Graph>& graph);
 
 }  // namespace torchcall

@@ -14,7 +14,7 @@
 #include <unordered_map>
 
 #include "../fingerprint.h"
-#include "plan.h"
+#include "values.h"
 
 namespace torchcall {
 namespace {
@@ -22,9 +22,9 @@ namespace {
 using torch::jit::Graph;
 using torch::jit::Module;
 
-// A copy of the object graph below `object` that shares every tensor's memory, in which no leaf
-// tensor requires grad. With gradients recorded, a weight that requires grad makes each call build
-// a graph over the weights that nobody asked for; the caller's module must stay as it is.
+// Copies a module object, with the tensors' memory shared and requires_grad off. Otherwise every
+// call of a model that differentiates would record a graph over its weights. The caller's module
+// does not change.
 class DetachingCopier {
  public:
   c10::intrusive_ptr<c10::ivalue::Object> Copy(
@@ -66,44 +66,44 @@ void RefuseMetaTensors(const Module& module) {
   for (const auto& entry : module.named_buffers()) check(entry);
 }
 
-// The one device that all weights are on, the CPU where they are on several or there are none.
+// The device of all weights; the CPU if they are on several devices or there are none.
 c10::Device HomeOf(const Module& module) {
   std::optional<c10::Device> home;
-  const auto look = [&](const at::Tensor& weight) {
+  const auto visit = [&](const at::Tensor& weight) {
     if (home && *home != weight.device()) {
       home = c10::kCPU;
     } else if (!home) {
       home = weight.device();
     }
   };
-  for (const at::Tensor& weight : module.parameters()) look(weight);
-  for (const at::Tensor& buffer : module.buffers()) look(buffer);
+  for (const at::Tensor& weight : module.parameters()) visit(weight);
+  for (const at::Tensor& buffer : module.buffers()) visit(buffer);
   const bool known = home && (home->is_cpu() || home->is_cuda());
   return known ? *home : c10::Device(c10::kCPU);
 }
 
-// A module moves with its weights, and tensors that it has as plain attributes go along. Where
-// there are no weights, those alone say where it lives; scalars may stay on the CPU.
+// Whether all weights are on `device`. A module without weights is judged by the tensors among its
+// attributes, except scalars, which may stay on the CPU.
 bool LivesOn(const Module& module, c10::Device device) {
   bool has_weights = false;
   bool there = true;
-  const auto look = [&](const at::Tensor& weight) {
+  const auto visit = [&](const at::Tensor& weight) {
     has_weights = true;
     there = there && weight.device() == device;
   };
-  for (const at::Tensor& weight : module.parameters()) look(weight);
-  for (const at::Tensor& buffer : module.buffers()) look(buffer);
+  for (const at::Tensor& weight : module.parameters()) visit(weight);
+  for (const at::Tensor& buffer : module.buffers()) visit(buffer);
   if (has_weights) return there;
   for (const c10::IValue& value : module.attributes()) {
     if (value.isTensor() && value.toTensor().defined() && value.toTensor().dim() > 0) {
-      look(value.toTensor());
+      visit(value.toTensor());
     }
   }
   return there;
 }
 
-// Tracing bakes the example's device into the code: as a constant of its own, and as that of
-// constant tensors. Scalar ones stay on the CPU, where code may read them without waiting.
+// Tracing writes the example's device into the code: as device constants and as the device of
+// constant tensors. Scalar tensors stay on the CPU, where code may read them without waiting.
 void MoveConstants(torch::jit::Block* block, c10::Device device) {
   for (torch::jit::Node* node : block->nodes()) {
     for (torch::jit::Block* inner : node->blocks()) MoveConstants(inner, device);
@@ -126,17 +126,17 @@ std::shared_ptr<Graph> PlainGraph(torch::jit::Function& function) {
   }
   std::shared_ptr<Graph> graph = graph_function->graph()->copy();
   torch::jit::Inline(*graph);
-  // A traced graph carries the example's shapes, which need not be the call's.
+  // A traced graph contains the example's shapes, which may differ from the call's.
   torch::jit::EraseShapeInformation(graph);
   return graph;
 }
 
-// Only passes that change no result by a bit. torch's profiling executor is left out on purpose: it
-// recompiles during the first calls, and on a CPU its fusions pay nothing for these models.
+// Only passes that keep results bitwise equal. torch's profiling executor is not used: it
+// recompiles during the first calls, and its fusions gain nothing for these models on a CPU.
 std::shared_ptr<Graph> Simplified(const std::shared_ptr<Graph>& plain) {
   std::shared_ptr<Graph> graph = plain->copy();
-  torch::jit::Autocast(graph);  // what `with torch.autocast(...)` inside the model stands for
-  // Of immutable types only: a tensor that the model makes must be a new one at each call.
+  torch::jit::Autocast(graph);  // implements `with torch.autocast(...)` in the model
+  // Immutable types only: a tensor made by the model must be new in each call.
   torch::jit::ConstantPropagationImmutableTypes(graph);
   torch::jit::EliminateCommonSubexpression(graph);
   torch::jit::ConstantPooling(graph);
@@ -154,7 +154,7 @@ ModelInstance MakeInstance(torch::jit::Function& function, c10::Device device) {
   return instance;
 }
 
-// Without the numbers that tell apart types of one name; they depend on what was scripted before.
+// Removes the numbers that distinguish types of one name: they depend on what was scripted before.
 std::string WithoutMangling(std::string text) {
   static const std::string kMark = "___torch_mangle_";
   for (size_t at = text.find(kMark); at != std::string::npos; at = text.find(kMark, at)) {
@@ -164,7 +164,7 @@ std::string WithoutMangling(std::string text) {
   return text;
 }
 
-// Of the code alone, so from before the weights are frozen into it.
+// Identifies the code without the weights, so it must run before freezing.
 uint64_t FingerprintOf(torch::jit::Function& function) {
   return Fingerprint(WithoutMangling(PlainGraph(function)->toString(false)));
 }
@@ -173,8 +173,9 @@ void RefuseHooks(const Module& module) {
   const auto type = module.type();
   if (type->getForwardHooks().empty() && type->getForwardPreHooks().empty()) return;
   throw std::invalid_argument(
-      "expected a module without forward hooks of its own, got one with hooks, which only Python "
-      "runs; make it the submodule of a module whose forward calls it");
+      "expected a module without forward hooks, got one with hooks, which C++ does not run; make "
+      "it "
+      "the submodule of a module whose forward calls it");
 }
 
 std::string LastPart(const std::string& qualified_name) {
@@ -185,12 +186,12 @@ bool IsTraining(const Module& module) {
   return module.hasattr("training") && module.attr("training").isBool() && module.is_training();
 }
 
-// A module as calls on `device` use it.
+// The module that calls on `device` run.
 Module Prepared(Module module, c10::Device device, TcModelOptions options) {
   if (!LivesOn(module, device)) module = module.deepcopy(device);
   if (options.freeze) return torch::jit::freeze(module);
   if (options.requires_grad && HasTrainableWeights(module)) {
-    // A module that assigns attributes must assign its own ones, not a copy's.
+    // A module that assigns attributes must assign to itself, not to a copy.
     const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
     if (!use.keeps_state) module = Module(DetachingCopier().Copy(module._ivalue()));
   }
@@ -252,7 +253,7 @@ ScriptModel::ScriptModel(ModelOrigin origin, std::string name, uint64_t fingerpr
   schema_text_ = c10::toString(*schema_);
   use_ = AnalyseGraph(at_home->graph);
   autograd_ = options.requires_grad ? Autograd::kRecord
-              // Tensors made in inference mode must not end up in a module that others use.
+              // Tensors made in inference mode must not be stored in a module that others use.
               : use_.keeps_state ? Autograd::kOff
                                  : Autograd::kInference;
 }
@@ -270,7 +271,7 @@ void ScriptModel::Replace(const Model& fresh) {
   const auto* script = dynamic_cast<const ScriptModel*>(&fresh);
   if (script == nullptr || script->fingerprint_ != fingerprint_) {
     throw std::invalid_argument(
-        "refresh: expected the same code with other weights, got other code; make a new wrapper");
+        "refresh: expected the same code with new weights, got other code; make a new wrapper");
   }
   const c10::Device home = script->origin_.home;
   instances_.Replace([&] { origin_ = script->origin_; }, home, script->instance(home));
@@ -295,10 +296,6 @@ void ScriptModel::CheckArguments(const TcNode* nodes, int64_t count, int64_t num
   const ArgumentBuilder builder(call, *schema_, is_method_);
   std::vector<c10::IValue> containers;
   builder.Build(std::vector<at::Tensor>(num_inputs), containers);
-}
-
-std::unique_ptr<Plan> ScriptModel::NewPlan(const TcPlanSpec& spec) {
-  return ScriptPlan::Make(std::static_pointer_cast<ScriptModel>(shared_from_this()), spec);
 }
 
 }  // namespace torchcall

@@ -1,4 +1,4 @@
-// A TorchScript model as the plans use it: its code, its weights, and what its graph does.
+// A TorchScript model: its code, its weights per device, and what its graph does.
 
 #ifndef TORCHCALL_TORCH_SCRIPT_MODEL_H_
 #define TORCHCALL_TORCH_SCRIPT_MODEL_H_
@@ -19,21 +19,20 @@
 
 namespace torchcall {
 
-// What a model is made from: a module, or a function and the unit that keeps it alive.
+// The source of a model: a module, or a function with the compilation unit that owns it.
 struct ModelOrigin {
   std::optional<torch::jit::Module> module;
   std::optional<torch::jit::StrongFunctionPtr> function;
-  c10::Device home =
-      c10::kCPU;  // where the weights live, the CPU where they live in several places
+  c10::Device home = c10::kCPU;  // the device of the weights; the CPU if they are on several
 };
 
-// Code and weights on one device, immutable once built.
+// Code and weights on one device. Immutable.
 struct ModelInstance {
   std::optional<torch::jit::Module> module;           // of a ScriptModule
-  std::shared_ptr<torch::jit::CompilationUnit> unit;  // keeps a script function alive
+  std::shared_ptr<torch::jit::CompilationUnit> unit;  // owns a script function
   torch::jit::Function* function = nullptr;           // `forward`, or the script function
   torch::jit::Code code;                              // the plain graph, inlined
-  std::shared_ptr<torch::jit::Graph> graph;           // what `code` was made from
+  std::shared_ptr<torch::jit::Graph> graph;           // the source of `code`
 };
 
 class ScriptModel : public Model {
@@ -46,12 +45,13 @@ class ScriptModel : public Model {
   void Replace(const Model& fresh) override;
   std::string Serialize() const override;
   void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const override;
+  // Defined in plan.cc: plans depend on models, and models on no plan.
   std::unique_ptr<Plan> NewPlan(const TcPlanSpec& spec) override;
 
-  // Where the weights live they are shared with what the model was made from; elsewhere they are
-  // copies, made at the first call.
+  // On the home device the weights are shared with the source. On other devices they are copies,
+  // made at the first call.
   std::shared_ptr<const ModelInstance> instance(c10::Device device) const;
-  // The one of a graph that is about to be captured; a good time to let go of old ones.
+  // The instance for a CUDA graph that is about to be captured. Also releases replaced instances.
   std::shared_ptr<const ModelInstance> Hold(c10::Device device) const;
   const c10::FunctionSchema& schema() const { return *schema_; }
   bool is_method() const { return is_method_; }

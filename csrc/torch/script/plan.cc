@@ -6,7 +6,7 @@
 
 namespace torchcall {
 
-// Containers and stack beside the tensors.
+// Holds the argument containers and the interpreter's stack, besides the input tensors.
 class ScriptPlan::Context : public CallContext {
  public:
   Context(const ScriptPlan& plan, TcPlace place)
@@ -60,7 +60,7 @@ std::unique_ptr<ScriptPlan::Arguments> ScriptPlan::Analyse(const ScriptModel& mo
   auto arguments = std::make_unique<Arguments>(model, spec);
   for (size_t i = 0; i < form.operands.size(); ++i) {
     if (form.operands[i].is_length) continue;
-    const size_t argument = arguments->builder.argument_of_operand().at(i);
+    const size_t argument = arguments->builder.argument_of_input().at(i);
     const InputUse& use = model.use().inputs.at(argument);
     form.operands[i].copied = form.operands[i].copied || use.tensors_written;
     arguments->rebuild = arguments->rebuild || use.tensors_written || use.containers_written;
@@ -74,7 +74,7 @@ std::unique_ptr<ScriptPlan> ScriptPlan::Make(std::shared_ptr<ScriptModel> model,
   std::unique_ptr<Arguments> arguments = Analyse(*model, spec, form);
   std::unique_ptr<ScriptPlan> plan(
       new ScriptPlan(std::move(model), spec, std::move(form), std::move(arguments)));
-  // Builds the arguments once, so that a structure that the signature refuses is an error now.
+  // Build the arguments once, so that a structure that does not fit the signature fails here.
   plan->GiveBack(plan->NewContext(kCpuPlace));
   return plan;
 }
@@ -85,6 +85,10 @@ ScriptPlan::ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spe
       model_(std::move(model)),
       arguments_(std::move(arguments)),
       result_(ParseTree(spec.results, spec.num_results)) {}
+
+std::unique_ptr<Plan> ScriptModel::NewPlan(const TcPlanSpec& spec) {
+  return ScriptPlan::Make(std::static_pointer_cast<ScriptModel>(shared_from_this()), spec);
+}
 
 std::unique_ptr<CallContext> ScriptPlan::NewContext(TcPlace place) const {
   return std::make_unique<Context>(*this, place);

@@ -1,4 +1,4 @@
-// A call of a TorchScript model: torch's interpreter runs the plain graph.
+// Calls of a TorchScript model. torch's interpreter runs the graph without the profiling executor.
 
 #ifndef TORCHCALL_TORCH_SCRIPT_PLAN_H_
 #define TORCHCALL_TORCH_SCRIPT_PLAN_H_
@@ -8,12 +8,13 @@
 #include "../plan.h"
 #include "../tree.h"
 #include "model.h"
+#include "values.h"
 
 namespace torchcall {
 
 class ScriptPlan : public Plan {
  public:
-  // Throws std::invalid_argument naming the operand or output that is at fault.
+  // Throws std::invalid_argument, naming the input or output.
   static std::unique_ptr<ScriptPlan> Make(std::shared_ptr<ScriptModel> model,
                                           const TcPlanSpec& spec);
 
@@ -27,13 +28,13 @@ class ScriptPlan : public Plan {
     Arguments(const ScriptModel& model, const TcPlanSpec& spec);
     Tree call;
     ArgumentBuilder builder;  // points into `call`
-    // Built anew for each call: the model changes a container or writes to an input.
+    // Build the arguments for every call, because the model changes a container or an input.
     bool rebuild = false;
   };
 
   ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spec, CallForm form,
              std::unique_ptr<Arguments> arguments);
-  // Marks in `form` the operands that the model may write to.
+  // Marks in `form` the inputs that the model may write to.
   static std::unique_ptr<Arguments> Analyse(const ScriptModel& model, const TcPlanSpec& spec,
                                             CallForm& form);
   std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
