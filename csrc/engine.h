@@ -103,20 +103,21 @@ typedef struct {
 // several at once, each with a frame of its own. Addresses of tensors are those of at::TensorImpl.
 typedef struct {
   void* self;  // NULL: none
-  // Makes the tensors that the model gets, one per operand, on the device, of the operand's shape
-  // and of the dtype that it is cast to; NULL for a length. They live until `close`.
+  // Begins a call. Makes the tensors that the model gets, new ones for every call, one per operand,
+  // on the device, of the operand's shape and of the dtype that it is cast to; without elements for
+  // an operand that is shared, NULL for a length. They live until `close`, which follows every
+  // `open` that succeeds, on the same thread.
   TcStatus (*open)(void* self, DLDevice device, int64_t num_inputs, void** frame, void** tensors,
                    TcSink error);
-  // Runs the model on the frame's tensors. The outputs live until `finish`.
+  // Runs the model on the frame's tensors. The outputs live until `release_outputs` or `close`.
   TcStatus (*run)(void* self, void* frame, void** outputs, int64_t num_outputs, TcSink error);
-  // Follows every `run` on the same thread, also one that failed: lets go of what the run made.
-  // kept[i] becomes 1 where input i has another owner now.
-  void (*finish)(void* self, void* frame, int32_t* kept);
+  // Releases the outputs. retained[i] becomes 1 where Python refers to input i elsewhere.
+  void (*release_outputs)(void* self, void* frame, int32_t* retained);
   void (*close)(void* self, void* frame);
   void (*release)(void* self);
-  // What the model computes with on the device now, to be let go of before `release`.
+  // What the model computes with on the device now, to be released before `release` is called.
   TcStatus (*hold)(void* self, DLDevice device, void** held, TcSink error);
-  void (*let_go)(void* self, void* held);
+  void (*release_held)(void* self, void* held);
 } TcCallable;
 
 // Everything about one call that is settled when the JAX program is traced. All pointers are read
@@ -125,7 +126,7 @@ typedef struct {
   const DLTensor* inputs;   // shapes and dtypes of the operands as XLA hands them over
   const DLDataType* casts;  // per operand; bits == 0: no cast
   const TcNarrowing* input_narrowings;
-  const int32_t* input_copies;  // per operand: whether the model gets a private copy
+  const int32_t* input_copies;  // per operand: whether the model always gets a private copy
   const char* const* input_names;
   int64_t num_inputs;
   const DLTensor* outputs;
@@ -141,21 +142,21 @@ typedef struct {
   int32_t selects_outputs;  // dicts may hold further keys, and floats are cast to the outputs'
   const TcIndexCheck* index_checks;
   int64_t num_index_checks;
-  TcCallable callable;  // of a model of callables; the plan releases it, once it is created
+  TcCallable callable;  // of a model of callables; a plan that was created releases it
 } TcPlanSpec;
 
 // What a model's calls did beside computing.
 typedef struct {
-  int64_t kept_inputs;    // inputs that the model kept, each given a private copy
-  int64_t copied_inputs;  // inputs copied beforehand because the model may write to them
+  int64_t kept_inputs;    // inputs that the model retained, each given a private copy
+  int64_t copied_inputs;  // inputs handed over as private copies
 } TcModelCounters;
 
 typedef enum {
   TC_COMPUTE = 0,
-  // As TC_COMPUTE; ends in TC_KEPT and a reason if the model kept an input.
+  // As TC_COMPUTE; ends in TC_KEPT and a reason if the model retained an input.
   TC_OBSERVE = 1,
   // The call is, or prepares for, the capture of a CUDA graph: what it uses beside the buffers is
-  // allocated within the call and used by no other one. A model that keeps an input fails.
+  // allocated within the call and used by no other one. A model that retains an input fails.
   TC_RECORD = 2,
 } TcPurpose;
 

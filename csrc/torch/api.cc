@@ -77,19 +77,32 @@ std::string Explained(std::string text) {
          text;
 }
 
+// Describes the exception that is being handled.
+std::string Description() {
+  try {
+    throw;
+  } catch (const std::invalid_argument& e) {
+    return e.what();
+  } catch (const CallableError& e) {
+    return Explained(e.what());
+  } catch (const std::exception& e) {
+    return Explained(Raised(e.what()));
+  } catch (...) {
+    return "raised an exception of unknown type";
+  }
+}
+
 template <typename Body>
 TcStatus Guarded(TcSink error, const Body& body) {
   try {
     body();
     return TC_OK;
-  } catch (const std::invalid_argument& e) {
-    Write(error, e.what());
-  } catch (const CallableError& e) {
-    Write(error, Explained(e.what()));
-  } catch (const std::exception& e) {
-    Write(error, Explained(Raised(e.what())));
   } catch (...) {
-    Write(error, "raised an exception of unknown type");
+    try {
+      Write(error, Description());
+    } catch (...) {
+      Write(error, "out of memory");  // fits a string without an allocation
+    }
   }
   return TC_FAILED;
 }
@@ -165,7 +178,11 @@ TcStatus ModelCheckArguments(TcModel* model, const TcNode* arguments, int64_t nu
 }
 
 TcStatus PlanCreate(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink error) {
-  return Guarded(error, [&] { *out = new TcPlan{model->model->NewPlan(*spec)}; });
+  return Guarded(error, [&] {
+    auto plan = std::make_unique<TcPlan>();  // nothing throws once the plan has the callable
+    plan->plan = model->model->NewPlan(*spec);
+    *out = plan.release();
+  });
 }
 
 TcStatus PlanRun(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, TcPlace place,

@@ -113,6 +113,31 @@ void CallForm::LimitLength(const TcNarrowing& narrowing, const std::vector<int64
   capacity = std::min(capacity, shape.at(narrowing.axis));
 }
 
+std::vector<int64_t> CallForm::ShapeSeen(const Operand& operand,
+                                         const std::vector<int64_t>& sizes) const {
+  std::vector<int64_t> shape = operand.shape;
+  const TcNarrowing& narrowing = operand.narrowing;
+  if (narrowing.length >= 0) shape[narrowing.axis] = sizes[narrowing.length];
+  return shape;
+}
+
+void CallForm::CopyIn(const Operand& operand, const void* buffer, const std::vector<int64_t>& sizes,
+                      c10::Device device, void* destination) const {
+  const TcNarrowing& narrowing = operand.narrowing;
+  const bool is_prefix = narrowing.length < 0 || narrowing.axis == 0;
+  const std::vector<int64_t> shape = ShapeSeen(operand, sizes);
+  const size_t bytes = BytesOf(shape, operand.dtype);
+  if (bytes == 0) return;
+  if (device.is_cpu() && !operand.cast && is_prefix && bytes < kLarge) {
+    std::memcpy(destination, buffer, bytes);
+    return;
+  }
+  at::Tensor view = View(const_cast<void*>(buffer), operand.shape, operand.dtype, device);
+  if (narrowing.length >= 0) view = view.narrow(narrowing.axis, 0, shape[narrowing.axis]);
+  View(destination, shape, operand.cast.value_or(operand.dtype), device)
+      .copy_(view, /*non_blocking=*/true);
+}
+
 void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
                        const std::vector<int64_t>& sizes, c10::Device device,
                        void* destination) const {

@@ -25,7 +25,7 @@ struct CallForm {
     std::optional<c10::ScalarType> cast;
     TcNarrowing narrowing;
     bool is_length = false;  // read by the plan, not passed to the model
-    bool copied = false;     // the model may write to it: it gets a copy
+    bool copied = false;     // the model gets a private copy
   };
   struct Output {
     std::string name;
@@ -41,6 +41,11 @@ struct CallForm {
   // What each length comes to in this call: its capacity where reading it would mean waiting for a
   // device. Throws std::invalid_argument where one is negative or exceeds its capacity.
   void ReadLengths(const DLTensor* inputs, c10::Device device, std::vector<int64_t>& sizes) const;
+  // The shape of an operand as the model sees it in this call.
+  std::vector<int64_t> ShapeSeen(const Operand& operand, const std::vector<int64_t>& sizes) const;
+  // Fills `destination`, contiguous memory on `device`, with what the model gets of XLA's buffer.
+  void CopyIn(const Operand& operand, const void* buffer, const std::vector<int64_t>& sizes,
+              c10::Device device, void* destination) const;
   // Copies a result into XLA's buffer on `device`. Throws std::invalid_argument where the tensor is
   // not what the output says.
   void CopyOut(const Output& output, const at::Tensor& tensor, const std::vector<int64_t>& sizes,

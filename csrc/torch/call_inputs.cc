@@ -7,10 +7,6 @@
 namespace torchcall {
 namespace {
 
-c10::StorageImpl* StorageOf(const at::Tensor& tensor) {
-  return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
-}
-
 uint32_t VersionOf(const at::Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->version_counter().current_version();
 }
@@ -21,11 +17,30 @@ size_t StorageUses(const at::Tensor& tensor) {
 
 }  // namespace
 
-CallInputs::CallInputs(const CallForm& form, c10::Device device, bool dense,
-                       std::vector<at::Tensor> given)
+bool OwnMemory(c10::StorageImpl* storage, c10::Device device) noexcept {
+  try {
+    const TorchStateGuard guard(Autograd::kOff);
+    const int64_t bytes = static_cast<int64_t>(storage->nbytes());
+    const at::Tensor copy =
+        View(storage->mutable_data(), {bytes}, c10::ScalarType::Byte, device).clone();
+    storage->set_data_ptr_noswap(StorageOf(copy)->set_data_ptr({nullptr, device}));
+    return true;
+  } catch (...) {  // torch's allocator throws c10::Error
+    storage->set_data_ptr_noswap({nullptr, device});
+  }
+  try {
+    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
+        "torchcall: an input that was retained after its call: there was no memory for a copy");
+  } catch (...) {
+    storage->set_throw_on_mutable_data_ptr();
+  }
+  return false;
+}
+
+CallInputs::CallInputs(const CallForm& form, c10::Device device, bool dense)
     : form_(form), device_(device) {
   // Ordinary tensors, whatever mode the calls run in: an inference tensor could not be
-  // differentiated by a model that keeps it.
+  // differentiated by a model that retains it.
   const TorchStateGuard guard(Autograd::kOff);
   for (size_t i = 0; i < form.operands.size(); ++i) {
     const CallForm::Operand& operand = form.operands[i];
@@ -33,17 +48,11 @@ CallInputs::CallInputs(const CallForm& form, c10::Device device, bool dense,
     if (operand.is_length) continue;
     const bool strided = operand.narrowing.length >= 0 && operand.narrowing.axis > 0;
     const bool twin = operand.cast || operand.copied || (dense && strided);
-    if (given.empty()) {
-      const auto options = at::TensorOptions().device(device);
-      input.shell = View(nullptr, operand.shape, operand.dtype, device);
-      input.given =
-          twin ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
-               : input.shell;
-    } else {
-      input.given = std::move(given[i]);
-      input.shell = twin ? View(nullptr, operand.shape, operand.dtype, device) : input.given;
-      StorageOf(input.shell)->set_resizable(false);
-    }
+    const auto options = at::TensorOptions().device(device);
+    input.shell = View(nullptr, operand.shape, operand.dtype, device);
+    input.given =
+        twin ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
+             : input.shell;
   }
 }
 
@@ -102,14 +111,14 @@ int64_t CallInputs::FindUnforeseenWrite() const {
   return -1;
 }
 
-bool CallInputs::Kept(const Input& input) const {
+bool CallInputs::IsRetained(const Input& input) const {
   return input.given.use_count() > input.tensor_uses ||
          StorageUses(input.given) > input.storage_uses;
 }
 
 bool CallInputs::Reshaped(const Input& input, const CallForm::Operand& operand) const {
   const at::Tensor& given = input.given;
-  if (given.dim() != static_cast<int64_t>(operand.shape.size()) ||
+  if (given.layout() != at::kStrided || given.dim() != static_cast<int64_t>(operand.shape.size()) ||
       given.scalar_type() != input.dtype || given.storage_offset() != 0 ||
       StorageOf(given) != input.storage) {
     return true;
@@ -126,38 +135,29 @@ void CallInputs::Repoint(const at::Tensor& shell, void* data) const {
   StorageOf(shell)->set_data_ptr_noswap({data, device_});
 }
 
-void CallInputs::Detach(c10::StorageImpl* storage) const {
-  const TorchStateGuard guard(Autograd::kOff);
-  const int64_t bytes = static_cast<int64_t>(storage->nbytes());
-  const at::Tensor copy =
-      View(storage->mutable_data(), {bytes}, c10::ScalarType::Byte, device_).clone();
-  storage->set_data_ptr_noswap(StorageOf(copy)->set_data_ptr({nullptr, device_}));
-}
-
-int64_t CallInputs::Finish(bool all_kept, const int32_t* kept) {
-  int64_t count = 0;
+CallInputs::Retained CallInputs::Finish(bool all) noexcept {
+  Retained retained;
   for (size_t i = 0; i < inputs_.size(); ++i) {
     Input& input = inputs_[i];
     if (!input.given.defined()) continue;
     // Drops the flag and the graph that `requires_grad_()` may have left.
-    if (input.given.unsafeGetTensorImpl()->autograd_meta() != nullptr && !Kept(input)) {
+    if (input.given.unsafeGetTensorImpl()->autograd_meta() != nullptr && !IsRetained(input)) {
       input.given.unsafeGetTensorImpl()->set_autograd_meta(nullptr);
     }
-    const bool reshaped = Reshaped(input, form_.operands[i]);
-    if (!all_kept && !reshaped && !(kept != nullptr && kept[i] != 0) && !Kept(input)) {
+    if (!all && !Reshaped(input, form_.operands[i]) && !IsRetained(input)) {
       Repoint(input.shell, nullptr);
       continue;
     }
-    ++count;
-    if (input.given.is_same(input.shell)) {
-      // Views made by the model share this storage, so it is the storage that gets the copy; of the
-      // whole buffer, for the input may be a narrowed view of it.
-      Detach(StorageOf(input.shell));
-    } else {
+    ++retained.count;
+    if (!input.given.is_same(input.shell)) {
       Repoint(input.shell, nullptr);
+      continue;
     }
+    // Views made by the model share this storage, so it is the storage that gets the copy; of the
+    // whole buffer, for the input may be a narrowed view of it.
+    if (!OwnMemory(StorageOf(input.shell), device_)) retained.lost = static_cast<int64_t>(i);
   }
-  return count;
+  return retained;
 }
 
 }  // namespace torchcall

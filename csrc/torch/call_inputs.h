@@ -12,20 +12,31 @@
 
 namespace torchcall {
 
+inline c10::StorageImpl* StorageOf(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+}
+
+// Gives a storage its own copy of the memory that it refers to. Where the copy fails, the storage
+// refers to nothing, and whoever reads it gets an error. Returns whether there is a copy.
+bool OwnMemory(c10::StorageImpl* storage, c10::Device device) noexcept;
+
 class CallInputs {
  public:
-  // On `device`. `dense`: the model wants contiguous inputs also where they are narrowed. `given`,
-  // where there are any, are the tensors that the model gets, made elsewhere: of the operands'
-  // shapes, of the dtypes that they are cast to; undefined for a length.
-  CallInputs(const CallForm& form, c10::Device device, bool dense,
-             std::vector<at::Tensor> given = {});
+  // Which inputs the model retained: refers to after the call.
+  struct Retained {
+    int64_t count = 0;
+    // The position of one that there was no memory for a copy of, or -1.
+    int64_t lost = -1;
+  };
+
+  // On `device`. `dense`: the model wants contiguous inputs also where they are narrowed.
+  CallInputs(const CallForm& form, c10::Device device, bool dense);
 
   // What the model gets; undefined for a length.
   std::vector<at::Tensor> Tensors() const;
   const at::Tensor& operator[](size_t i) const { return inputs_[i].given; }
-  size_t size() const { return inputs_.size(); }
 
-  // Takes the present references as those that a model may leave behind. Called once, when all
+  // Counts the present references, those of a model that retains nothing. Called once, when all
   // that refers to the tensors between calls is built and the caller holds none itself.
   void CountUses();
 
@@ -36,9 +47,9 @@ class CallInputs {
   int64_t FindUnforeseenWrite() const;
 
   // Ends the call, on the stream that it ran on: no tensor refers to a caller's buffer any more.
-  // Returns how many inputs the model kept; each of those now owns a copy, and the tensors must not
-  // be used for another call. `kept`, where given, adds what only its maker can tell, per input.
-  int64_t Finish(bool all_kept, const int32_t* kept = nullptr);
+  // Inputs that the model retained now own a copy, or raise where they are read; then the tensors
+  // must not be used for another call. `all`: whether each of them counts as retained.
+  Retained Finish(bool all) noexcept;
 
  private:
   struct Input {
@@ -54,14 +65,12 @@ class CallInputs {
     std::vector<int64_t> strides;
   };
 
-  bool Kept(const Input& input) const;
+  bool IsRetained(const Input& input) const;
   // Whether the model resized, transposed or exchanged its input in place, which the next call must
   // not see.
   bool Reshaped(const Input& input, const CallForm::Operand& operand) const;
   void Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size);
   void Repoint(const at::Tensor& shell, void* data) const;
-  // Gives a storage its own copy of the data that it refers to.
-  void Detach(c10::StorageImpl* storage) const;
 
   const CallForm& form_;
   c10::Device device_;

@@ -1,13 +1,13 @@
 #include "eager.h"
 
-#include <algorithm>
 #include <string>
 
 #include "fingerprint.h"
 #include "place.h"
 
 namespace torchcall {
-// Never in inference mode: the callable may keep what it computes.
+
+// Never in inference mode: the callable may retain what it computes.
 CallableModel::CallableModel(std::string name, TcModelOptions options)
     : name_(std::move(name)),
       autograd_(options.requires_grad ? Autograd::kRecord : Autograd::kOff) {}
@@ -36,17 +36,16 @@ std::unique_ptr<Plan> CallableModel::NewPlan(const TcPlanSpec& spec) {
 
 namespace {
 
-at::Tensor TensorAt(void* address) {
-  return at::Tensor(c10::intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>::reclaim_copy(
-      static_cast<at::TensorImpl*>(address)));
+bool IsShared(const CallForm::Operand& operand) {
+  return !operand.is_length && !operand.copied && !operand.cast;
 }
 
-// Keeps the error that a callable writes.
-class Words {
+// Collects the error that a callable reports.
+class Report {
  public:
   TcSink sink() {
     return {this, [](void* self, const char* text, size_t size) {
-              static_cast<Words*>(self)->text_.assign(text, size);
+              static_cast<Report*>(self)->text_.assign(text, size);
             }};
   }
   void RaiseIf(TcStatus status) const {
@@ -57,81 +56,173 @@ class Words {
   std::string text_;
 };
 
+// A tensor that the frame holds; adds no reference, for which torch might take the GIL.
+class Borrowed {
+ public:
+  explicit Borrowed(void* address)
+      : tensor_(c10::intrusive_ptr<at::TensorImpl, at::UndefinedTensorImpl>::reclaim(
+            static_cast<at::TensorImpl*>(address))) {}
+  ~Borrowed() { tensor_.unsafeReleaseTensorImpl(); }
+  Borrowed(const Borrowed&) = delete;
+  Borrowed& operator=(const Borrowed&) = delete;
+  const at::Tensor& operator*() const { return tensor_; }
+  at::TensorImpl* operator->() const { return tensor_.unsafeGetTensorImpl(); }
+
+ private:
+  at::Tensor tensor_;
+};
+
 }  // namespace
 
-class CallablePlan::Context : public CallContext {
+// One call under way.
+class CallablePlan::Frame {
  public:
-  Context(const CallablePlan& plan, TcPlace place, Frame frame)
-      : CallContext(place,
-                    CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/false,
-                               std::move(frame.tensors)),
-                    plan.form().lengths.size(), plan.form().outputs.size()),
-        callable_(plan.callable_),
-        frame_(frame.address),
-        raw_(outputs.size()),
-        results_(outputs.size()),
-        kept_(inputs.size()) {
-    inputs.CountUses();
+  Frame(const CallablePlan& plan, TcPlace place)
+      : table_(plan.callable_->table),
+        form_(plan.form()),
+        device_(DeviceOf(place.device)),
+        inspects_(plan.shares_ || place.purpose != TC_COMPUTE),
+        sizes_(form_.lengths.size()),
+        inputs_(form_.operands.size()),
+        retained_(inspects_ ? inputs_.size() : 0),
+        shared_(plan.shares_ ? inputs_.size() : 0),
+        outputs_(form_.outputs.size()) {
+    Report error;
+    error.RaiseIf(table_.open(table_.self, place.device, static_cast<int64_t>(inputs_.size()),
+                              &address_, inputs_.data(), error.sink()));
   }
-  ~Context() override { callable_->table.close(callable_->table.self, frame_); }
+  ~Frame() {
+    Inspect();
+    table_.close(table_.self, address_);
+  }
+  Frame(const Frame&) = delete;
+  Frame& operator=(const Frame&) = delete;
 
-  void Invoke() override {
-    Words error;
-    ran_ = true;
-    error.RaiseIf(callable_->table.run(callable_->table.self, frame_, raw_.data(),
-                                       static_cast<int64_t>(raw_.size()), error.sink()));
-    for (size_t i = 0; i < raw_.size(); ++i) {
-      results_[i] = TensorAt(raw_[i]);
-      outputs[i] = &results_[i];
+  void Fill(const DLTensor* buffers) {
+    form_.ReadLengths(buffers, device_, sizes_);
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      if (inputs_[i] == nullptr) continue;
+      const CallForm::Operand& operand = form_.operands[i];
+      const Borrowed tensor(inputs_[i]);
+      if (IsShared(operand)) {
+        Share(i, *tensor, buffers[i].data);
+        continue;
+      }
+      if (operand.narrowing.length >= 0) {
+        tensor->set_sizes_contiguous(form_.ShapeSeen(operand, sizes_));
+      }
+      form_.CopyIn(operand, buffers[i].data, sizes_, device_, tensor->mutable_data());
     }
   }
 
-  int64_t Release() override {
-    for (at::Tensor& result : results_) result.reset();
-    if (!ran_) return inputs.Finish(/*all_kept=*/false);
-    ran_ = false;
-    std::fill(kept_.begin(), kept_.end(), 0);
-    callable_->table.finish(callable_->table.self, frame_, kept_.data());
-    return inputs.Finish(/*all_kept=*/false, kept_.data());
+  at::Tensor input(int64_t i) const { return *Borrowed(inputs_[i]); }
+
+  void Run() {
+    Report error;
+    error.RaiseIf(table_.run(table_.self, address_, outputs_.data(),
+                             static_cast<int64_t>(outputs_.size()), error.sink()));
   }
 
+  void CopyOut(const DLTensor* buffers) const {
+    for (size_t i = 0; i < outputs_.size(); ++i) {
+      const Borrowed tensor(outputs_[i]);
+      form_.CopyOut(form_.outputs[i], *tensor, sizes_, device_, buffers[i].data);
+    }
+  }
+
+  // Releases the outputs, and finds what the model retained of its inputs. Memory that was shared
+  // and is retained becomes a copy.
+  void Inspect() noexcept {
+    if (!inspects_) return;
+    inspects_ = false;
+    table_.release_outputs(table_.self, address_, retained_.data());
+    for (size_t i = 0; i < inputs_.size(); ++i) {
+      if (inputs_[i] == nullptr) continue;
+      const Borrowed tensor(inputs_[i]);
+      const c10::Storage* shared = shared_.empty() || !shared_[i] ? nullptr : &shared_[i];
+      const c10::Storage& storage = shared == nullptr ? tensor->unsafe_storage() : *shared;
+      size_t own = shared == nullptr ? 0 : 1;
+      own += StorageOf(*tensor) == storage.unsafeGetStorageImpl() ? 1 : 0;
+      const bool retained =
+          retained_[i] != 0 || (*tensor).use_count() > 1 || storage.use_count() > own;
+      any_retained_ = any_retained_ || retained;
+      if (shared == nullptr) continue;
+      if (tensor->version_counter().current_version() > 0) written_ = static_cast<int64_t>(i);
+      if (!retained) continue;
+      wrongly_retained_ = static_cast<int64_t>(i);
+      OwnMemory(storage.unsafeGetStorageImpl(), device_);
+    }
+  }
+
+  bool any_retained() const { return any_retained_; }
+  // The position of a shared input that the model wrote to, or retained; -1: none.
+  int64_t written() const { return written_; }
+  int64_t wrongly_retained() const { return wrongly_retained_; }
+
  private:
-  std::shared_ptr<const Callable> callable_;
-  void* frame_;
-  bool ran_ = false;
-  std::vector<void*> raw_;
-  std::vector<at::Tensor> results_;
-  std::vector<int32_t> kept_;
+  // Points an empty tensor at XLA's buffer, of which a length may leave a prefix.
+  void Share(size_t i, const at::Tensor& tensor, void* buffer) {
+    const CallForm::Operand& operand = form_.operands[i];
+    at::TensorImpl* impl = tensor.unsafeGetTensorImpl();
+    impl->set_sizes_contiguous(operand.shape);
+    const std::vector<int64_t> strides = tensor.strides().vec();
+    const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
+    impl->set_sizes_and_strides(form_.ShapeSeen(operand, sizes_), strides);
+    c10::StorageImpl* storage = StorageOf(tensor);
+    storage->set_data_ptr_noswap({buffer, device_});
+    storage->set_nbytes(bytes);
+    storage->set_resizable(false);
+    shared_[i] = impl->storage();
+  }
+
+  const TcCallable& table_;
+  const CallForm& form_;
+  const c10::Device device_;
+  bool inspects_;
+  void* address_ = nullptr;
+  std::vector<int64_t> sizes_;  // what each of the plan's lengths comes to in this call
+  std::vector<void*> inputs_;   // nullptr for a length
+  std::vector<int32_t> retained_;
+  std::vector<c10::Storage> shared_;
+  std::vector<void*> outputs_;
+  bool any_retained_ = false;
+  int64_t written_ = -1;
+  int64_t wrongly_retained_ = -1;
 };
 
 CallablePlan::CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpec& spec)
-    : Plan(model, spec, CallForm(spec), model->autograd(), /*pools=*/true),
-      callable_(std::make_shared<Callable>(spec.callable)) {}
-
-CallablePlan::Frame CallablePlan::Open(DLDevice device) const {
-  Frame frame;
-  std::vector<void*> addresses(form().operands.size(), nullptr);
-  Words error;
-  const TorchStateGuard guard(Autograd::kOff);  // ordinary tensors, whatever mode the caller is in
-  error.RaiseIf(callable_->table.open(callable_->table.self, device,
-                                      static_cast<int64_t>(addresses.size()), &frame.address,
-                                      addresses.data(), error.sink()));
-  for (void* address : addresses) {
-    frame.tensors.push_back(address == nullptr ? at::Tensor() : TensorAt(address));
+    : Plan(model, spec, CallForm(spec), model->autograd()) {
+  for (const CallForm::Operand& operand : form().operands) {
+    shares_ = shares_ || IsShared(operand);
   }
-  return frame;
+  callable_ = std::make_shared<Callable>(spec.callable);
 }
 
-std::unique_ptr<CallContext> CallablePlan::NewContext(TcPlace place) const {
-  return std::make_unique<Context>(*this, place, Open(place.device));
+bool CallablePlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
+  Frame frame(*this, place);
+  frame.Fill(inputs);
+  if (place.device.device_type == kDLCPU) {
+    index_checks().Run(form(), [&](int64_t i) { return frame.input(i); });
+  }
+  frame.Run();
+  frame.CopyOut(outputs);
+  frame.Inspect();
+  const auto refuse = [&](int64_t input, const char* what) {
+    throw std::invalid_argument(form().operands[input].name +
+                                ": share_inputs=True: expected an input that the model does not " +
+                                what + "; leave the option out, or clone the input first");
+  };
+  if (frame.written() >= 0) refuse(frame.written(), "write to");
+  if (frame.wrongly_retained() >= 0) refuse(frame.wrongly_retained(), "retain after the call");
+  return frame.any_retained();
 }
 
 std::shared_ptr<const void> CallablePlan::Hold(DLDevice device) const {
-  Words error;
+  Report error;
   void* held = nullptr;
   error.RaiseIf(callable_->table.hold(callable_->table.self, device, &held, error.sink()));
   return {held, [callable = callable_](void* address) {
-            callable->table.let_go(callable->table.self, address);
+            callable->table.release_held(callable->table.self, address);
           }};
 }
 

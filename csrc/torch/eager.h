@@ -14,7 +14,7 @@
 
 namespace torchcall {
 
-// What the callable said went wrong, in its own words.
+// What the callable reported, in its own words.
 class CallableError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
@@ -38,6 +38,9 @@ class CallableModel : public Model {
   Autograd autograd_;
 };
 
+// Each call gets tensors of its own, so what the model does with an input, or retains of it,
+// reaches nobody else. An operand that is neither copied nor cast is shared: its tensor refers to
+// XLA's buffer, and the model must neither retain nor write to it.
 class CallablePlan : public Plan {
  public:
   CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpec& spec);
@@ -45,13 +48,8 @@ class CallablePlan : public Plan {
   std::shared_ptr<const void> Hold(DLDevice device) const override;
 
  private:
-  class Context;
-  // A frame of the callable's and the tensors that it gave.
-  struct Frame {
-    void* address = nullptr;
-    std::vector<at::Tensor> tensors;  // undefined for a length
-  };
-  // Released when the last context is gone.
+  class Frame;
+  // Released when the last who holds it is gone.
   struct Callable {
     explicit Callable(const TcCallable& callable) : table(callable) {}
     ~Callable() { table.release(table.self); }
@@ -60,10 +58,10 @@ class CallablePlan : public Plan {
     const TcCallable table;
   };
 
-  std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
-  Frame Open(DLDevice device) const;
+  bool Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) override;
 
   std::shared_ptr<const Callable> callable_;
+  bool shares_ = false;  // any operand
 };
 
 }  // namespace torchcall

@@ -33,10 +33,10 @@ IndexChecks::IndexChecks(const TcPlanSpec& spec, const CallForm& form)
   }
 }
 
-void IndexChecks::Run(const CallForm& form, const CallInputs& inputs) const {
+void IndexChecks::Run(const CallForm& form, const std::function<at::Tensor(int64_t)>& input) const {
   for (const TcIndexCheck& check : checks_) {
     // Neither copies a dense int64 tensor, the usual case.
-    const at::Tensor indices = inputs[check.operand].to(c10::ScalarType::Long).contiguous();
+    const at::Tensor indices = input(check.operand).to(c10::ScalarType::Long).contiguous();
     // A negative entry becomes a large one.
     const auto* entries = reinterpret_cast<const uint64_t*>(indices.const_data_ptr<int64_t>());
     const int64_t count = indices.numel();
@@ -51,7 +51,7 @@ void IndexChecks::Run(const CallForm& form, const CallInputs& inputs) const {
       }
       continue;
     }
-    const auto rows = static_cast<uint64_t>(inputs[check.rows_of].size(0));
+    const auto rows = static_cast<uint64_t>(input(check.rows_of).size(0));
     uint64_t outside = 0;  // without a branch, so that the loop is vectorised
     for (int64_t i = 0; i < count; ++i) outside |= static_cast<uint64_t>(entries[i] >= rows);
     if (outside == 0) continue;

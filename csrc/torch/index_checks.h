@@ -4,11 +4,11 @@
 #ifndef TORCHCALL_TORCH_INDEX_CHECKS_H_
 #define TORCHCALL_TORCH_INDEX_CHECKS_H_
 
+#include <functional>
 #include <vector>
 
 #include "../engine.h"
 #include "call_form.h"
-#include "call_inputs.h"
 
 namespace torchcall {
 
@@ -19,7 +19,7 @@ class IndexChecks {
 
   // Checks inputs in CPU memory, as the model gets them. Throws std::invalid_argument that names
   // the operand, the first entry at fault, and what was expected there.
-  void Run(const CallForm& form, const CallInputs& inputs) const;
+  void Run(const CallForm& form, const std::function<at::Tensor(int64_t)>& input) const;
 
  private:
   std::vector<TcIndexCheck> checks_;

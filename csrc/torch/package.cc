@@ -106,11 +106,11 @@ class PackagePlan::Context : public CallContext {
     }
   }
 
-  int64_t Release() override {
+  CallInputs::Retained Release() noexcept override {
     results_.clear();
-    const int64_t kept = inputs.Finish(/*all_kept=*/false);
+    const CallInputs::Retained retained = inputs.Finish(/*all=*/false);
     loader_.reset();
-    return kept;
+    return retained;
   }
 
  private:
@@ -121,7 +121,7 @@ class PackagePlan::Context : public CallContext {
 };
 
 PackagePlan::PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec)
-    : Plan(model, spec, CallForm(spec), Autograd::kInference, /*pools=*/true),
+    : ContextPlan(model, spec, CallForm(spec), Autograd::kInference, /*pools=*/true),
       model_(std::move(model)) {
   CollectTensors(ParseTree(spec.arguments, spec.num_arguments), order_);
   for (const Tree& result : ParseTree(spec.results, spec.num_results).children) {

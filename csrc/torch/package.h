@@ -66,7 +66,7 @@ class PackageModel : public Model {
   std::string schema_;
 };
 
-class PackagePlan : public Plan {
+class PackagePlan : public ContextPlan {
  public:
   // `spec.arguments` is a tuple of the operands in the package's order, `spec.results` one of its
   // results, None where nobody asks for one.

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <exception>
 #include <stdexcept>
 
 #include "place.h"
@@ -13,17 +14,32 @@ constexpr size_t kMostPooled = 64;
 
 }  // namespace
 
-Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, Autograd autograd,
-           bool pools)
+Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, Autograd autograd)
     : model_(std::move(model)),
       form_(std::move(form)),
       index_checks_(spec, form_),
-      autograd_(autograd),
-      pools_(pools) {
+      autograd_(autograd) {
   for (const CallForm::Operand& operand : form_.operands) copied_per_call_ += operand.copied;
 }
 
-std::unique_ptr<CallContext> Plan::Acquire(TcPlace place) {
+std::string Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
+  ApplyThreadBudget();
+  const StreamScope stream(place);
+  const TorchStateGuard guard(autograd_);
+  if (copied_per_call_ > 0) model_->Count(0, copied_per_call_);
+  const bool retained = Compute(inputs, outputs, place);
+  if (!retained || place.purpose == TC_COMPUTE) return "";
+  if (place.purpose == TC_RECORD) throw std::runtime_error(kRetainsInput);
+  return kRetainsInput;
+}
+
+ContextPlan::ContextPlan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form,
+                         Autograd autograd, bool pools)
+    : Plan(std::move(model), spec, std::move(form), autograd), pools_(pools) {
+  if (pools_) pool_.reserve(kMostPooled);
+}
+
+std::unique_ptr<CallContext> ContextPlan::Acquire(TcPlace place) {
   if (pools_ && place.purpose != TC_RECORD) {
     const std::lock_guard<std::mutex> lock(pool_mutex_);
     const auto found =
@@ -42,51 +58,51 @@ std::unique_ptr<CallContext> Plan::Acquire(TcPlace place) {
   return NewContext(place);
 }
 
-void Plan::GiveBack(std::unique_ptr<CallContext> context) {
+void ContextPlan::GiveBack(std::unique_ptr<CallContext> context) noexcept {
   if (!pools_ || context->place.purpose == TC_RECORD) return;
   const std::lock_guard<std::mutex> lock(pool_mutex_);
-  if (pool_.size() < kMostPooled) pool_.push_back(std::move(context));
+  if (pool_.size() < kMostPooled) pool_.push_back(std::move(context));  // within its capacity
 }
 
-std::string Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
-  ApplyThreadBudget();
-  const StreamScope stream(place);
-  const TorchStateGuard guard(autograd_);
-  const c10::Device device = DeviceOf(place.device);
-  std::unique_ptr<CallContext> context = Acquire(place);
-  // Runs when the model raises too: what it kept until then must not dangle either.
-  struct Finisher {
-    Plan* plan;
-    std::unique_ptr<CallContext> context;
-    ~Finisher() { Finish(/*succeeded=*/false); }
-    int64_t Finish(bool succeeded) {
-      if (context == nullptr) return 0;
-      const int64_t kept = context->Release();
-      if (kept + plan->copied_per_call_ > 0) plan->model_->Count(kept, plan->copied_per_call_);
-      if (succeeded && kept == 0) plan->GiveBack(std::move(context));
-      context.reset();
-      return kept;
-    }
-  } finisher{this, std::move(context)};
-
-  CallContext& call = *finisher.context;
-  form_.ReadLengths(inputs, device, call.sizes);
+void ContextPlan::Invoke(CallContext& call, const DLTensor* inputs, const DLTensor* outputs) {
+  const c10::Device device = DeviceOf(call.place.device);
+  form().ReadLengths(inputs, device, call.sizes);
   call.inputs.Point(inputs, call.sizes);
   // Elsewhere to read an entry would mean to wait for the device.
-  if (device.is_cpu()) index_checks_.Run(form_, call.inputs);
+  if (device.is_cpu()) {
+    index_checks().Run(form(), [&](int64_t i) { return call.inputs[i]; });
+  }
   call.Invoke();
   const int64_t written = call.inputs.FindUnforeseenWrite();
   if (written >= 0) {
-    throw std::runtime_error(form_.operands[written].name +
+    throw std::runtime_error(form().operands[written].name +
                              ": expected to be read only, but the model wrote to it in place");
   }
-  for (size_t i = 0; i < form_.outputs.size(); ++i) {
-    form_.CopyOut(form_.outputs[i], *call.outputs[i], call.sizes, device, outputs[i].data);
+  for (size_t i = 0; i < form().outputs.size(); ++i) {
+    form().CopyOut(form().outputs[i], *call.outputs[i], call.sizes, device, outputs[i].data);
   }
-  const bool kept = finisher.Finish(/*succeeded=*/true) > 0;
-  const std::string reason = kept ? "it keeps an input after the call" : "";
-  if (kept && place.purpose == TC_RECORD) throw std::runtime_error(reason);
-  return place.purpose == TC_OBSERVE ? reason : "";
+}
+
+bool ContextPlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
+  std::unique_ptr<CallContext> call = Acquire(place);
+  // What a model that raises retained until then must not dangle either.
+  std::exception_ptr failure;
+  try {
+    Invoke(*call, inputs, outputs);
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  const CallInputs::Retained retained = call->Release();
+  if (retained.count > 0) CountRetained(retained.count);
+  if (failure) std::rethrow_exception(failure);
+  if (retained.lost >= 0) {
+    throw std::invalid_argument(
+        form().operands[retained.lost].name +
+        ": the model retained it after the call, and there was no memory for a copy; what it "
+        "retained cannot be read");
+  }
+  if (retained.count == 0) GiveBack(std::move(call));
+  return retained.count > 0;
 }
 
 }  // namespace torchcall

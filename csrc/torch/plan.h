@@ -1,5 +1,4 @@
-// One call, settled when the JAX program is traced, and what every engine's plans share: contexts
-// (the tensors, containers and results of one call under way) are pooled and used again.
+// One call, settled when the JAX program is traced.
 
 #ifndef TORCHCALL_TORCH_PLAN_H_
 #define TORCHCALL_TORCH_PLAN_H_
@@ -20,7 +19,40 @@
 
 namespace torchcall {
 
-// Used by one thread at a time, and on one stream: what it owns is used in that stream's order.
+// Why a call that retains an input cannot be captured.
+inline constexpr const char* kRetainsInput = "it keeps an input after the call";
+
+class Plan {
+ public:
+  virtual ~Plan() = default;
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // Thread-safe. Returns why calls like an observed one cannot be captured; empty: no reason known.
+  std::string Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
+  // A share of what calls on the device compute with now.
+  virtual std::shared_ptr<const void> Hold(DLDevice device) const = 0;
+
+ protected:
+  Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, Autograd autograd);
+
+  // Runs the model on the place's device and stream, and copies the results out. Returns whether
+  // it retained an input.
+  virtual bool Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) = 0;
+  const CallForm& form() const { return form_; }
+  const IndexChecks& index_checks() const { return index_checks_; }
+  void CountRetained(int64_t inputs) const { model_->Count(inputs, 0); }
+
+ private:
+  std::shared_ptr<Model> model_;
+  CallForm form_;
+  IndexChecks index_checks_;
+  Autograd autograd_;
+  int64_t copied_per_call_ = 0;  // inputs that the model gets as private copies
+};
+
+// The tensors, containers and results of one call. Used by one thread at a time, and on one stream:
+// what it owns is used in that stream's order.
 class CallContext {
  public:
   CallContext(TcPlace place, CallInputs inputs, size_t num_lengths, size_t num_outputs)
@@ -31,9 +63,8 @@ class CallContext {
 
   // Runs the model on `inputs`, and leaves the addresses of its results in `outputs`.
   virtual void Invoke() = 0;
-  // Lets go of all that Invoke made, also where it threw, or was not reached. Returns how many
-  // inputs the model kept.
-  virtual int64_t Release() = 0;
+  // Releases all that Invoke made, also where it threw, or was not reached.
+  virtual CallInputs::Retained Release() noexcept = 0;
 
   const TcPlace place;
   CallInputs inputs;
@@ -41,38 +72,25 @@ class CallContext {
   std::vector<const at::Tensor*> outputs;
 };
 
-class Plan {
- public:
-  virtual ~Plan() = default;
-  Plan(const Plan&) = delete;
-  Plan& operator=(const Plan&) = delete;
-
-  // Thread-safe.
-  // Of an observed call: why calls like it cannot be captured, empty where nothing tells.
-  std::string Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
-  // A share of what calls on the device compute with now.
-  virtual std::shared_ptr<const void> Hold(DLDevice device) const = 0;
-
+// A plan whose contexts are pooled: tensors and containers are made once and pointed at the buffers
+// of each call.
+class ContextPlan : public Plan {
  protected:
   // `pools`: whether a context may serve another call.
-  Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, Autograd autograd,
-       bool pools);
+  ContextPlan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form,
+              Autograd autograd, bool pools);
 
   // Called on the place's device and stream.
   virtual std::unique_ptr<CallContext> NewContext(TcPlace place) const = 0;
-  // Keeps a context for a later call.
-  void GiveBack(std::unique_ptr<CallContext> context);
-  const CallForm& form() const { return form_; }
+  // Stores a context for a later call.
+  void GiveBack(std::unique_ptr<CallContext> context) noexcept;
 
  private:
+  bool Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) override;
+  void Invoke(CallContext& call, const DLTensor* inputs, const DLTensor* outputs);
   std::unique_ptr<CallContext> Acquire(TcPlace place);
-  std::shared_ptr<Model> model_;
-  CallForm form_;
-  IndexChecks index_checks_;
-  Autograd autograd_;
-  bool pools_;
-  int64_t copied_per_call_ = 0;  // operands that the model may write to
 
+  bool pools_;
   std::mutex pool_mutex_;
   std::vector<std::unique_ptr<CallContext>> pool_;
 };

@@ -1,26 +1,37 @@
 #include "eager.h"
 
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
-#include <vector>
 
 #include "gil.h"
 
 namespace torchcall {
 namespace {
 
-struct Callable {
-  PyObject* runner;
+// What calls of one callable on one device need. Made by the first of them, under the GIL.
+struct Bound {
+  PyObject* make;       // makes a tensor like a template
+  PyObject* templates;  // a list of tensors, None for a length
+  PyObject* run;        // called on a list of tensors like them
 };
 
+struct Callable {
+  PyObject* runner;
+  std::map<std::string, Bound> bound;  // by device; used under the GIL
+};
+
+// A call under way. The GIL is held from `Open` to `Close`.
 struct Frame {
-  PyObject* tensors = nullptr;                 // a list
-  PyObject* run = nullptr;                     // called on it
-  PyObject* result = nullptr;                  // a tuple, between `run` and `finish`
-  std::vector<Py_ssize_t> references;          // to each tensor, when the run began
-  PyGILState_STATE gil = PyGILState_UNLOCKED;  // taken in `run`, let go in `finish`
-  bool holds_gil = false;
+  ~Frame() {
+    Py_CLEAR(tensors);
+    Py_CLEAR(result);
+  }
+  const Gil gil;
+  const Bound* bound = nullptr;
+  PyObject* tensors = nullptr;  // a list
+  PyObject* result = nullptr;   // a tuple
 };
 
 TcStatus Fail(TcSink error, std::string_view text) {
@@ -48,65 +59,60 @@ void* AddressOf(PyObject* tensor) {
   return pointer;
 }
 
-// Whether a Python attribute was set on the tensor; the next call must not see it.
-bool HasAttributes(PyObject* tensor) {
-  PyObject* attributes = PyObject_GenericGetDict(tensor, nullptr);
-  if (attributes == nullptr) {
-    PyErr_Clear();
-    return false;
-  }
-  const bool any = PyDict_GET_SIZE(attributes) > 0;
-  Py_DECREF(attributes);
-  return any;
+void Release(const Bound& bound) {
+  Py_DECREF(bound.make);
+  Py_DECREF(bound.templates);
+  Py_DECREF(bound.run);
 }
 
-PyObject* CallWithDevice(PyObject* runner, const char* method, DLDevice device) {
-  const std::string name =
-      device.device_type == kDLCPU ? "cpu" : "cuda:" + std::to_string(device.device_id);
-  return PyObject_CallMethod(runner, method, "s", name.c_str());
+std::string NameOf(DLDevice device) {
+  return device.device_type == kDLCPU ? "cpu" : "cuda:" + std::to_string(device.device_id);
 }
 
-TcStatus Open(void* self, DLDevice device, int64_t num_inputs, void** frame, void** tensors,
+// nullptr, with an exception set, where Python raised.
+const Bound* Bind(Callable* callable, DLDevice device) {
+  const std::string name = NameOf(device);
+  const auto found = callable->bound.find(name);
+  if (found != callable->bound.end()) return &found->second;
+  PyObject* made = PyObject_CallMethod(callable->runner, "bind", "s", name.c_str());
+  if (made == nullptr) return nullptr;
+  const Bound bound = {Py_NewRef(PyTuple_GET_ITEM(made, 0)), Py_NewRef(PyTuple_GET_ITEM(made, 1)),
+                       Py_NewRef(PyTuple_GET_ITEM(made, 2))};
+  Py_DECREF(made);
+  // Python may have let another call be the first meanwhile.
+  const auto [entry, is_new] = callable->bound.try_emplace(name, bound);
+  if (!is_new) Release(bound);
+  return &entry->second;
+}
+
+TcStatus Open(void* self, DLDevice device, int64_t num_inputs, void** opened, void** tensors,
               TcSink error) {
   if (InterpreterEnds()) return FailFinalizing(error);
-  const Gil gil;
-  auto* callable = static_cast<Callable*>(self);
-  PyObject* pair = CallWithDevice(callable->runner, "open", device);
-  if (pair == nullptr) return FailWithPythonError(error);
-  PyObject* list = PyTuple_GET_ITEM(pair, 0);
-  auto opened = std::make_unique<Frame>();
-  opened->tensors = Py_NewRef(list);
-  opened->run = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
-  Py_DECREF(pair);
-  opened->references.resize(num_inputs);
+  auto frame = std::make_unique<Frame>();
+  frame->bound = Bind(static_cast<Callable*>(self), device);
+  if (frame->bound == nullptr) return FailWithPythonError(error);
+  frame->tensors = PyList_New(num_inputs);
+  if (frame->tensors == nullptr) return FailWithPythonError(error);
   for (int64_t i = 0; i < num_inputs; ++i) {
-    PyObject* tensor = PyList_GET_ITEM(list, i);
-    if (tensor == Py_None) {
-      tensors[i] = nullptr;
+    PyObject* form = PyList_GET_ITEM(frame->bound->templates, i);
+    tensors[i] = nullptr;
+    if (form == Py_None) {
+      PyList_SET_ITEM(frame->tensors, i, Py_NewRef(form));
       continue;
     }
+    PyObject* tensor = PyObject_CallOneArg(frame->bound->make, form);
+    if (tensor == nullptr) return FailWithPythonError(error);
+    PyList_SET_ITEM(frame->tensors, i, tensor);
     tensors[i] = AddressOf(tensor);
-    if (PyErr_Occurred() != nullptr) {
-      const TcStatus status = FailWithPythonError(error);
-      Py_CLEAR(opened->tensors);
-      Py_CLEAR(opened->run);
-      return status;
-    }
+    if (tensors[i] == nullptr) return FailWithPythonError(error);
   }
-  *frame = opened.release();
+  *opened = frame.release();
   return TC_OK;
 }
 
 TcStatus Run(void*, void* opened, void** outputs, int64_t num_outputs, TcSink error) {
   auto* frame = static_cast<Frame*>(opened);
-  if (InterpreterEnds()) return FailFinalizing(error);
-  frame->gil = TakeGil();
-  frame->holds_gil = true;
-  // Counted anew each time: torch's C++ references may count as one of Python's, or may not.
-  for (size_t i = 0; i < frame->references.size(); ++i) {
-    frame->references[i] = Py_REFCNT(PyList_GET_ITEM(frame->tensors, static_cast<Py_ssize_t>(i)));
-  }
-  frame->result = PyObject_CallOneArg(frame->run, frame->tensors);
+  frame->result = PyObject_CallOneArg(frame->bound->run, frame->tensors);
   if (frame->result == nullptr) return FailWithPythonError(error);
   if (PyUnicode_Check(frame->result)) {
     const char* text = PyUnicode_AsUTF8(frame->result);
@@ -120,33 +126,22 @@ TcStatus Run(void*, void* opened, void** outputs, int64_t num_outputs, TcSink er
   return TC_OK;
 }
 
-void Finish(void*, void* opened, int32_t* kept) {
+void ReleaseOutputs(void*, void* opened, int32_t* retained) {
   auto* frame = static_cast<Frame*>(opened);
-  if (!frame->holds_gil) return;
   Py_CLEAR(frame->result);
-  for (size_t i = 0; i < frame->references.size(); ++i) {
-    PyObject* tensor = PyList_GET_ITEM(frame->tensors, static_cast<Py_ssize_t>(i));
-    if (tensor == Py_None) continue;
-    kept[i] = Py_REFCNT(tensor) > frame->references[i] || HasAttributes(tensor);
+  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frame->tensors); ++i) {
+    PyObject* tensor = PyList_GET_ITEM(frame->tensors, i);
+    retained[i] = tensor != Py_None && Py_REFCNT(tensor) > 1;
   }
-  frame->holds_gil = false;
-  PyGILState_Release(frame->gil);
 }
 
-void Close(void*, void* opened) {
-  auto* frame = static_cast<Frame*>(opened);
-  if (!InterpreterEnds()) {
-    const Gil gil;
-    Py_CLEAR(frame->tensors);
-    Py_CLEAR(frame->run);
-  }
-  delete frame;
-}
+void Close(void*, void* opened) { delete static_cast<Frame*>(opened); }
 
-void Release(void* self) {
+void ReleaseCallable(void* self) {
   auto* callable = static_cast<Callable*>(self);
   if (!InterpreterEnds()) {
     const Gil gil;
+    for (const auto& [name, bound] : callable->bound) Release(bound);
     Py_DECREF(callable->runner);
   }
   delete callable;
@@ -155,11 +150,12 @@ void Release(void* self) {
 TcStatus Hold(void* self, DLDevice device, void** held, TcSink error) {
   if (InterpreterEnds()) return FailFinalizing(error);
   const Gil gil;
-  *held = CallWithDevice(static_cast<Callable*>(self)->runner, "held", device);
+  *held = PyObject_CallMethod(static_cast<Callable*>(self)->runner, "held", "s",
+                              NameOf(device).c_str());
   return *held == nullptr ? FailWithPythonError(error) : TC_OK;
 }
 
-void LetGo(void*, void* held) {
+void ReleaseHeld(void*, void* held) {
   if (InterpreterEnds()) return;
   const Gil gil;
   Py_DECREF(static_cast<PyObject*>(held));
@@ -168,8 +164,8 @@ void LetGo(void*, void* held) {
 }  // namespace
 
 TcCallable PythonCallable(nanobind::object runner) {
-  auto* callable = new Callable{runner.release().ptr()};
-  return {callable, &Open, &Run, &Finish, &Close, &Release, &Hold, &LetGo};
+  auto* callable = new Callable{runner.release().ptr(), {}};
+  return {callable, &Open, &Run, &ReleaseOutputs, &Close, &ReleaseCallable, &Hold, &ReleaseHeld};
 }
 
 }  // namespace torchcall

@@ -9,8 +9,9 @@
 
 namespace torchcall {
 
-// `runner.open(device)` returns the list of tensors of one call at a time, None for a length, and
-// `run`: `run(list)` returns a tuple of tensors, or a str that says what went wrong.
+// `runner.bind(device)` returns `make`, `templates` and `run`. Each call makes its tensors by
+// `make(template)`; a template is None for a length. `run(list of these)` returns a tuple of
+// tensors, or a str that says what went wrong.
 // `runner.held(device)` returns what a graph that is captured now goes on using. Whoever gets the
 // TcCallable must see to its release. Needs the GIL.
 TcCallable PythonCallable(nanobind::object runner);

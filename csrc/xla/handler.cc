@@ -2,6 +2,7 @@
 
 #include <exception>
 #include <memory>
+#include <new>
 #include <string>
 
 #include "call_plan.h"
@@ -43,9 +44,13 @@ ffi::ErrorOr<std::unique_ptr<State>> Instantiate(int64_t plan) {
 ffi::Error Execute(CallPlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
                    TcPlace place) {
   try {
-    return plan.Run(operands, results, place);
-  } catch (const std::exception& e) {
-    return ffi::Error(ffi::ErrorCode::kInternal, std::string("torchcall: ") + e.what());
+    try {
+      return plan.Run(operands, results, place);
+    } catch (const std::exception& e) {
+      return ffi::Error(ffi::ErrorCode::kInternal, std::string("torchcall: ") + e.what());
+    }
+  } catch (const std::bad_alloc&) {  // by the text of an error, too
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
   } catch (...) {
     return ffi::Error(ffi::ErrorCode::kInternal, "torchcall: an exception of unknown type");
   }

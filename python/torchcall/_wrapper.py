@@ -35,8 +35,9 @@ class TorchModuleWrapper:
     Args:
         module: a `torch.jit.ScriptModule`, a script function, or the path of a TorchScript archive;
             the path of an AOTInductor package (`.pt2`); or a `torch.nn.Module` or any callable on
-            tensors, which each call runs in Python, under the GIL. Such a callable is followed once
-            with fake tensors, and must not call JAX where other threads of XLA wait for it.
+            tensors, which each call runs in Python, under the GIL, on copies of its inputs. Such a
+            callable is traced once with fake tensors where its outputs are not known. It must not
+            call JAX where other threads of XLA wait for it.
             The caller's module is left as it is and shares its weights;
             a call on another device than theirs uses a copy.
         requires_grad: True for a module that calls `torch.autograd.grad` inside its `forward`.
@@ -48,6 +49,13 @@ class TorchModuleWrapper:
         freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
             wants a TorchScript module in eval mode.
         vmap_method: reserved for `jax.vmap`, which this version refuses.
+        share_inputs: True hands an eager model XLA's own memory instead of copies of its inputs,
+            which saves a copy of each input that is not cast. Such a model must not write to its
+            inputs, and must not retain them after the call: no tensor, view, NumPy array or DLPack
+            capsule of them, and no thread that reads them. XLA reuses the memory. A write in place
+            or a reference that is left is an error where torch or Python count it; NumPy, other
+            libraries and threads can do what nobody counts. TorchScript and packages refuse the
+            option: they copy only what they must.
         cuda_graph: on a CUDA device, whether calls become replays of a CUDA graph: "auto" where
             the model can be captured (the second call on a device tries), "off" never; "require"
             makes it an error where it cannot. A capture that somebody else may have voided is tried
@@ -72,24 +80,31 @@ class TorchModuleWrapper:
         output_spec: Any = None,
         freeze: bool = False,
         vmap_method: str | None = "sequential",
+        share_inputs: bool = False,
         cuda_graph: Literal["auto", "off", "require"] = "auto",
     ) -> None:
         if cuda_graph not in ("auto", "off", "require"):
             raise ValueError(
                 f"torchcall: cuda_graph: expected 'auto', 'off' or 'require', got {cuda_graph!r}"
             )
-        for option, value in (("requires_grad", requires_grad), ("freeze", freeze)):
+        booleans = {
+            "requires_grad": requires_grad,
+            "freeze": freeze,
+            "share_inputs": share_inputs,
+        }
+        for option, value in booleans.items():
             if not isinstance(value, bool):
                 raise TypeError(f"torchcall: {option}: expected True or False, got {value!r}")
         if vmap_method is not None and not isinstance(vmap_method, str):
             raise TypeError(f"torchcall: vmap_method: expected a str or None, got {vmap_method!r}")
-        self._source = source_of(module)
+        self._source = source_of(module, share_inputs=share_inputs)
         self._options: dict[str, Any] = {
             "requires_grad": requires_grad,
             "input_spec": input_spec,
             "output_spec": output_spec,
             "freeze": freeze,
             "vmap_method": vmap_method,
+            "share_inputs": share_inputs,
             "cuda_graph": cuda_graph,
         }
         self._name = self._source.name
@@ -154,8 +169,9 @@ class TorchModuleWrapper:
             `engine`, "TorchScript", "AOTInductor" or "eager"; `calls`; `bytes_copied` (outputs, and
             inputs that were cast or copied); `plans` alive;
             `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
-            `kept_inputs` and `copied_inputs` (inputs that the model kept after a call, or may write
-            to, and which therefore were copied); `devices` that it was called on;
+            `copied_inputs` (inputs that the model got as private copies: all of an eager model,
+            else those that it may write to); `kept_inputs` (inputs that a TorchScript model
+            retained after a call, each copied then); `devices` that it was called on;
             `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, why something slower than
             usual is done, or None.
         """

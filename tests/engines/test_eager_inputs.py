@@ -1,6 +1,9 @@
-"""What an eager model keeps of its inputs, and does to them, stays its own affair."""
+"""Eager models get inputs of their own: what they retain or write to reaches nobody else."""
 
 import gc
+import threading
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,74 +11,118 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from models import aligned, error_of
 
 from torchcall import TorchModuleWrapper
 
 X = np.array([0.5, -1.0, 2.0], np.float32)
 SPEC = jax.ShapeDtypeStruct((3,), jnp.float32)
+SMALL, LARGE = 3, 1 << 19  # 2 MiB
 
 
-class Keeper(torch.nn.Module):
-    def __init__(self) -> None:
+class Retainer(torch.nn.Module):
+    """Doubles `x`, and retains what `part` takes of it."""
+
+    def __init__(self, part: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
-        self.kept: list[torch.Tensor] = []
+        self.part = part
+        self.retained: list[Any] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.kept.append(self.part(x))
+        self.retained.append(self.part(x))
         return x * 2
 
-    def part(self, x: torch.Tensor) -> torch.Tensor:
-        return x
+
+def buffer(x: torch.Tensor) -> np.ndarray:
+    return np.frombuffer(memoryview(x.numpy()), np.float32)
 
 
-class KeepsView(Keeper):
-    def part(self, x: torch.Tensor) -> torch.Tensor:
-        return x[1:]
+PARTS = {
+    "itself": lambda x: x,
+    "a view": lambda x: x[1:],
+    "a detached alias": lambda x: x.detach(),
+    "an alias of its storage": lambda x: torch.tensor([]).set_(x.untyped_storage(), 0, x.shape),
+    "a NumPy array": lambda x: x.numpy(),
+    "a DLPack import": lambda x: np.from_dlpack(x),
+    "a DLPack import of torch": lambda x: torch.from_dlpack(x),
+    "a memoryview": lambda x: memoryview(x.numpy()),
+    "a buffer": buffer,
+    "an iterator": lambda x: iter(x),
+}
 
 
-class KeepsDetached(Keeper):
-    def part(self, x: torch.Tensor) -> torch.Tensor:
-        return x.detach()
-
-
-class KeepsNumpy(Keeper):
-    def part(self, x: torch.Tensor) -> Any:
-        return x.numpy()
-
-
-@pytest.mark.parametrize(
-    "make", [Keeper, KeepsView, KeepsDetached, KeepsNumpy], ids=lambda make: make.__name__
-)
-def test_what_a_model_keeps_of_an_input_stays_as_it_was(make):
-    module = make()
-    f = jax.jit(TorchModuleWrapper(module, output_spec=SPEC))
-    calls = [X, X + 10, X + 20]
-    module.kept.clear()
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+@pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
+def test_what_a_model_retains_of_an_input_stays_as_it_was(part, size):
+    module = Retainer(part)
+    f = jax.jit(TorchModuleWrapper(module, output_spec=lambda x: x))
+    calls = [np.arange(size, dtype=np.float32) + i for i in range(3)]
     for x in calls:
-        np.testing.assert_array_equal(f(jnp.asarray(x)), 2 * x)
+        mine = aligned(x)  # XLA reads this memory, which is the caller's again afterwards
+        np.testing.assert_array_equal(f(mine), 2 * x)
+        mine[:] = -99
     gc.collect()
-    for x, kept in zip(calls, module.kept[-3:], strict=True):
-        expected = module.part(torch.from_numpy(x))
-        np.testing.assert_array_equal(np.asarray(kept), np.asarray(expected))
+    for x, retained in zip(calls, module.retained, strict=True):
+        expected = part(torch.from_numpy(x))
+        for got, wanted in zip(retained, expected, strict=True):
+            assert float(got) == float(wanted)
+            break
+        if not hasattr(retained, "__next__"):
+            np.testing.assert_array_equal(np.asarray(retained), np.asarray(expected))
 
 
-def test_a_kept_input_is_counted():
-    f = TorchModuleWrapper(Keeper())
-    f(X)
-    f(X + 1)
-    assert f.stats()["kept_inputs"] == 2
+@pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
+def test_a_thread_of_the_model_reads_the_call_that_started_it(size):
+    proceed = threading.Event()
+    sums: list[float] = []
+
+    def work(x: torch.Tensor) -> None:
+        proceed.wait(30)
+        sums.append(float(x.double().sum()))
+
+    threads: list[threading.Thread] = []
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        threads.append(threading.Thread(target=work, args=(x,)))
+        threads[-1].start()
+        return x * 2
+
+    f = jax.jit(TorchModuleWrapper(model, output_spec=lambda x: x))
+    for i in range(3):
+        mine = aligned(np.full(size, i, np.float32))
+        jax.block_until_ready(f(mine))
+        mine[:] = -99
+    proceed.set()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(sums) == [0.0, 1.0 * size, 2.0 * size]
 
 
-def test_an_input_in_the_traceback_of_an_error_is_not_kept():
+def test_inputs_may_be_resized_and_cast_and_are_counted():
+    f = TorchModuleWrapper(
+        lambda x, i: x.resize_(5)[i], input_spec=((None, torch.int64), {}), output_spec=SPEC
+    )
+    np.testing.assert_array_equal(f(X, np.array([2, 0, 1], np.int32)), X[[2, 0, 1]])
+    stats = f.stats()
+    assert stats["copied_inputs"] == 2
+    assert stats["bytes_copied"] == 3 * 4 + 3 * 8 + 3 * 4
+
+
+@pytest.mark.parametrize("share_inputs", [False, True], ids=["copied", "shared"])
+def test_an_error_of_the_model_retains_no_input(share_inputs):
+    gone: list[weakref.ref[torch.Tensor]] = []
+
     def fails(x: torch.Tensor) -> torch.Tensor:
+        gone.append(weakref.ref(x))
         y = x[1:]
         raise ValueError(f"no good: {float(y.sum())}")
 
-    f = TorchModuleWrapper(fails, output_spec=SPEC)
+    f = TorchModuleWrapper(fails, output_spec=SPEC, share_inputs=share_inputs)
     for _ in range(2):
         with pytest.raises(Exception, match="no good"):
             f(X)
-    assert f.stats()["kept_inputs"] == 0
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
 
 
 def test_an_attribute_set_on_an_input_is_gone_in_the_next_call():
@@ -113,21 +160,81 @@ def test_a_model_that_writes_to_an_input_works_on_a_copy(write):
     assert f.stats()["copied_inputs"] == 1
 
 
-def test_a_write_that_nobody_foresaw_is_an_error():
-    calls = []
+# Shared inputs
+
+
+def test_shared_inputs_are_the_memory_of_xla():
+    addresses: list[int] = []
 
     def model(x: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) > 1:  # not while it is followed
-            x.mul_(2)
-        return x + 0
+        addresses.append(x.data_ptr())
+        return x * 2
 
-    with pytest.raises(Exception, match=r"operand args\[0\]: expected to be read only"):
-        jax.block_until_ready(TorchModuleWrapper(model)(np.ones(1 << 19, np.float32)))
-    small = jnp.asarray(X)
-    calls.clear()
-    np.testing.assert_array_equal(TorchModuleWrapper(model)(small), 2 * X)
-    np.testing.assert_array_equal(small, X)  # small inputs are copied always
+    x = aligned(np.arange(LARGE, dtype=np.float32))
+    f = TorchModuleWrapper(model, share_inputs=True, output_spec=lambda x: x)
+    np.testing.assert_array_equal(f(x), 2 * x)
+    assert addresses == [x.ctypes.data]
+    assert f.stats()["copied_inputs"] == 0
+    assert "share_inputs=True" in repr(f)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 3), (2, 1, 4)], ids=str)
+def test_shared_and_cast_inputs_have_their_values_and_form(shape):
+    def model(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
+        assert x.is_contiguous()
+        assert i.dtype is torch.int64
+        return x + i
+
+    x = np.arange(np.prod(shape, dtype=int), dtype=np.float32).reshape(shape)
+    i = np.full(shape, 3, np.int32)
+    for share_inputs in (False, True):
+        spec = ((None, torch.int64), {})
+        f = TorchModuleWrapper(model, share_inputs=share_inputs, input_spec=spec)
+        np.testing.assert_array_equal(f(x, i), x + 3)
+
+
+@pytest.mark.parametrize(
+    "part", [PARTS["itself"], PARTS["a view"], PARTS["a detached alias"], PARTS["a NumPy array"]]
+)
+def test_retaining_a_shared_input_is_an_error(part):
+    module = Retainer(part)
+    f = TorchModuleWrapper(module, share_inputs=True, output_spec=SPEC)
+    for _ in range(2):
+        text = error_of(lambda: f(aligned(X)))
+        assert (
+            "operand args[0]: share_inputs=True: expected an input that the model does not" in text
+        )
+        assert "retain after the call" in text
+    assert isinstance(module.retained[0], np.ndarray) or torch.equal(
+        module.retained[0], part(torch.from_numpy(X))
+    )
+    module.part = lambda _: None
+    np.testing.assert_array_equal(f(X), 2 * X)
+
+
+def test_a_result_that_is_the_shared_input_or_saves_it_for_gradients_does_not_retain_it():
+    f = TorchModuleWrapper(lambda x: (x, x[1:]), share_inputs=True)
+    np.testing.assert_array_equal(f(X)[1], X[1:])
+
+    def forces(x: torch.Tensor) -> torch.Tensor:
+        x.requires_grad_(True)
+        return -torch.autograd.grad((x**3).sum(), x)[0]
+
+    g = TorchModuleWrapper(forces, share_inputs=True, requires_grad=True)
+    np.testing.assert_allclose(g(X), -3 * X**2, rtol=1e-6)
+
+
+def test_writing_to_a_shared_input_is_an_error():
+    f = TorchModuleWrapper(lambda x: x.mul_(2) + 0, share_inputs=True, output_spec=SPEC)
+    assert "the model does not write to" in error_of(lambda: f(aligned(X)))
+
+
+def test_other_engines_refuse_to_share_inputs():
+    scripted = torch.jit.script(torch.nn.ReLU())
+    with pytest.raises(ValueError, match="share_inputs=True: expected an eager module or function"):
+        TorchModuleWrapper(scripted, share_inputs=True)
+    with pytest.raises(TypeError, match="share_inputs: expected True or False, got 1"):
+        TorchModuleWrapper(torch.nn.ReLU(), share_inputs=1)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_tensor_that_was_cached_while_the_model_was_followed_is_an_error():

@@ -31,15 +31,15 @@ class ScriptPlan::Context : public CallContext {
     FlattenResult(stack_.back(), plan_.result_, plan_.form().selects_outputs, outputs);
   }
 
-  int64_t Release() override {
+  CallInputs::Retained Release() noexcept override {
     stack_.clear();
-    bool container_kept = false;
+    bool container_retained = false;
     for (size_t i = 0; i < containers_.size(); ++i) {
-      container_kept = container_kept || containers_[i].use_count() > container_uses_[i];
+      container_retained = container_retained || containers_[i].use_count() > container_uses_[i];
     }
-    const int64_t kept = inputs.Finish(container_kept);
+    const CallInputs::Retained retained = inputs.Finish(/*all=*/container_retained);
     instance_.reset();
-    return kept;
+    return retained;
   }
 
  private:
@@ -81,7 +81,7 @@ std::unique_ptr<ScriptPlan> ScriptPlan::Make(std::shared_ptr<ScriptModel> model,
 
 ScriptPlan::ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spec, CallForm form,
                        std::unique_ptr<Arguments> arguments)
-    : Plan(model, spec, std::move(form), model->autograd(), /*pools=*/!arguments->rebuild),
+    : ContextPlan(model, spec, std::move(form), model->autograd(), /*pools=*/!arguments->rebuild),
       model_(std::move(model)),
       arguments_(std::move(arguments)),
       result_(ParseTree(spec.results, spec.num_results)) {}

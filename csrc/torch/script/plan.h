@@ -12,7 +12,7 @@
 
 namespace torchcall {
 
-class ScriptPlan : public Plan {
+class ScriptPlan : public ContextPlan {
  public:
   // Throws std::invalid_argument, naming the input or output.
   static std::unique_ptr<ScriptPlan> Make(std::shared_ptr<ScriptModel> model,

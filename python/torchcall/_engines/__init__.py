@@ -50,13 +50,28 @@ class ModelSource(Protocol):
         ...
 
 
-def source_of(module: object) -> ModelSource:
+def source_of(module: object, *, share_inputs: bool = False) -> ModelSource:
     """Returns the source for what a user passed as a model.
 
     Raises:
         TypeError: if it is nothing that can be called.
-        FileNotFoundError, ValueError: if it is a path to no usable model.
+        FileNotFoundError, ValueError: if it is a path to no usable model, or no model for
+            `share_inputs`.
     """
+    if callable(module) and not isinstance(
+        module, type | torch.jit.ScriptModule | torch.jit.ScriptFunction
+    ):
+        return EagerSource(module, share_inputs=share_inputs)
+    source = _compiled_source(module)
+    if share_inputs:
+        raise ValueError(
+            f"torchcall: {source.name}: share_inputs=True: expected an eager module or function, "
+            f"got {source.engine}, which copies only what it must; leave the option out"
+        )
+    return source
+
+
+def _compiled_source(module: object) -> ModelSource:
     if isinstance(module, PackageSource):  # read already
         return module
     if isinstance(module, str | Path):
@@ -64,8 +79,6 @@ def source_of(module: object) -> ModelSource:
         return PackageSource(path) if is_package(path) else FileSource(path)
     if isinstance(module, torch.jit.ScriptModule | torch.jit.ScriptFunction):
         return LiveSource(module)
-    if callable(module) and not isinstance(module, type):
-        return EagerSource(module)
     got = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
     raise TypeError(
         "torchcall: model: expected a torch.nn.Module, a TorchScript module or function, a Python "

@@ -16,7 +16,7 @@ from torchcall._call.call import Call, IndexCheck
 from torchcall._call.specs import is_static, torch_dtype
 from torchcall._call.tree import Node, items_of
 from torchcall._cuda import observation as _observation
-from torchcall._engines.fakes import InferenceError, infer_outputs
+from torchcall._engines.fakes import infer_outputs
 from torchcall._engines.isolation import restored, stand_in
 from torchcall._engines.replicas import Replicas
 
@@ -26,24 +26,30 @@ class _ResultError(Exception):
 
 
 class EagerRunner:
-    """One call, over tensors that are made once and pointed at each call's buffers.
+    """Runs the calls of one plan, each on tensors of its own.
 
     Args:
         replicas: the callable, per device.
         call: what goes in.
         outputs: pytree of `jax.ShapeDtypeStruct` (and None) that it must return.
         n_lengths: operands after the call's own that the callable does not see.
+        shared: per array, whether the tensor that the callable gets refers to XLA's memory.
     """
 
-    def __init__(self, replicas: Replicas, call: Call, outputs: Any, n_lengths: int) -> None:
+    def __init__(
+        self, replicas: Replicas, call: Call, outputs: Any, n_lengths: int, shared: list[bool]
+    ) -> None:
         self._replicas = replicas
         self._treedef = call.treedef
         self._outputs = outputs
         self._selects = call.selects_outputs
         self._n_lengths = n_lengths
         self._forms = [
-            (call.specs[i].shape, torch_dtype(call.casts[i] or str(call.specs[i].dtype)))
-            for i in call.arrays
+            (
+                (0,) if shared[k] else call.specs[i].shape,
+                torch_dtype(call.casts[i] or str(call.specs[i].dtype)),
+            )
+            for k, i in enumerate(call.arrays)
         ]
         # The arguments with gaps where the tensors belong.
         self._template = [spec if is_static(spec) else None for spec in call.specs]
@@ -52,23 +58,28 @@ class EagerRunner:
         self._plain = not kwargs and all(isinstance(x, jax.ShapeDtypeStruct) for x in args)
         self._one_result = isinstance(outputs, jax.ShapeDtypeStruct)
 
-    def open(self, device: str) -> tuple[list[torch.Tensor | None], Callable[[list[Any]], Any]]:
-        """The tensors that the callable gets there, and the function that calls it on them.
+    def bind(
+        self, device: str
+    ) -> tuple[Callable[..., Any], list[torch.Tensor | None], Callable[[list[Any]], Any]]:
+        """What calls on a device need, for as long as the plan lives.
 
-        Each call puts its own memory in the place of theirs.
+        Returns:
+            `make`, a template per operand, and `run`. Each call makes a tensor of each template,
+            which is None for a length, and calls `run` on the list of them. That returns the
+            model's results, flat, or what went wrong.
         """
-        tensors = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in self._forms]
-        run = functools.partial(self.run, functools.partial(self._replicas.on, device))
+        templates = [_template(shape, dtype, device) for shape, dtype in self._forms]
+        run = functools.partial(self._run, functools.partial(self._replicas.on, device))
         if device != "cpu":
             run = functools.partial(self._enqueue, device)
-        return [*tensors, *[None] * self._n_lengths], run
+        return torch.empty_like, [*templates, *[None] * self._n_lengths], run
 
     def held(self, device: str) -> object:
         """What a CUDA graph of a call on the device goes on reading."""
         return self._replicas.tensors(device)
 
     def _enqueue(self, device: str, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
-        """`run` where calls return before the device is through with them."""
+        """`_run` where calls return before the device is through with them."""
         taken: list[Callable[..., Any]] = []
 
         def take() -> Callable[..., Any]:
@@ -76,15 +87,15 @@ class EagerRunner:
             return taken[0]
 
         try:
-            return self.run(take, tensors)
+            return self._run(take, tensors)
         finally:
             for module in taken:
                 self._replicas.used(device, module)
 
-    def run(
+    def _run(
         self, take: Callable[[], Callable[..., Any]], tensors: list[Any]
     ) -> tuple[torch.Tensor, ...] | str:
-        """Calls the model that `take` returns; returns its results, flat, or what went wrong.
+        """Calls the module that `take` returns; returns its results, flat, or what went wrong.
 
         The containers are new ones for each call: a model may change them.
         """
@@ -142,6 +153,13 @@ class EagerRunner:
             raise _refusal(path, f"{len(expected)} keys", _kind(value))
 
 
+def _template(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """A tensor of next to no memory that `torch.empty_like` takes the form of."""
+    if math.prod(shape) <= 1:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.empty((), dtype=dtype, device=device).expand(shape)
+
+
 def _refusal(path: str, expected: str, got: str) -> _ResultError:
     return _ResultError(f"output{' ' if path else ''}{path}: expected {expected}, got {got}")
 
@@ -162,14 +180,20 @@ def _words(error: BaseException) -> str:
 
 
 class EagerSource:
-    """A module or callable of this process. Each call takes the GIL and runs it as it is."""
+    """A module or callable of this process. Each call takes the GIL and runs it as it is.
+
+    Args:
+        module: the callable.
+        share_inputs: whether it gets XLA's memory instead of copies.
+    """
 
     path = None
     engine = "eager"
 
-    def __init__(self, module: Callable[..., Any]) -> None:
+    def __init__(self, module: Callable[..., Any], *, share_inputs: bool = False) -> None:
         self._module = module
         self._replicas = Replicas(module)
+        self._share_inputs = share_inputs
         self.name = self.label = _name_of(module)
 
     @property
@@ -200,64 +224,35 @@ class EagerSource:
     def look_at(self, model: _bridge.Model, call: Call) -> "EagerCall":
         """Settles a call; see `EngineCall`."""
         del model
-        return EagerCall(self._replicas, call)
-
-
-# Inputs of fewer bytes are always copied: it costs next to nothing, and whatever the model does to
-# them cannot reach the caller.
-_SMALL = 1 << 20
+        return EagerCall(self._replicas, call, self._share_inputs)
 
 
 class EagerCall:
     """A call of a Python callable.
 
-    Where the outputs are not known, it is followed once with fake tensors. That tells which inputs
-    are written to in place, too. Those, small ones, and all where it cannot be told, are copied for
-    each call.
+    Where the outputs are not known, the callable is traced once with fake tensors.
     """
 
-    def __init__(self, replicas: Replicas, call: Call) -> None:
+    def __init__(self, replicas: Replicas, call: Call, share_inputs: bool) -> None:
         self._replicas = replicas
         self._call = call
-        self._error: InferenceError | None = None
-        self._outputs: Any = None
         self.arguments: list[Node] = []
         self.index_checks: list[IndexCheck] = []
         self.device: str | None = None
-        written = set(range(len(call.arrays)))
-        if not call.outputs_known:
-            written = self._follow()
-        self.copies = [
-            k in written or _bytes(call.specs[i]) < _SMALL for k, i in enumerate(call.arrays)
-        ]
-
-    def _follow(self) -> set[int]:
-        written: set[int] = set()
-        args, kwargs = self._call.as_the_model_sees_it()
-        module = self._replicas.to_follow()
-        try:
-            with _without_compilation(), restored(module):
-                self._outputs = infer_outputs(
-                    lambda: stand_in(module),
-                    args,
-                    kwargs,
-                    requires_grad=self._call.requires_grad,
-                    written=written,
-                )
-        except InferenceError as error:
-            self._error = error
-            return set(range(len(self._call.arrays)))
-        return written
+        self.copies = [not share_inputs] * len(call.arrays)
 
     def infer_outputs(self) -> Any:
-        """What following it found.
+        """What tracing it with fake tensors found.
 
         Raises:
-            InferenceError: it cannot be followed.
+            InferenceError: it cannot be traced.
         """
-        if self._error is not None:
-            raise self._error
-        return self._outputs
+        args, kwargs = self._call.as_the_model_sees_it()
+        module = self._replicas.to_follow()
+        with _without_compilation(), restored(module):
+            return infer_outputs(
+                lambda: stand_in(module), args, kwargs, requires_grad=self._call.requires_grad
+            )
 
     def results(self, outputs: Any) -> list[Node]:
         """Nothing: the runner itself walks what the callable returns."""
@@ -266,7 +261,12 @@ class EagerCall:
 
     def callable(self, outputs: Any, n_lengths: int) -> EagerRunner:
         """What runs the module."""
-        return EagerRunner(self._replicas, self._call, outputs, n_lengths)
+        call = self._call
+        shared = [
+            not copied and call.casts[i] in (None, str(call.specs[i].dtype))
+            for i, copied in zip(call.arrays, self.copies, strict=True)
+        ]
+        return EagerRunner(self._replicas, call, outputs, n_lengths, shared)
 
 
 def _name_of(module: Callable[..., Any]) -> str:
@@ -276,10 +276,6 @@ def _name_of(module: Callable[..., Any]) -> str:
     if isinstance(module, torch.nn.Module):
         return type(module).__name__
     return str(getattr(module, "__name__", type(module).__name__))
-
-
-def _bytes(spec: Any) -> int:
-    return math.prod(spec.shape) * spec.dtype.itemsize
 
 
 def _without_compilation() -> AbstractContextManager[Any]:

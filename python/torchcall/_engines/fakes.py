@@ -128,7 +128,6 @@ def infer_outputs(
     kwargs: dict[str, Any],
     *,
     requires_grad: bool,
-    written: set[int] | None = None,
 ) -> Any:
     """Returns the pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
 
@@ -138,8 +137,6 @@ def infer_outputs(
             the module gets, everything else as it is.
         kwargs: keyword arguments, likewise.
         requires_grad: whether gradients are recorded meanwhile.
-        written: receives the positions, among the arrays in JAX's order, of those that the model
-            writes to in place.
 
     Raises:
         InferenceError: with torch's own message.
@@ -162,12 +159,7 @@ def infer_outputs(
             optimized_execution(False),
         ):
             fake_args, fake_kwargs = jax.tree.map(_fake, (args, kwargs), is_leaf=_is_leaf)
-            arrays = [x for x in jax.tree.leaves((fake_args, fake_kwargs)) if _is_tensor(x)]
-            operations.watch(arrays)
-            outputs = follow(*fake_args, **fake_kwargs)
-            if written is not None:
-                written.update(operations.written)
-            return _specs_of(outputs, "")
+            return _specs_of(follow(*fake_args, **fake_kwargs), "")
     except InferenceError:
         raise
     except NotFollowableError as error:
@@ -180,45 +172,20 @@ def infer_outputs(
 
 
 class _Operations(TorchDispatchMode):
-    """Sees every operation: what the first one that failed said, and which arrays are written to.
-
-    TorchScript's interpreter may lose the former.
-    """
+    """Notes the error of the first operation that failed: TorchScript's interpreter may lose it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first_error = ""
-        self.written: set[int] = set()
-        self._positions: dict[int, int] = {}
-
-    def watch(self, arrays: list[torch.Tensor]) -> None:
-        """Takes note of the memory whose being written to matters."""
-        self._positions = {array.untyped_storage()._cdata: i for i, array in enumerate(arrays)}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func._schema.is_mutable:
-            self._note_writes(func._schema, args, kwargs or {})
         try:
             return func(*args, **(kwargs or {}))
         except Exception as error:
             self.first_error = self.first_error or _text(error).strip()
             raise
-
-    def _note_writes(self, schema: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for i, argument in enumerate(schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            for tensor in value if isinstance(value, list | tuple) else [value]:
-                if isinstance(tensor, torch.Tensor):
-                    position = self._positions.get(tensor.untyped_storage()._cdata)
-                    self.written |= set() if position is None else {position}
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
 
 
 @contextmanager
