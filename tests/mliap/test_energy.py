@@ -11,7 +11,7 @@ import reference
 from graphs import QUICK
 from reference import CUTOFF, one_thread  # noqa: F401
 
-from torchcall.mliap import TorchMliap, energy, energy_and_gradients
+from torchcall.mliap import AtomGraph, TorchMliap, energy, energy_and_gradients, neighbor_list
 
 pytestmark = pytest.mark.usefixtures("x64")
 NAMES = ["Lennard-Jones", "Stillinger-Weber", "message passing"]
@@ -209,3 +209,66 @@ def test_derivatives_by_cell_offsets_and_cutoff_are_zero(model, graph):
     assert not np.asarray(by_offset(graph.cell_offsets)).any()
     by_model = jax.grad(lambda m: energy(m, graph).sum())(model)
     assert not np.asarray(by_model.cutoff.data).any()
+
+
+def overflowed(graph):
+    """Graphs from which edges may be missing, by name, as functions of `n_edges` and a flag."""
+    slots = graph.edge_index.shape[1]
+    return {
+        "the list overflowed": replace(graph, did_overflow=jnp.asarray(True)),
+        "more edges than slots": replace(graph, n_edges=jnp.int32(slots + 1)),
+        "fewer than none": replace(graph, n_edges=jnp.int32(-1)),
+    }
+
+
+@pytest.mark.parametrize(
+    "reason", ["the list overflowed", "more edges than slots", "fewer than none"]
+)
+def test_missing_edges_give_nan_energies_and_gradients(model, graph, reason):
+    graph, places = graphs.shuffled(graph, 0, padding=2)
+    wrong = overflowed(graph)[reason]
+
+    def total(positions, cell, graph):
+        return energy(model, replace(graph, positions=positions, cell=cell)).sum()
+
+    differentiate = jax.jit(jax.value_and_grad(total, (0, 1)), compiler_options=QUICK)
+    padding = np.delete(np.arange(len(graph.positions)), places)
+    for given, isbad in ((graph, np.isfinite), (wrong, np.isnan)):
+        value, (by_position, by_cell) = differentiate(graph.positions, graph.cell, given)
+        assert isbad(value)
+        assert isbad(by_position[places]).all()
+        assert not np.asarray(by_position)[padding].any()
+        assert isbad(by_cell).all()
+    out = jax.jit(energy_and_gradients, compiler_options=QUICK)(model, wrong)
+    assert all(np.isnan(leaf).any() for leaf in jax.tree.leaves(out))
+    # Of mapped graphs, the others stay.
+    both = replace(
+        graph,
+        n_edges=jnp.stack([graph.n_edges, wrong.n_edges]),
+        did_overflow=jnp.asarray([False, wrong.did_overflow is not None]),
+    )
+    axes = replace(jax.tree.map(lambda _: None, graph), n_edges=0, did_overflow=0)
+    mapped = jax.jit(jax.vmap(lambda g: energy(model, g), (axes,)), compiler_options=QUICK)(both)
+    assert np.isfinite(mapped[0]).all()
+    assert np.isnan(mapped[1]).all()
+
+
+def test_a_known_number_of_edges_beyond_the_slots_is_an_error(model, graph):
+    slots = graph.edge_index.shape[1]
+    text = rf"torchcall: graph.n_edges: expected 0 to {slots}, the number of edge slots, got"
+    for count in (slots + 1, -1):
+        with pytest.raises(ValueError, match=text):
+            energy(model, replace(graph, n_edges=jnp.int32(count)))
+
+
+@pytest.mark.usefixtures("barely_optimised")
+def test_a_graph_of_an_overflowed_list_gives_nan(model, members):
+    member = members[0]
+    geometry = member.positions, member.cell[None], member.pbc[None], np.zeros(8, np.int32)
+    nbrs = neighbor_list(CUTOFF, capacity_multiplier=1.0).allocate(*geometry)
+    close = member.positions * 0.9, member.cell[None] * 0.9
+    nbrs = nbrs.update(*close)
+    assert nbrs.n_edges > nbrs.edge_index.shape[1]
+    graph = AtomGraph.from_neighbors(nbrs, *map(jnp.asarray, close), jnp.asarray(member.numbers))
+    assert np.isnan(energy(model, graph)).all()
+    assert np.isnan(energy_and_gradients(model, graph).position_gradients).all()

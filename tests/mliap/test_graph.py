@@ -177,8 +177,8 @@ def test_padded_layout_is_as_documented(members):
     np.testing.assert_array_equal(padded["cell"][b:], np.tile(np.eye(3) * 2 * CUTOFF, (3, 1, 1)))
     assert np.asarray(padded["pbc"])[b:].all()
     np.testing.assert_array_equal(padded["pbc"][:b], graph.pbc)
-    np.testing.assert_array_equal(padded["charge"], np.append(graph.charge, np.zeros(3)))
-    np.testing.assert_array_equal(padded["spin"], np.append(graph.spin, np.zeros(3)))
+    np.testing.assert_array_equal(padded["charge"], np.append(graph.charge, [graph.charge[0]] * 3))
+    np.testing.assert_array_equal(padded["spin"], np.append(graph.spin, [graph.spin[0]] * 3))
     # Edges point at the same atoms as before.
     index, offsets = np.asarray(padded["edge_index"])[:, :e], np.asarray(padded["cell_offsets"])[:e]
     cells, pos = np.asarray(padded["cell"]), np.asarray(padded["pos"])

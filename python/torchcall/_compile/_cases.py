@@ -50,8 +50,10 @@ def resized(graph: Graph, sizes: Sizes, cutoff: float) -> Graph:
         "edge_index": torch.cat([index, index.new_full((2, more_edges), kept_atoms)], 1),
         "cell_offsets": torch.cat([offsets, unused.expand(more_edges, 3)]),
         "batch": torch.cat([batch[:kept_atoms], batch.new_full((more_atoms,), kept_systems)]),
-        "charge": torch.cat([graph["charge"][:kept_systems], cell.new_zeros(more_systems)]),
-        "spin": torch.cat([graph["spin"][:kept_systems], cell.new_zeros(more_systems)]),
+        **{
+            key: torch.cat([graph[key][:kept_systems], graph[key][:1].expand(more_systems)])
+            for key in ("charge", "spin")
+        },
     }
     return {key: result[key].contiguous() for key in INPUTS}
 

@@ -196,7 +196,10 @@ def read_example(path: Path, cutoff: float, dtype: str) -> Any:
                 f"--example {path}: expected atoms within {cutoff:g} Å of each other, got none"
             )
         numbers = jnp.asarray(atoms.numbers, jnp.int32)
-        return AtomGraph.from_neighbors(neighbors, positions, cell, numbers)
+        charge, spin = jnp.asarray(geometry.charge), jnp.asarray(geometry.spin)
+        return AtomGraph.from_neighbors(
+            neighbors, positions, cell, numbers, charge=charge, spin=spin
+        )
 
 
 def _weights(module: Any) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -30,24 +31,38 @@ class EdgeArrays(NamedTuple):
     did_overflow: Bool[Array, ""]
 
 
-class Geometry(NamedTuple):
-    """The arguments of `NeighborListFn.allocate`, in order.
+@dataclass(frozen=True)
+class Geometry:
+    """Arrays of some systems. Iterates over the arguments of `NeighborListFn.allocate`, in order.
 
     Attributes:
         positions: (N, 3), in Å.
         cell: (B, 3, 3), rows are lattice vectors, in Å.
         pbc: (B, 3) bool.
         batch: (N,) int32.
+        charge: (B,), total charge in e; not iterated over.
+        spin: (B,), multiplicity 2S + 1; not iterated over.
     """
 
     positions: Float[np.ndarray, "N 3"]
     cell: Float[np.ndarray, "B 3 3"]
     pbc: Bool[np.ndarray, "B 3"]
     batch: Int[np.ndarray, " N"]
+    charge: Float[np.ndarray, " B"]
+    spin: Float[np.ndarray, " B"]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter((self.positions, self.cell, self.pbc, self.batch))
 
 
 def geometry_from_ase(atoms: Any, *, dtype: Any = np.float32) -> Geometry:
-    """Positions, cells, periodicity and system numbers of ASE atoms.
+    """Positions, cells, periodicity, system numbers, charges and spins of ASE atoms.
+
+    Charge and spin follow UMA, ORB and MACE, which read the same entries:
+
+    - charge: ``atoms.info["charge"]``; else the sum of the initial charges, 0 without any.
+    - spin: ``atoms.info["spin"]``, the multiplicity 2S + 1 (1 for a singlet); else |M| + 1
+      rounded, M the sum of the initial magnetic moments in μB, 1 without any.
 
     Args:
         atoms: one ``ase.Atoms``, or a sequence of them, one system each.
@@ -55,6 +70,7 @@ def geometry_from_ase(atoms: Any, *, dtype: Any = np.float32) -> Geometry:
 
     Returns:
         The arrays, so that ``neighbor_list(cutoff).allocate(*geometry_from_ase(atoms))`` works.
+        Pass ``charge`` and ``spin`` to `AtomGraph.from_neighbors`.
     """
     systems: Sequence[Any] = [atoms] if hasattr(atoms, "get_positions") else list(atoms)
     sizes = [len(system) for system in systems]
@@ -65,7 +81,23 @@ def geometry_from_ase(atoms: Any, *, dtype: Any = np.float32) -> Geometry:
         np.array([np.asarray(system.cell) for system in systems], dtype).reshape(-1, 3, 3),
         np.array([system.pbc for system in systems], np.bool_).reshape(-1, 3),
         np.repeat(np.arange(len(systems)), sizes).astype(np.int32),
+        np.array([_charge(system) for system in systems], dtype),
+        np.array([_multiplicity(system) for system in systems], dtype),
     )
+
+
+def _charge(system: Any) -> float:
+    given = system.info.get("charge")
+    return float(system.get_initial_charges().sum() if given is None else given)
+
+
+def _multiplicity(system: Any) -> float:
+    given = system.info.get("spin")
+    if given is not None:
+        return float(given)
+    # (N,), or (N, 3) where moments are not collinear.
+    moment = np.linalg.norm(np.atleast_1d(system.get_initial_magnetic_moments().sum(axis=0)))
+    return float(np.rint(moment)) + 1
 
 
 def edges_from_pairs(

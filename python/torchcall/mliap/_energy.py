@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from torchcall.mliap._graph import AtomGraph, check_graph, pad_with
+from torchcall.mliap._graph import AtomGraph, check_graph, lacks_edges, pad_with
 from torchcall.mliap._merge import merge_graphs
 from torchcall.mliap._model import TorchMliap
 
@@ -46,7 +46,8 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
         graph: positions and cell are differentiable, charge and spin are not.
 
     Returns:
-        (b,), in the positions' dtype.
+        (b,), in the positions' dtype. NaN, with NaN gradients, where the graph's neighbour list
+        did overflow or has more edges than slots.
 
     Raises:
         ValueError: a shape is wrong, the neighbour list has another cutoff than the model, a
@@ -148,7 +149,27 @@ def _sum_by_system(values: Array, graph: AtomGraph) -> Array:
 
 @jax.custom_jvp
 def _guarded(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
-    return evaluation(model, graph)
+    out = evaluation(model, replace(graph, did_overflow=None))
+    incomplete = lacks_edges(graph)
+    return out if incomplete is None else nan_where(incomplete, graph, out)
+
+
+def nan_where(
+    flag: Bool[Array, ""], graph: AtomGraph, out: EnergyAndGradients
+) -> EnergyAndGradients:
+    """NaN for all real systems and atoms where the flag is set; padded atoms keep their zeros.
+
+    Gradients are NaN too: `jnp.where(flag, nan, energy)` alone would have gradients of zero.
+    """
+    atoms = flag
+    if graph.batch is not None:
+        atoms = flag & ((graph.batch >= 0) & (graph.batch < graph.cell.shape[0]))[:, None]
+    cells = out.cell_gradients
+    return EnergyAndGradients(
+        jnp.where(flag, jnp.nan, out.energy),
+        jnp.where(atoms, jnp.nan, out.position_gradients),
+        None if cells is None else jnp.where(flag, jnp.nan, cells),
+    )
 
 
 @_guarded.defjvp

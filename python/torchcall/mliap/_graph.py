@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from torchcall.mliap._input import AtomGraphInput
@@ -30,6 +31,7 @@ from torchcall.mliap._table import Table
         "n_edges",
         "charge",
         "spin",
+        "did_overflow",
     ],
     meta_fields=["list_cutoff"],
 )
@@ -48,10 +50,13 @@ class AtomGraph:
         batch: (n,), system of each atom; None where b = 1 and every atom is real.
         edge_index: (2, e), row 0 sender i, row 1 receiver j; full directed list, valid edges first.
         cell_offsets: (e, 3), S, integer-valued, of any dtype.
-        n_edges: () number of valid edges; None where every slot is valid.
+        n_edges: () number of valid edges; None where every slot is valid. Energies and gradients
+            are NaN if it is outside [0, e].
         charge: (b,), in e; 0 if None.
-        spin: (b,), as the model counts it; 0 if None.
+        spin: (b,), as the model counts it, often the multiplicity 2S + 1; 0 if None.
         list_cutoff: in Å, static; that of the list which the edges came from, None if unknown.
+        did_overflow: () bool, whether a pair may be missing; energies and gradients are then NaN.
+            None counts as False.
     """
 
     positions: Float[Array, "n 3"]
@@ -65,6 +70,7 @@ class AtomGraph:
     charge: Float[Array, " b"] | None = None
     spin: Float[Array, " b"] | None = None
     list_cutoff: float | None = None
+    did_overflow: Bool[Array, ""] | None = None
 
     @classmethod
     def from_neighbors(
@@ -80,12 +86,12 @@ class AtomGraph:
         """The graph of a neighbour list that was updated at these positions and cells.
 
         Args:
-            neighbors: the list; look at its `did_overflow` before trusting the graph.
+            neighbors: the list. If it did overflow, energies and gradients are NaN.
             positions: (n, 3), in Å; what energies are differentiable in.
             cell: (b, 3, 3), in Å; likewise.
             atomic_numbers: (n,).
             charge: (b,), in e.
-            spin: (b,).
+            spin: (b,), as the model counts it.
 
         Returns:
             The graph, which remembers the list's cutoff.
@@ -98,10 +104,12 @@ class AtomGraph:
             batch=neighbors.batch,
             edge_index=neighbors.edge_index,
             cell_offsets=neighbors.cell_offsets,
-            n_edges=neighbors.n_edges,
+            # An overflowed list counts the edges that it has no room for.
+            n_edges=jnp.minimum(neighbors.n_edges, neighbors.edge_index.shape[1]),
             charge=charge,
             spin=spin,
             list_cutoff=neighbors.layout.cutoff,
+            did_overflow=neighbors.did_overflow,
         )
 
 
@@ -138,9 +146,10 @@ def pad_graph(
 
     Real atoms come first, by system and otherwise in the caller's order, then phantom atoms; real
     systems, then phantom ones; valid edges first. The phantom system is a periodic cube of side
-    2 × cutoff, its atoms sit at the origin with the atomic number of the first real atom (1 if
-    there is none). Unused edge slots are `(p, p)` with offset `(1, 0, 0)`, p the first phantom
-    atom: finite, in range and beyond the cutoff.
+    2 × cutoff. Its atoms are at the origin and have the atomic number of the first real atom (1 if
+    there is none). Phantom systems have the charge and spin of the first real system, so that
+    models can look them up in tables. Unused edge slots are `(p, p)` with offset `(1, 0, 0)`, p the
+    first phantom atom: finite, in range and beyond the cutoff.
 
     Args:
         graph: the atoms and their edges.
@@ -153,7 +162,8 @@ def pad_graph(
         The module's input, floats in the positions' dtype, and the masks.
 
     Raises:
-        ValueError: a shape is wrong, or a capacity too small; the message names the axis.
+        ValueError: a shape is wrong, a capacity too small, or `n_edges` is known and outside
+            [0, e]; the message names it. An unknown `n_edges` is clamped.
         TypeError: positions are not float32 or float64.
     """
     return pad_with(graph, 1, cutoff=cutoff, n_atoms=n_atoms, n_edges=n_edges, n_systems=n_systems)
@@ -176,14 +186,27 @@ def pad_with(
         _capacity("n_systems", n_systems, b + 1, f"{b} systems and one phantom"),
     )
     largest = jnp.max(jnp.asarray(cutoff.data if isinstance(cutoff, Table) else cutoff))
-    return _pad(replace(graph, list_cutoff=None), largest, sizes, element)
+    return _pad(replace(graph, list_cutoff=None, did_overflow=None), largest, sizes, element)
+
+
+def lacks_edges(graph: AtomGraph) -> Bool[Array, ""] | None:
+    """Whether a pair may be missing: the list did overflow, or counts more edges than slots.
+
+    Returns:
+        () bool, or None where neither can be.
+    """
+    if graph.n_edges is None:
+        return graph.did_overflow
+    outside = (graph.n_edges < 0) | (graph.n_edges > graph.edge_index.shape[1])
+    return outside if graph.did_overflow is None else outside | graph.did_overflow
 
 
 def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
     """Numbers of atoms, systems and edge slots.
 
     Raises:
-        ValueError, TypeError: naming the field whose shape or dtype is wrong.
+        ValueError, TypeError: naming the field whose shape or dtype is wrong, or `n_edges` if it is
+            known and outside [0, e].
     """
     n, b = _first_axis(graph, "positions"), _first_axis(graph, "cell")
     e = np.shape(graph.edge_index)[-1] if np.ndim(graph.edge_index) else 0
@@ -198,10 +221,12 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
         "n_edges": (),
         "charge": (b,),
         "spin": (b,),
+        "did_overflow": (),
     }
+    optional = ("batch", "n_edges", "charge", "spin", "did_overflow")
     for name, shape in expected.items():
         value = getattr(graph, name)
-        if value is None and name in ("batch", "n_edges", "charge", "spin"):
+        if value is None and name in optional:
             continue
         found = tuple(getattr(value, "shape", ()))
         if found != shape:
@@ -217,6 +242,13 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
         dtype = None if value is None else jnp.result_type(value)
         if dtype is not None and not jnp.issubdtype(dtype, jnp.integer):
             raise TypeError(f"torchcall: graph.{name}: expected integers, got {dtype}")
+    if graph.n_edges is not None and not isinstance(graph.n_edges, Tracer):
+        count = int(np.asarray(graph.n_edges))
+        if not 0 <= count <= e:
+            raise ValueError(
+                f"torchcall: graph.n_edges: expected 0 to {e}, the number of edge slots, got "
+                f"{count}; a neighbour list that did overflow has to grow"
+            )
     return n, b, e
 
 
@@ -267,7 +299,7 @@ def _pad(
     numbers = jnp.where(real, _lengthen(ordered.numbers, atoms), first)
 
     prefix = jnp.int32(e) if graph.n_edges is None else graph.n_edges.astype(jnp.int32)
-    prefix = jnp.minimum(prefix, e)
+    prefix = jnp.clip(prefix, 0, e)
     inside = (ordered.edge_index >= 0) & (ordered.edge_index < p.astype(graph.edge_index.dtype))
     used = (lax.iota(jnp.int32, edges) < prefix) & _lengthen(jnp.all(inside, axis=0), edges)
     index = jnp.pad(ordered.edge_index, ((0, 0), (0, edges - e)))
@@ -323,6 +355,8 @@ def _lengthen(values: Array, length: int) -> Array:
 
 
 def _of_systems(values: Array | None, n_systems: int, dtype: Any) -> Array:
-    if values is None:
+    """Values of the systems, and those of the first one for phantom systems; 0 without any."""
+    if values is None or values.shape[0] == 0:
         return jnp.zeros(n_systems, dtype)
-    return _lengthen(values.astype(dtype), n_systems)
+    values = values.astype(dtype)
+    return jnp.concatenate([values, jnp.broadcast_to(values[0], n_systems - values.shape[0])])

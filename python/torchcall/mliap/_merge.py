@@ -59,11 +59,14 @@ def _merge(graph: AtomGraph) -> AtomGraph:
         return None if values is None else values.reshape(-1, *values.shape[2:])
 
     return replace(
-        jax.tree.map(flat, replace(graph, n_edges=None, edge_index=None, batch=None)),
+        jax.tree.map(
+            flat, replace(graph, n_edges=None, edge_index=None, batch=None, did_overflow=None)
+        ),
         batch=batch.reshape(-1),
         edge_index=edge_index,
         cell_offsets=offsets,
         n_edges=n_edges,
+        did_overflow=None if graph.did_overflow is None else jnp.any(graph.did_overflow),
     )
 
 

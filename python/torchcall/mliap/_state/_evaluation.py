@@ -20,6 +20,7 @@ from torchcall.mliap._energy import (
     energy_tangent,
     evaluation,
     moving,
+    nan_where,
     refuse_second_derivatives,
 )
 from torchcall.mliap._graph import AtomGraph
@@ -54,8 +55,10 @@ def evaluate(
         Results without phantoms, in the caller's order. Gradients have no derivatives: they raise
         NotImplementedError in reverse mode and are NaN in forward mode.
     """
+    if graph.did_overflow is not None:
+        incomplete = incomplete | graph.did_overflow
     offsets = lax.stop_gradient(graph.cell_offsets)
-    graph = replace(graph, cell_offsets=offsets)
+    graph = replace(graph, cell_offsets=offsets, did_overflow=None)
     return _evaluate(*lax.stop_gradient((model, stored)), graph, incomplete)
 
 
@@ -109,8 +112,7 @@ def _choose(
             lambda: cached,
         )
         out = _where(stored.known, graph.batch, cached, out)
-    nan = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), out)
-    return _where(jnp.broadcast_to(incomplete, out.energy.shape), graph.batch, nan, out)
+    return nan_where(incomplete, graph, out)
 
 
 def _where(

@@ -176,6 +176,8 @@ def atom_graph(graph: HyperGraph[Any, Any]) -> AtomGraph:
     batch = rows_of(system, systems.keys, "particles.system").astype(jnp.int32)
     cell, pbc = cells_of(systems)
     index, offsets, n_edges = _edge_arrays(graph.edges, particles.keys, batch, len(systems.keys))
+    # A list that did overflow counts the edges that it has no room for.
+    slots = index.shape[1]
     found = AtomGraph(
         positions=positions,
         atomic_numbers=numbers,
@@ -184,9 +186,10 @@ def atom_graph(graph: HyperGraph[Any, Any]) -> AtomGraph:
         batch=batch,
         edge_index=index,
         cell_offsets=offsets,
-        n_edges=n_edges,
+        n_edges=jnp.clip(n_edges, 0, slots),
         charge=_optional(systems.data, "charge", positions.dtype),
         spin=_optional(systems.data, "spin", positions.dtype),
+        did_overflow=(n_edges < 0) | (n_edges > slots),
     )
     check_graph(found)
     return found
