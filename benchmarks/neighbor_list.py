@@ -24,10 +24,6 @@ import vesin
 from torchcall.demo._timing import Run, Timing, interleave, machine, timed, versions
 from torchcall.mliap import NeighborList, neighbor_list
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from jax_md import partition, space
-
 CUTOFF, SKIN = 5.0, 0.5
 DENSITY = 0.05  # atoms/Å³, silicon's
 SEARCH, STEP = "torchcall, search", "torchcall, step with skin"
@@ -78,6 +74,22 @@ def loop(update: Callable[[Any, Any], Any], positions: np.ndarray, nbrs: Any, dr
     return lambda calls: timed(lambda: jax.block_until_ready(updates(calls, start, nbrs)))
 
 
+def jax_md_lists(positions: np.ndarray, side: float) -> list[Any]:
+    """jax-md's list of one cubic periodic system, without and with a skin."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from jax_md import partition, space
+    box: Any = side
+    displacement, _ = space.periodic(box)
+    new_list: Any = partition.neighbor_list
+    return [
+        new_list(
+            displacement, box, CUTOFF, skin, format=partition.NeighborListFormat.Sparse
+        ).allocate(positions)
+        for skin in (0.0, SKIN)
+    ]
+
+
 def fifteenths(run: Run) -> Run:
     """A fifteenth of the time of 15 times as many calls."""
     return lambda calls: run(15 * calls) / 15
@@ -101,18 +113,10 @@ def soft_forces(
     return jnp.zeros_like(positions).at[sender].add(pull[:, None] * r, mode="drop")
 
 
-def methods(n_atoms: int) -> dict[str, Run]:
-    """Every method for one system, compiled and warm."""
+def methods(n_atoms: int, *, jax_md: bool = True) -> dict[str, Run]:
+    """Every method for one system, compiled and warm; those of jax-md only if asked for."""
     positions, side = disordered(n_atoms)
     plain, skinned = allocate(positions, side, 0.0), allocate(positions, side, SKIN)
-    box: Any = side
-    displacement, _ = space.periodic(box)
-    their_list: Any = partition.neighbor_list
-    kind = partition.NeighborListFormat.Sparse
-    theirs, theirs_skinned = (
-        their_list(displacement, box, CUTOFF, skin, format=kind).allocate(positions)
-        for skin in (0.0, SKIN)
-    )
     search = vesin.NeighborList(cutoff=CUTOFF, full_list=True, sorted=True)
     lattice = np.eye(3) * side
     search.compute(positions.astype(float), lattice, True, "ijS", copy=False)
@@ -137,20 +141,25 @@ def methods(n_atoms: int) -> dict[str, Run]:
 
     result: dict[str, Run] = {
         SEARCH: loop(lambda n, x: n.update(x, n.cell), positions, plain, 1e-4),
-        PEER_SEARCH: loop(lambda n, x: n.update(x), positions, theirs, 1e-4),
         VESIN: lambda calls: timed(lambda: vesin_calls(calls)),
         STEP: loop(lambda n, x: n.update(x, n.cell), positions, skinned, 1e-7),
-        PEER_STEP: loop(lambda n, x: n.update(x), positions, theirs_skinned, 1e-7),
         RUN: fifteenths(loop(lambda n, x: n.update(x, n.cell), positions, skinned, 0.0096)),
-        PEER_RUN: fifteenths(loop(lambda n, x: n.update(x), positions, theirs_skinned, 0.0096)),
         FORCES: loop(our_forces, positions, (skinned, nothing), 1e-7),
-        PEER_FORCES: loop(their_forces, positions, (theirs_skinned, nothing), 1e-7),
     }
     counts = {
         "torchcall": int(plain.n_edges),
-        "jax-md": int((theirs.idx[0] < n_atoms).sum()),
         "vesin": len(search.compute(positions.astype(float), lattice, True, "i")[0]),
     }
+    if jax_md:
+        theirs, theirs_skinned = jax_md_lists(positions, side)
+        update = lambda n, x: n.update(x)  # noqa: E731
+        result |= {
+            PEER_SEARCH: loop(update, positions, theirs, 1e-4),
+            PEER_STEP: loop(update, positions, theirs_skinned, 1e-7),
+            PEER_RUN: fifteenths(loop(update, positions, theirs_skinned, 0.0096)),
+            PEER_FORCES: loop(their_forces, positions, (theirs_skinned, nothing), 1e-7),
+        }
+        counts["jax-md"] = int((theirs.idx[0] < n_atoms).sum())
     print(f"\n{n_atoms} atoms; pairs found: {counts}")
     for run in result.values():
         run(1)
@@ -200,19 +209,22 @@ def main() -> int:
     parser.add_argument("--atoms", type=int, nargs="+", default=[1_000, 10_000, 100_000])
     parser.add_argument("--rounds", type=int, default=7, help="turns of each method (default: 7)")
     parser.add_argument("--seconds", type=float, default=0.3, help="length of a turn")
+    parser.add_argument("--without", choices=["jax-md"], help="leave out a package's methods")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of is not None:
         print_peak(options.memory_of)
         return 0
-    found = versions() | {"jax-md": version("jax-md"), "vesin": version("vesin")}
+    peers = [name for name in ("jax-md", "vesin") if name != options.without]
+    found = versions() | {name: version(name) for name in peers}
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, {where['os']}; float32, {CUTOFF} Å + {SKIN} Å")
     print("  ".join(f"{name} {number}" for name, number in found.items()))
     rows: list[dict[str, object]] = []
     medians: dict[str, list[float]] = {}
     for n_atoms in options.atoms:
-        timings = interleave(methods(n_atoms), rounds=options.rounds, seconds=options.seconds)
+        found_methods = methods(n_atoms, jax_md="jax-md" in peers)
+        timings = interleave(found_methods, rounds=options.rounds, seconds=options.seconds)
         report(f"{n_atoms} atoms", timings, rows)
         for name, timing in timings.items():
             medians.setdefault(name, []).append(timing.us_median)

@@ -1,6 +1,7 @@
 """The native libraries: selection of the torch half, `doctor`, and the command line."""
 
 import ctypes
+import json
 import re
 import subprocess
 import sys
@@ -55,65 +56,78 @@ def test_missing_torch_halves_are_an_error(tmp_path):
     assert "got torch 1.98.0" in text
 
 
-FAKE_TORCH = """
-    import torch
-    torch.__version__ = "2.99.1+cpu"
-    try:
-        import torchcall
-    except ImportError as error:
-        print(type(error).__name__, error)
-    else:
-        print("imported")
+IMPORTS = """
+    import json, os, sys
+    import jax, torch
+
+    messages = []
+    for version, half in json.load(open("cases.json")):
+        torch.__version__ = version
+        os.environ["TORCHCALL_TORCH_HALF"] = half
+        try:
+            import torchcall
+        except ImportError as error:
+            messages.append(str(error))
+        else:
+            sys.exit(f"torch {version} with {half or 'its own half'} is imported")
+    print(json.dumps(messages))
 """
 
 
-def test_import_with_another_torch_is_an_import_error_that_names_both_versions(tmp_path):
-    printed = run_python(tmp_path, FAKE_TORCH).stdout
-    assert printed.startswith("ImportError torchcall: expected torch ")
+@pytest.fixture(scope="module")
+def import_errors(tmp_path_factory):
+    """The messages of imports that fail, by the case's name. All are tried in one process."""
+    folder = tmp_path_factory.mktemp("imports")
+    text = folder / "text.so"
+    text.write_text("not a library")
+    half = str(_native.find_torch_half(torch.__version__, _native.library_root()))
+    cases = {
+        "another torch": ("2.99.1+cpu", ""),
+        "another torch, half named": ("2.99.1+cpu", half),
+        "missing": (torch.__version__, "/nowhere/half.so"),
+        "text": (torch.__version__, str(text)),
+        "another library": (torch.__version__, "libm.so.6"),
+    }
+    (folder / "cases.json").write_text(json.dumps(list(cases.values())))
+    messages = json.loads(run_python(folder, IMPORTS).stdout)
+    return dict(zip(cases, messages, strict=True))
+
+
+def test_import_with_another_torch_is_an_error_naming_both(import_errors):
+    message = import_errors["another torch"]
+    assert message.startswith("torchcall: expected torch ")
     built_for = ".".join(torch.__version__.split(".")[:2])
-    assert built_for in printed
-    assert "2.99.1+cpu" in printed
+    assert built_for in message
+    assert "2.99.1+cpu" in message
 
 
-def test_torch_half_of_another_minor_is_refused_even_when_selected_explicitly(tmp_path):
+def test_a_torch_half_of_another_minor_is_refused_even_when_named(import_errors):
     half = _native.find_torch_half(torch.__version__, _native.library_root())
-    printed = run_python(tmp_path, FAKE_TORCH, TORCHCALL_TORCH_HALF=str(half)).stdout
-    assert printed.startswith(
-        f"ImportError torchcall: {half}: expected a library built for torch 2.99"
-    )
-    assert f"got one built for torch {_bridge.torch_half_version()}" in printed
+    message = import_errors["another torch, half named"]
+    assert message.startswith(f"torchcall: {half}: expected a library built for torch 2.99")
+    assert f"got one built for torch {_bridge.torch_half_version()}" in message
 
 
-TRY_IMPORT = """
-    try:
-        import torchcall
-    except ImportError as error:
-        print(error)
-    else:
-        print("imported")
-"""
+def test_a_missing_torch_half_is_an_error_with_likely_causes(import_errors):
+    message = import_errors["missing"]
+    assert message.startswith("torchcall: cannot load /nowhere/half.so with torch ")
+    assert "Likely causes" in message
 
 
-def test_torch_half_that_does_not_exist_is_an_import_error(tmp_path):
-    printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF="/nowhere/half.so").stdout
-    assert printed.startswith("torchcall: cannot load /nowhere/half.so with torch ")
-    assert "Likely causes" in printed
+def test_a_torch_half_that_is_no_library_is_an_error(import_errors):
+    message = import_errors["text"]
+    assert message.startswith("torchcall: cannot load ")
+    assert "text.so" in message
 
 
-def test_torch_half_that_is_not_a_library_is_an_import_error(tmp_path):
-    half = tmp_path / "half.so"
-    half.write_text("not a library")
-    printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF=str(half)).stdout
-    assert printed.startswith(f"torchcall: cannot load {half}")
+def test_a_library_without_the_entry_point_is_an_error(import_errors):
+    message = import_errors["another library"]
+    assert message.startswith("torchcall: cannot load libm.so.6 ")
+    assert "torchcall_engine_api" in message
 
 
-def test_library_without_the_entry_point_is_an_import_error(tmp_path):
-    printed = run_python(tmp_path, TRY_IMPORT, TORCHCALL_TORCH_HALF="libm.so.6").stdout
-    assert printed.startswith("torchcall: cannot load libm.so.6 ")
-    assert "torchcall_engine_api" in printed
-
-
-@pytest.mark.parametrize("order", ["jax, torch, torchcall", "torch, jax, torchcall", "torchcall"])
+# The tests themselves import JAX first.
+@pytest.mark.parametrize("order", ["torch, jax, torchcall", "torchcall"])
 def test_order_of_imports_makes_no_difference(order, tmp_path):
     code = f"import {order}\nassert all('FAILED' not in v for v in torchcall.doctor().values())"
     run_python(tmp_path, code)

@@ -259,7 +259,7 @@ def test_a_missing_compiler_is_an_error_that_names_the_variable(tmp_path, exampl
     cpp_builder.cpp_compiler_search.cache_clear()
     try:
         with config.patch({"cpp.cxx": ("no-such-compiler",)}):
-            text = error_of(Soft(), tmp_path / "m.pt2", example, cache=False)
+            text = error_of(Soft(), tmp_path / "m.pt2", example, cache=False, dynamic=False)
     finally:
         cpp_builder.cpp_compiler_search.cache_clear()
     assert "expected a C++ compiler (g++" in text
