@@ -1,9 +1,9 @@
-"""What the benchmarks share: the methods that call a module, turns, claims, tables and JSON.
+"""Shared code of the benchmarks: methods that call a module, timing, claims, tables and JSON.
 
 Every JAX method runs inside one jitted `fori_loop` whose operands are arguments of the jitted
-function (XLA rebuilds closed-over constants in each iteration). A scalar carried through an
-optimization barrier makes each call depend on the one before it, so that none is merged, hoisted or
-dropped; the loop checks that by counting calls.
+function, because XLA rebuilds closed-over constants in each iteration. A scalar carried through an
+optimization barrier makes each call depend on the previous one, so that XLA cannot merge, hoist or
+remove calls. The loop checks this by counting calls.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Problem:
     requires_grad: bool = False
 
     def options(self) -> dict[str, Any]:
-        """What torchcall and every peer are given."""
+        """The options that torchcall and every peer get."""
         return {
             "output_spec": self.output_spec,
             "input_spec": self.input_spec,
@@ -78,7 +78,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that must hold: `value <= limit` where `at_most`, else `value >= limit`."""
+    """A requirement: `value <= limit` if `at_most`, else `value >= limit`."""
 
     case: str
     text: str
@@ -88,7 +88,7 @@ class Claim:
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
+        """Whether the requirement is met."""
         return self.value <= self.limit if self.at_most else self.value >= self.limit
 
     def __str__(self) -> str:
@@ -121,14 +121,14 @@ class Report:
         most_rounds: int | None = None,
         engines: Mapping[str, str] | None = None,
     ) -> dict[str, Timing]:
-        """Times a case's methods by turns and prints its table.
+        """Times a case's methods in interleaved rounds and prints its table.
 
         Args:
             case: Its name.
             methods: By name.
-            calls: In a turn; as many as its length asks for if None.
-            most_rounds: Fewer turns than the options say, for methods that take long.
-            engines: What runs the model, by method; TorchScript where a method is not in it.
+            calls: Calls per round; None: as many as fit into its length.
+            most_rounds: An upper limit of rounds, for slow methods.
+            engines: The engine of each method; TorchScript if it is missing.
         """
         seconds = self.options.seconds
         rounds = min(self.options.rounds, most_rounds or self.options.rounds)
@@ -156,11 +156,11 @@ class Report:
     def claim(
         self, case: str, text: str, value: float, limit: float, *, at_most: bool = True
     ) -> None:
-        """Notes something that must hold in this run."""
+        """Adds a requirement of this run."""
         self.claims.append(Claim(case, text, value, limit, at_most))
 
     def finish(self) -> int:
-        """Prints the claims, writes the file, returns the exit status: 1 only under `--check`."""
+        """Prints the claims and writes the file. The exit status is 1 only with `--check`."""
         if self.claims:
             print()
         for claim in self.claims:
@@ -174,16 +174,16 @@ class Report:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+    """The options of all benchmarks."""
     result = argparse.ArgumentParser(description=description)
     result.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE")
     result.add_argument(
-        "--quick", action="store_true", help="few short turns: a smoke test, no figures"
+        "--quick", action="store_true", help="few short rounds: a smoke test, no usable figures"
     )
     result.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
-    result.add_argument("--rounds", type=int, default=15, help="turns of each method (default: 15)")
+    result.add_argument("--rounds", type=int, default=15, help="rounds per method (default: 15)")
     result.add_argument(
-        "--seconds", type=float, default=0.1, help="length of a turn (default: 0.1)"
+        "--seconds", type=float, default=0.1, help="length of a round (default: 0.1)"
     )
     result.add_argument(
         "--only", metavar="TEXT", default="", help="only cases whose name contains TEXT"
@@ -225,7 +225,7 @@ def tensors_of(graph: AtomGraphInput) -> dict[str, torch.Tensor]:
 
 
 def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff: float) -> Problem:
-    """Lennard-Jones argon with int64 indices inside torch, over exactly the edges there are."""
+    """Lennard-Jones argon with int64 indices inside torch, without spare edge slots."""
     atoms = graph_of(positions, cell, cutoff, slack=1.0)
     graph, _ = pad_graph(atoms, cutoff=cutoff)
     module = torch.jit.script(load_example("lennard_jones").LennardJones(cutoff=cutoff).eval())
@@ -239,7 +239,7 @@ def graph_problem(case: str, positions: np.ndarray, cell: np.ndarray, *, cutoff:
 
 
 def liquid(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and cell of n³ atoms at liquid argon's density, on a distorted simple lattice.
+    """Positions and cell of n³ atoms at liquid argon's density, on a distorted cubic lattice.
 
     Raises:
         ValueError: If `n_atoms` is not the cube of a whole number.
@@ -249,8 +249,8 @@ def liquid(n_atoms: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"n_atoms: expected the cube of a whole number, got {n_atoms}")
     spacing = 3.64  # Å; its inverse cube is 0.0207 atoms/Å³
     lattice = np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    shaken = lattice * spacing + np.random.default_rng(0).normal(scale=0.1, size=lattice.shape)
-    return shaken, np.eye(3) * n * spacing
+    displaced = lattice * spacing + np.random.default_rng(0).normal(scale=0.1, size=lattice.shape)
+    return displaced, np.eye(3) * n * spacing
 
 
 def methods(problem: Problem, without: Collection[str] = ()) -> dict[str, Run]:
@@ -284,7 +284,7 @@ def torchcall_wrapper(problem: Problem) -> Any:
 
 
 def peers(without: Collection[str] = ()) -> dict[str, Callable[..., Any]]:
-    """The peers that can run here, except those left out; says why one cannot."""
+    """The available peers, except those left out. Prints why a peer is not available."""
     makers = {BUFFER: buffer_callback_call, WRAP: wrap_torch2jax_call, PURE: pure_callback_call}
     result = {name: make for name, make in makers.items() if name not in without}
     if WRAP not in result:
@@ -293,9 +293,7 @@ def peers(without: Collection[str] = ()) -> dict[str, Callable[..., Any]]:
         from wrap_torch2jax import compile_and_import_module
 
         compile_and_import_module()
-    except (
-        Exception
-    ) as error:  # whatever its compiler or its imports raise: a missing row, not the end
+    except Exception as error:  # from its compiler or imports: leave out the row and go on
         del result[WRAP]
         print(f"{WRAP} is left out: {str(error).splitlines()[0]}")
     return result
@@ -310,7 +308,7 @@ def jitted_loop(call: Callable[..., Any], args: tuple[Any, ...], count: Callable
         count: How many calls the method has made.
 
     Raises:
-        RuntimeError: If the compiled loop makes fewer calls than asked for.
+        RuntimeError: If the compiled loop makes another number of calls.
     """
 
     @jax.jit
@@ -318,7 +316,7 @@ def jitted_loop(call: Callable[..., Any], args: tuple[Any, ...], count: Callable
         def body(_: jax.Array, carry: jax.Array) -> jax.Array:
             operands, carry = jax.lax.optimization_barrier((args, carry))
             first = jax.tree.leaves(call(*operands))[0]
-            # 0 × carry keeps the barrier's second half alive, hence the order of the calls.
+            # 0 × carry uses the barrier's second output, so XLA keeps the calls in order.
             return 0 * carry + first[(0,) * first.ndim].astype(jnp.float32)
 
         return jax.lax.fori_loop(0, calls, body, jnp.float32(0))
@@ -335,7 +333,7 @@ def jitted_loop(call: Callable[..., Any], args: tuple[Any, ...], count: Callable
 
 
 def python_loop(module: Any, tensors: tuple[Any, ...], *, requires_grad: bool) -> Run:
-    """`run(calls)`: torch alone, called from a Python loop."""
+    """`run(calls)`: the module called from a Python loop."""
     forward = module.forward
 
     def calls_in_a_row(calls: int) -> None:
@@ -360,7 +358,7 @@ def memcpy_loop(n_bytes: int) -> Run:
 def faster(
     report: Report, case: str, timings: Mapping[str, Timing], limits: Mapping[str, float]
 ) -> None:
-    """Claims that torchcall is at least so many times faster than each of these methods."""
+    """Claims that torchcall is faster than each method by at least the factor given."""
     for method, limit in limits.items():
         if method in timings:
             ratio = timings[method].us_median / timings[TORCHCALL].us_median

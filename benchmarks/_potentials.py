@@ -1,4 +1,4 @@
-"""What `md_loop.py` measures of `torchcall.mliap`: shares of a step, narrowing, merged systems."""
+"""Measures `torchcall.mliap` for `md_loop.py`: parts of a step, narrowing, merged systems."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,34 +17,34 @@ from torchcall.demo._timing import timed
 from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, pad_graph
 
 REPLICAS = 64
-# With one thread a call of 64 atoms costs dispatch and arithmetic of its operations; merging saves
-# the first. That is all for many small operations, half for the network's, and nothing for
-# Lennard-Jones' few on 3582 edges.
+# With one thread, the time of a call is dispatch plus arithmetic, and merging saves the dispatch.
+# For 64 atoms that is nearly all of Stillinger-Weber's many small operations, half of the
+# network's, and nothing for Lennard-Jones' few operations on 3582 edges.
 LEAST_GAIN = {"Stillinger-Weber": 4.0, "message passing": 1.5}
 
 
 def shares(model: TorchMliap, state: State, constants: Constants, cutoff: float) -> dict[str, Run]:
-    """A step with all its parts, without the list's update, and without the padded graph's either.
+    """A whole step; a step without the list's update; and one without list and padding.
 
-    What a part costs is a difference of two: measured alone, XLA would compute no more of it than
-    its result is looked at, and hoist out of the loop what does not change.
+    The cost of a part is the difference of two. Measured alone, XLA would remove what is not used
+    and hoist what does not change out of the loop.
     """
-    kept, masks = pad_graph(graph_of_list(state, constants), cutoff=cutoff)
+    fixed, masks = pad_graph(graph_of_list(state, constants), cutoff=cutoff)
 
     def with_list(state: State) -> State:
         neighbors = state.neighbors.update(state.positions, constants.cell)
         return with_graph(state._replace(neighbors=neighbors))
 
     def with_graph(state: State) -> State:
-        # A count that hangs on the positions: the graph is padded anew in each step.
+        # The count depends on the positions, so the graph is padded in each step.
         lost = jnp.where(state.positions[0, 0] > 1e9, 1, 0)
         neighbors = replace(state.neighbors, n_edges=state.neighbors.n_edges - lost)
         graph = graph_of_list(state._replace(neighbors=neighbors), constants)
         return integrate(state, energy_and_gradients(model, graph).position_gradients)
 
     def with_model(state: State) -> State:
-        rows = kept["pos"].at[: len(state.positions)].set(state.positions)
-        gradients = evaluate(model, kept | {"pos": rows}, masks)
+        rows = fixed["pos"].at[: len(state.positions)].set(state.positions)
+        gradients = evaluate(model, fixed | {"pos": rows}, masks)
         return integrate(state, gradients[: len(state.positions)])
 
     def integrate(state: State, gradients: jax.Array) -> State:
@@ -93,7 +93,7 @@ def graph_of_list(state: State, constants: Constants) -> AtomGraph:
 
 
 def narrowing(report: Report, n_atoms: int) -> None:
-    """The model call on a graph with twice the edge slots, beside the graph without a spare one."""
+    """The model call on a graph with twice the edge slots, and on one without spare slots."""
     cutoff = 8.5
     module = torch.jit.script(load_example("lennard_jones").LennardJones(cutoff=cutoff).eval())
     model = TorchMliap.from_module(module, cutoff, requires_grad=False)
@@ -141,7 +141,7 @@ def batched(report: Report, n_atoms: int) -> None:
         def merged(replicas: Any, graph: AtomGraph, one: Any = one) -> Any:
             return jax.vmap(one, (0, None))(replicas, graph)
 
-        def in_turn(replicas: Any, graph: AtomGraph, one: Any = one) -> Any:
+        def in_sequence(replicas: Any, graph: AtomGraph, one: Any = one) -> Any:
             return jax.lax.map(partial(one, graph=graph), replicas)
 
         def calls(per: int, wrapper: Any = model.wrapper) -> Callable[[], int]:
@@ -151,7 +151,7 @@ def batched(report: Report, n_atoms: int) -> None:
         case = f"{REPLICAS} systems of {n_atoms} atoms and {edges} edges, {name}"
         runs = {
             "merged by vmap": jitted_loop(merged, (replicas, graph), calls(1)),
-            "one after another": jitted_loop(in_turn, (replicas, graph), calls(REPLICAS)),
+            "one after another": jitted_loop(in_sequence, (replicas, graph), calls(REPLICAS)),
         }
         timings = report.time(case, runs)
         ratio = timings["one after another"].us_median / timings["merged by vmap"].us_median

@@ -1,8 +1,8 @@
-"""What a call costs: µs per call inside one jitted loop, for small, structured and large arguments.
+"""Cost of a call: µs per call inside one jitted loop, for small, structured and large arguments.
 
     python benchmarks/call_overhead.py --json benchmarks/results/call_overhead.json
 
-The floor is `Module::forward` of the same module called in a C++ loop, with no XLA, on tensors that
+The floor is `Module::forward` of the same module in a C++ loop, without XLA, on tensors that
 already have the model's dtypes.
 """
 
@@ -40,7 +40,7 @@ class Double(torch.nn.Module):
 
 
 class NineToThree(torch.nn.Module):
-    """An atom graph's nine arrays in, a potential's three outputs out, with next to no work."""
+    """The nine inputs and three outputs of a potential, with almost no work."""
 
     def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Doubles three of the inputs."""

@@ -1,16 +1,16 @@
-"""The demo's loop at three sizes: µs per step of NVE molecular dynamics in one jitted scan.
+"""µs per step of NVE molecular dynamics in one jitted scan: the demo's loop at three sizes.
 
     python benchmarks/md_loop.py --json benchmarks/results/md_loop.json
 
 A step moves liquid argon by velocity Verlet, updates the neighbour list, and calls a TorchScript
 Lennard-Jones potential, by each of the methods. Every run starts from the same state and makes the
 same number of steps, so all of them search for neighbours equally often. The two torch loops call
-the potential alone, without any molecular dynamics: the share of a step that is torch's own. The
-recorded figures are those of one torch thread (OMP_NUM_THREADS=1).
+only the potential: torch's own share of a step. The recorded figures are for one torch thread
+(OMP_NUM_THREADS=1).
 
-Then what `torchcall.mliap` adds and saves: the shares of a step, a graph with spare slots beside
-one without, and 64 systems in one call of the model beside 64 calls. Last the engines: the same
-potential through TorchScript, eager torch and AOTInductor, a call and a step.
+Then `torchcall.mliap`: the parts of a step; a graph with and without spare slots; 64 systems in one
+call of the model and in 64 calls. Last, a call and a step of the same potential through
+TorchScript, eager torch and AOTInductor.
 """
 
 import sys
@@ -74,7 +74,7 @@ def structure(n_atoms: int) -> Structure:
 def loops(
     problem: Problem, state: State, constants: Constants, n_steps: int, without: list[str]
 ) -> dict[str, Run]:
-    """Every method's run of `n_steps` steps, compiled, and the potential alone."""
+    """A compiled run of `n_steps` steps for every method, and loops of the potential alone."""
     wrapper = torchcall_wrapper(problem)
     state = with_gradients(wrapper, state, constants, CUTOFF)
     models: dict[str, Any] = {TORCHCALL: wrapper}

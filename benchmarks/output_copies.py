@@ -1,8 +1,8 @@
-"""What copying a call's outputs costs, beside the call: a large output, and potentials' outputs.
+"""Cost of copying a call's outputs, compared with the call: one large output, and potentials.
 
     python benchmarks/output_copies.py --json benchmarks/results/output_copies.json
 
-µs in one jitted loop. A copy is measured alone, between two buffers of the outputs' sizes.
+µs per call in one jitted loop. The copy is measured separately, between two buffers of that size.
 """
 
 import sys

@@ -1,10 +1,10 @@
-"""TorchScript's options: what freezing, optimising and torch's executors change for potentials.
+"""Effect of TorchScript's options on potentials: freezing, optimising, torch's executors.
 
     python benchmarks/script_options.py --json benchmarks/results/script_options.json
 
-µs per call in a C++ loop or, for what torchcall runs, in one jitted loop. torchcall runs the plain
-graph by torch's interpreter; `Module::forward` goes through the profiling executor, which
-specialises on the first calls and, with the fuser on, compiles on the CPU too. Fusion is a setting
+µs per call: through torchcall in one jitted loop, the profiling executor in a C++ loop. torchcall
+runs the graph with torch's interpreter. `Module::forward` uses the profiling executor, which
+specialises on the first calls and, with the fuser on, also compiles on the CPU. Fusion is a setting
 of the whole process, so those rows come last.
 """
 
@@ -68,12 +68,12 @@ def measure(
 
 
 def attempt(runs: dict[str, Run], method: str, make: Callable[[], Run]) -> None:
-    """Adds a method, or says why it cannot run."""
+    """Adds a method, or prints why it cannot run."""
     try:
         run = make()
         run(30)
         runs[method] = run
-    except Exception as error:  # whatever torch's optimisers raise: a missing row, not the end
+    except Exception as error:  # from torch's optimisers: leave out the row and go on
         reason = str(error).strip().splitlines() or [type(error).__name__]
         print(f"{method} is left out: {reason[0]}")
 

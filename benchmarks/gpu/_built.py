@@ -1,10 +1,10 @@
-"""Runs a program with the torchcall in `$TORCHCALL_BUILT`, before any other that is installed.
+"""Runs a program with the torchcall in `$TORCHCALL_BUILT` instead of an installed one.
 
     TORCHCALL_BUILT=build/gpu python benchmarks/gpu/_built.py benchmarks/gpu/md.py --quick
     TORCHCALL_BUILT=build/gpu python benchmarks/gpu/_built.py -m pytest tests/gpu
 
-An editable install's finder comes before every folder of the path; it is taken off. Without the
-variable, the program runs as it is. Child processes inherit the choice through `command`.
+The finder of an editable install comes before every folder of the path, so it is removed. Without
+the variable nothing changes. `command` gives the command line for child processes.
 """
 
 import os

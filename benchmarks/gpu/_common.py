@@ -1,9 +1,8 @@
-"""What the GPU benchmarks share: the device, problems without ASE, loops of fixed length, reports.
+"""Shared code of the GPU benchmarks: device, problems without ASE, loops of fixed length, reports.
 
-On a GPU a loop whose length the program computes copies its condition to the host in every
-iteration, so all loops here have lengths known to the compiler. Each needs a compilation of its
-own; they are compiled side by side. With `--device cpu` everything runs on the CPU: a rehearsal,
-whose figures say nothing about a GPU.
+On a GPU, a loop whose length is computed copies its condition to the host in every iteration. So
+all loops here have lengths known to the compiler. Each is compiled separately, in parallel. With
+`--device cpu` everything runs on the CPU: a dry run, whose figures say nothing about a GPU.
 """
 
 import argparse
@@ -46,21 +45,21 @@ class Device:
         return self.of_torch.type == "cuda"
 
     def wait(self) -> None:
-        """Until torch's work is done."""
+        """Waits for torch's work."""
         if self.is_gpu:
             torch.cuda.synchronize(self.of_torch)
 
 
 def gpu_parser(description: str) -> argparse.ArgumentParser:
-    """The options of all benchmarks, and those of the GPU ones."""
+    """The options of all benchmarks and of the GPU benchmarks."""
     result = parser(description)
     result.set_defaults(rounds=7, seconds=0.05)
     result.add_argument(
-        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal (default: cuda)"
+        "--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a dry run (default: cuda)"
     )
     result.add_argument(
         "--budget", type=float, metavar="S", default=float("inf"),
-        help="begin no case that would end later than S seconds after the start",
+        help="start no case that would end later than S seconds after the start",
     )  # fmt: skip
     return result
 
@@ -97,7 +96,7 @@ def driver() -> dict[str, str]:
 
 
 def where() -> tuple[dict[str, object], dict[str, str]]:
-    """Machine and versions, with what belongs to a GPU."""
+    """Machine and versions, with those of the GPU."""
     found = versions()
     if torch.version.cuda:
         found["torch_cuda"] = torch.version.cuda
@@ -105,7 +104,7 @@ def where() -> tuple[dict[str, object], dict[str, str]]:
 
 
 class GpuReport(Report):
-    """A report whose file is written after every case, and which keeps to a budget of time."""
+    """A report that writes its file after every case and has a time budget."""
 
     def __init__(self, title: str, options: argparse.Namespace, device: Device) -> None:
         super().__init__(title, options)
@@ -115,7 +114,7 @@ class GpuReport(Report):
         self.broken = False
         self.longest: dict[str, float] = {}
         self.found = where()
-        on = self.found[0].get("gpu", "a CPU: a rehearsal, its figures say nothing about a GPU")
+        on = self.found[0].get("gpu", "a CPU: a dry run, its figures say nothing about a GPU")
         print(f"on {on}", flush=True)
 
     def time(
@@ -133,7 +132,7 @@ class GpuReport(Report):
         return timings
 
     def leave_out(self, case: str, method: str, reason: str) -> None:
-        """Notes a row that is missing, and why."""
+        """Records a missing row and the reason."""
         line = reason.strip().splitlines()[0] if reason.strip() else "no reason given"
         self.left_out.append({"case": case, "method": method, "reason": line})
         self.broken = self.broken or method.startswith("torchcall")
@@ -143,15 +142,15 @@ class GpuReport(Report):
         """Whether the budget allows a case as long as the longest of its kind so far."""
         if time.monotonic() - self.begun + self.longest.get(kind, 0) <= self.options.budget:
             return True
-        self.leave_out(case, "all", "the budget of time is used up")
+        self.leave_out(case, "all", "the time budget is used up")
         return False
 
     def took(self, kind: str, seconds: float) -> None:
-        """Notes how long a case of a kind took."""
+        """Records the time of a case."""
         self.longest[kind] = max(seconds, self.longest.get(kind, 0))
 
     def write(self) -> None:
-        """The file as far as it is known."""
+        """Writes the results so far."""
         if self.options.json is None:
             return
         document = {
@@ -169,13 +168,13 @@ class GpuReport(Report):
         self.options.json.write_text(json.dumps(document, indent=2) + "\n")
 
     def finish(self) -> int:
-        """Prints the claims, writes the file, returns the exit status: 1 only under `--check`."""
+        """Prints the claims and writes the file. The exit status is 1 only with `--check`."""
         if self.claims:
             print()
         for claim in self.claims:
             print(claim)
         self.write()
-        # A row of torchcall's that is missing for want of time is no failure; any other one is.
+        # A missing row of torchcall is a failure, unless the time budget was used up.
         held = all(claim.holds for claim in self.claims)
         failed = self.broken or not held or not self.rows
         met = sum(claim.holds for claim in self.claims)
@@ -256,7 +255,7 @@ def call_loop(call: Callable[..., Any], args: tuple[Any, ...], length: int) -> L
         def body(_: int, carry: jax.Array) -> jax.Array:
             operands, carry = jax.lax.optimization_barrier((args, carry))
             first = jax.tree.leaves(call(*operands))[0]
-            # 0 × carry keeps the barrier's second half alive, hence the order of the calls.
+            # 0 × carry uses the barrier's second output, so XLA keeps the calls in order.
             return 0 * carry + first[(0,) * first.ndim].astype(jnp.float32)
 
         return jax.lax.fori_loop(0, length, body, jnp.float32(0))

@@ -22,14 +22,14 @@ from _built import command
 ROOT = Path(__file__).resolve().parents[2]
 BUILT, OBJECTS = ROOT / "build" / "gpu", ROOT / "build" / "gpu-objects"
 HERE = Path(__file__).resolve().parent
-# What some compilers warn of inside torch's headers when they inline them; a check should not end
-# with the version of a compiler.
+# Warnings of some compilers inside torch's headers. The check must not depend on the compiler's
+# version.
 MIDDLE_END = ("stringop-overflow", "array-bounds", "maybe-uninitialized", "restrict", "nonnull")
 
 
 @dataclass
 class Outcome:
-    """How a section ended: "passed", "failed" or "skipped", and what there is to say."""
+    """How a section ended: "passed", "failed", "skipped" or "not run", with a note."""
 
     status: str
     seconds: float = 0.0
@@ -41,12 +41,12 @@ class Section:
     """A part of the check.
 
     Attributes:
-        command: A command line; or why there is none to run: the section is skipped.
-        limit: Seconds after which it is ended.
-        env: Changes of the environment; None takes a variable away.
-        refused: A line of the output that matches says that the machine refuses this.
-        needed: Whether nothing else runs if it fails.
-        beside: Whether it runs beside the section before it, where nothing waits for that one.
+        command: A command line, or the reason why the section is skipped.
+        limit: Its time limit in seconds.
+        env: Changes of the environment; None removes a variable.
+        refused: A pattern. A matching line of output means that the machine does not support this.
+        needed: Whether the other sections are not run if this one fails.
+        beside: Whether it runs in parallel with the previous section, unless that one is needed.
     """
 
     command: list[str] | str
@@ -114,7 +114,7 @@ def sections(options: argparse.Namespace) -> dict[str, Section]:
         "tests": Section(pytest(report, str(ROOT / "tests" / "gpu")), tests, env=_tests(gpu)),
         "packages": Section(
             script("md.py", "--packages-only", "--engines", "AOTInductor")
-            if gpu else "a rehearsal compiles no packages",
+            if gpu else "a dry run compiles no packages",
             170, beside=True,
         ),
         "transfers": Section(script("transfers.py", *to("transfers")), 75, env=_half_card()),
@@ -210,7 +210,7 @@ def _run_into(outcomes: dict[str, Outcome], name: str, section: Section, end: fl
     if isinstance(section.command, str):
         outcome = Outcome("skipped", note=section.command)
     elif left < 15:
-        outcome = Outcome("failed", note="no time was left for it")
+        outcome = Outcome("failed", note="no time left")
     else:
         outcome = _run(name, section, min(section.limit, left))
     outcome.seconds = round(time.monotonic() - begun, 1)
@@ -221,7 +221,7 @@ def _run_into(outcomes: dict[str, Outcome], name: str, section: Section, end: fl
 def _run(name: str, section: Section, limit: float) -> Outcome:
     print(f"\n[{name}] at most {limit:.0f} s", flush=True)
     env = dict(os.environ)
-    env.pop("TORCHCALL_TORCH_HALF", None)  # all but one section use what was built here
+    env.pop("TORCHCALL_TORCH_HALF", None)  # only one section uses another torch half
     env |= {
         "PYTHONUNBUFFERED": "1",
         "TORCHCALL_CACHE": str(ROOT / "build" / "gpu-cache"),

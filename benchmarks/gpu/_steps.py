@@ -1,4 +1,4 @@
-"""Steps of molecular dynamics in one jitted program that never asks the host."""
+"""Steps of molecular dynamics in one jitted program without synchronisation."""
 
 from dataclasses import replace
 from typing import Any

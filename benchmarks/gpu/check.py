@@ -1,13 +1,13 @@
-"""Everything that needs a GPU, by one command, on a machine with a GPU and no network.
+"""Runs everything that needs a GPU, on a machine with a GPU and no network.
 
     make gpu-check                                # python3 benchmarks/gpu/check.py
     make gpu-check SECTIONS="build tests"         # some sections only
-    python3 benchmarks/gpu/check.py --device cpu  # a rehearsal without a GPU
+    python3 benchmarks/gpu/check.py --device cpu  # a dry run without a GPU
 
 Needs jax with its CUDA plugin, a CUDA torch, numpy, jaxtyping, pytest, nanobind, scikit-build-core,
-CMake, ninja and a C++20 compiler, all installed; nothing is fetched, and nothing is installed but
-into build/gpu. Every section has a time limit, prints while it works, writes its own file at once,
-and does not stop the others when it fails. The exit status is 0 if none failed.
+CMake, ninja and a C++20 compiler. Nothing is downloaded, and only build/gpu is written to. Every
+section has a time limit, prints while it runs and writes its own file. A failed section does not
+stop the others. The exit status is 0 if none failed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ORDER = (
 
 
 def table(outcomes: dict[str, Outcome]) -> str:
-    """The outcomes for people."""
+    """The outcomes as text."""
     lines = [f"\n{'section':<12}{'outcome':<10}{'s':>6}  note"]
     for name, outcome in outcomes.items():
         lines.append(f"{name:<12}{outcome.status:<10}{outcome.seconds:>6.0f}  {outcome.note}")
@@ -35,7 +35,7 @@ def table(outcomes: dict[str, Outcome]) -> str:
 
 
 def write(path: Path, outcomes: dict[str, Outcome], options: argparse.Namespace) -> None:
-    """The outcomes for machines; the versions are those that the section `device` found."""
+    """Writes the outcomes as JSON, with the versions that the section `device` found."""
     found: dict[str, Any] = {}
     if (path.parent / "gpu_device.json").is_file():
         found = json.loads((path.parent / "gpu_device.json").read_text())
@@ -50,7 +50,7 @@ def write(path: Path, outcomes: dict[str, Outcome], options: argparse.Namespace)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the sections asked for."""
+    """Runs the selected sections."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
         help="where the JSON files go (default: benchmarks/results)",
     )  # fmt: skip
     parser.add_argument(
-        "--limit", type=float, default=470.0, metavar="S", help="for all of it (default: 470)"
+        "--limit", type=float, default=470.0, metavar="S", help="for all sections (default: 470)"
     )
     parser.add_argument(
-        "--installed", action="store_true", help="check the torchcall that is installed; no build"
+        "--installed", action="store_true", help="check the installed torchcall; no build"
     )
     options = parser.parse_args(argv)
     unknown = set(options.sections) - set(ORDER)

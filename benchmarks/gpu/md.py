@@ -1,13 +1,13 @@
-"""What a potential costs on a GPU: µs per call in one jitted loop, and per step of a simulation.
+"""Cost of a potential on a GPU: µs per call in one jitted loop, and per step of a simulation.
 
     python benchmarks/gpu/md.py --json benchmarks/results/gpu_md.json
-    python benchmarks/gpu/md.py --device cpu --quick        # a rehearsal without a GPU
+    python benchmarks/gpu/md.py --device cpu --quick        # a dry run without a GPU
 
-64 to 16384 Lennard-Jones atoms and a message-passing network, by torch alone (in a Python loop and
-as a CUDA graph), through JAX's callbacks, and through torchcall without and with CUDA graphs, by
-each engine. Every method casts the same int32 indices and leaves its results in the same places.
-"XLA's loop" is the loop with no call in it. Steps are velocity Verlet with the static schedule of
-`run_chunks`: a search for neighbours every ten steps, and no condition that the host would decide.
+64 to 16384 atoms of Lennard-Jones and of a message-passing network: torch alone (in a Python loop
+and as a CUDA graph), JAX's callbacks, and torchcall without and with CUDA graphs, for each engine.
+Every method casts the same int32 indices and writes its results to the same places. "XLA's loop" is
+the loop without a call. Steps are velocity Verlet with the static schedule of `run_chunks`: a
+search for neighbours every ten steps, and no condition on the host.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How XLA's and torch's memory share one card, setting by setting.
+"""How XLA and torch share a card's memory, for several settings.
 
     python benchmarks/gpu/memory.py --json benchmarks/results/gpu_memory.json
 
-Each setting is tried in a process of its own: a potential in a jitted loop, whose time and memory
-are noted; then each framework takes half of the card's free memory, frees it, and the other one
-asks for as much. Whether it gets it is the question of one pool or two.
+Each setting runs in a separate process. A potential runs in a jitted loop, and its time and memory
+are measured. Then each framework allocates half of the card's free memory and frees it, and the
+other one allocates as much. This succeeds only if they share a pool.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def child(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def handed_over(device: Any) -> dict[str, Any]:
-    """Whether what one framework has freed can be had by the other."""
+    """Whether one framework can allocate the memory that the other freed."""
     import jax.numpy as jnp
     import torch
 
@@ -111,7 +111,7 @@ def handed_over(device: Any) -> dict[str, Any]:
 
 
 def measured(name: str, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """A setting's row, or why there is none."""
+    """A setting's row, or the error."""
     plain = {key: value for key, value in os.environ.items() if key not in NAMES}
     arguments = ["--child", "--device", options.device, "--atoms", options.atoms]
     arguments += ["--quick"] if options.quick else []
@@ -131,7 +131,7 @@ def measured(name: str, options: argparse.Namespace, seconds: float) -> dict[str
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Tries every setting that there is time for; the status is 1 if none of them worked."""
+    """Tries the settings within the budget. The exit status is 1 if none worked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--json", metavar="FILE", help="write the figures to FILE")

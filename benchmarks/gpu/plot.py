@@ -1,4 +1,4 @@
-"""Draws the figure of docs/gpu.md from what a GPU gave.
+"""Draws the figure of docs/gpu.md from a GPU's results.
 
 python benchmarks/gpu/plot.py            # gpu_md.json → docs/images/gpu_md.png
 """

@@ -1,10 +1,10 @@
-"""A short run of every path that touches device memory, for memory checkers and other libraries.
+"""A short run of every path that uses device memory, for memory checkers and other torch halves.
 
     compute-sanitizer python benchmarks/gpu/short_run.py
     TORCHCALL_TORCH_HALF=path/to/libtorchcall_torch.so python benchmarks/gpu/short_run.py
 
-A scripted and an eager model, uncaptured and captured, with autograd inside, in a jitted loop and
-with changing inputs; results are compared with a formula. The last line says which torch half ran.
+A scripted and an eager model that use autograd run uncaptured and captured, in a jitted loop and
+with changing inputs. Results are compared with a formula. The last line names the torch half.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""Copies to the host and waits inside a simulation's loop, as torch's profiler counts them.
+"""Counts copies to the host and synchronisations in a simulation's loop, with torch's profiler.
 
     python benchmarks/gpu/transfers.py --json benchmarks/results/gpu_transfers.json
 
-CUPTI, which the profiler reads, sees XLA's work as well as torch's. Counted is what lies between
-the first and the last launch of one jitted loop, and must be zero; what the caller waits for at its
-end is not counted. A program that is known to copy and to wait is counted too: zeros mean something
-only where that one has others.
+The profiler uses CUPTI, so it records XLA's work as well as torch's. Only events between the first
+and the last launch of one jitted loop count, and there must be none; the caller's wait at the end
+does not count. A control program that copies and synchronises shows that the counter works.
 """
 
 import json
@@ -71,7 +70,7 @@ def count(events: list[dict[str, Any]]) -> dict[str, Any]:
     """What happens between the first and the last launch.
 
     Returns:
-        `launches`, `host_copies`, `waits`, and `seen`, the names of the two latter.
+        `launches`, `host_copies`, `waits`, and `seen`: the names of the copies and waits.
     """
     launches = [event["ts"] for event in events if is_launch(event)]
     if not launches:
@@ -82,7 +81,7 @@ def count(events: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "launches": len(launches),
         "host_copies": len(copies),
-        # The same wait is seen as a call and as CUPTI's record of it.
+        # A wait appears as a call and again as CUPTI's own record.
         "waits": len([e for e in waiting if e.get("cat") != "cuda_sync"])
         or len([e for e in waiting if e.get("cat") == "cuda_sync"]),
         "seen": dict(names),
@@ -125,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
             continue
         nothing = counted["host_copies"] == 0 and counted["waits"] == 0
         if name.startswith("control") and nothing:
-            failures.append(f"{name}: expected copies and waits, saw none: the counter is blind")
+            failures.append(f"{name}: expected copies and waits, got none: the counter fails")
         if not name.startswith("control") and not (nothing and counted["launches"] > length):
             failures.append(f"{name}: expected no copy and no wait in {length} steps")
     if options.json is not None:
@@ -136,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     for failure in failures:
         print(f"FAIL  {failure}")
     if not device.is_gpu:
-        print("no CUDA device: a rehearsal, nothing was counted")
+        print("no CUDA device: a dry run, nothing was counted")
     return int(bool(failures))
 
 
