@@ -1,4 +1,4 @@
-// The torch half's side of the seam: exceptions end here, as text.
+// The torch half's entry points of the seam. They turn exceptions into error text.
 
 #include <c10/util/Exception.h>
 #include <torch/csrc/jit/runtime/jit_exception.h>
@@ -32,7 +32,7 @@ namespace {
 
 void Write(TcSink sink, std::string_view text) { sink.write(sink.self, text.data(), text.size()); }
 
-// torch appends the C++ stack to an error's text; a user has no use for it.
+// Removes the C++ stack that torch appends to an error's text.
 std::string WithoutCppTrace(std::string text) {
   const size_t trace = text.find("\nException raised from ");
   if (trace != std::string::npos) text.resize(trace);
@@ -40,8 +40,8 @@ std::string WithoutCppTrace(std::string text) {
   return text;
 }
 
-// The interpreter puts the TorchScript traceback first and what went wrong last. A reader wants it
-// the other way round: "raised ValueError: ...", then where.
+// The interpreter puts the TorchScript traceback first and the cause last. Returns the cause first:
+// "raised ValueError: ...", then the traceback.
 std::string Raised(const std::string& message) {
   const std::string text = WithoutCppTrace(message);
   if (text.find("Traceback of TorchScript") == std::string::npos) return "raised: " + text;
@@ -61,7 +61,7 @@ std::string Raised(const std::string& message) {
   return "raised: " + text;
 }
 
-// What a user can do about an error that torch words in its own terms.
+// Adds the remedy to an error of torch that has a known one.
 std::string Explained(std::string text) {
   if (text.find("CUDA out of memory") != std::string::npos) {
     return text +

@@ -31,7 +31,7 @@ size_t BytesOf(const std::vector<int64_t>& shape, c10::ScalarType dtype) {
                          [](size_t bytes, int64_t size) { return bytes * size; });
 }
 
-// One core cannot fill the memory bus: from here on torch copies with all of its threads.
+// One core cannot saturate the memory bus: torch copies outputs of this size with all its threads.
 constexpr size_t kLarge = size_t{1} << 20;
 
 }  // namespace
@@ -39,7 +39,7 @@ constexpr size_t kLarge = size_t{1} << 20;
 at::Tensor View(void* data, c10::IntArrayRef sizes, c10::ScalarType dtype, c10::Device device) {
   return at::for_blob(data, sizes)
       .options(at::TensorOptions().dtype(dtype).device(device))
-      .target_device(device)  // or torch asks the device's driver whose memory this is
+      .target_device(device)  // otherwise torch asks the driver which device owns this
       .make_tensor();
 }
 
@@ -174,9 +174,9 @@ void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
   if (!device.is_cpu()) {
     const TorchStateGuard guard(Autograd::kOff);
     View(destination, tensor.sizes(), output.dtype, device).copy_(tensor, /*non_blocking=*/true);
-    return;  // nothing is narrowed there: lengths are capacities
+    return;  // lengths are capacities here: nothing is narrowed
   }
-  // A conjugated or negated view is a flag on other bits: only torch can read it.
+  // Conjugate and negative views are flags on unchanged memory: only torch resolves them.
   if (same_dtype && bytes < kLarge && tensor.is_contiguous() && !tensor.is_conj() &&
       !tensor.is_neg() && !tensor._is_zerotensor()) {
     std::memcpy(destination, tensor.const_data_ptr(), bytes);

@@ -1,5 +1,5 @@
-// The form of one call, settled when the JAX program is traced: what is known of each operand and
-// output, whatever engine runs the model.
+// The static description of one call, fixed when the JAX program is traced: its operands and its
+// outputs, for every engine.
 
 #ifndef TORCHCALL_TORCH_CALL_FORM_H_
 #define TORCHCALL_TORCH_CALL_FORM_H_
@@ -14,7 +14,7 @@
 
 namespace torchcall {
 
-// A tensor on memory that it does not own.
+// A tensor over memory that it does not own.
 at::Tensor View(void* data, c10::IntArrayRef sizes, c10::ScalarType dtype, c10::Device device);
 
 struct CallForm {
@@ -35,32 +35,32 @@ struct CallForm {
     size_t bytes;
   };
 
-  // Throws std::invalid_argument naming the operand or output that is at fault.
+  // Throws std::invalid_argument, which names the invalid operand or output.
   explicit CallForm(const TcPlanSpec& spec);
 
-  // What each length comes to in this call: its capacity where reading it would mean waiting for a
-  // device. Throws std::invalid_argument where one is negative or exceeds its capacity.
+  // Sets `sizes` to the lengths of this call; on CUDA to their capacities, because reading a length
+  // would synchronize. Throws std::invalid_argument if one is negative or exceeds its capacity.
   void ReadLengths(const DLTensor* inputs, c10::Device device, std::vector<int64_t>& sizes) const;
   // The shape of an operand as the model sees it in this call.
   std::vector<int64_t> ShapeSeen(const Operand& operand, const std::vector<int64_t>& sizes) const;
-  // Fills `destination`, contiguous memory on `device`, with what the model gets of XLA's buffer.
+  // Copies the model's input out of XLA's buffer into `destination`, contiguous memory on `device`.
   void CopyIn(const Operand& operand, const void* buffer, const std::vector<int64_t>& sizes,
               c10::Device device, void* destination) const;
-  // Copies a result into XLA's buffer on `device`. Throws std::invalid_argument where the tensor is
-  // not what the output says.
+  // Copies a result into XLA's buffer on `device`. Throws std::invalid_argument if the tensor has
+  // another shape, dtype, layout or device than the output.
   void CopyOut(const Output& output, const at::Tensor& tensor, const std::vector<int64_t>& sizes,
                c10::Device device, void* destination) const;
 
   std::vector<Operand> operands;
   std::vector<Output> outputs;
   std::vector<TcLength> lengths;
-  std::vector<int64_t> capacities;  // of the axes that each length narrows
-  bool selects_outputs;             // dicts may hold further keys, floats are cast
+  std::vector<int64_t> capacities;  // smallest of the axes that each length narrows
+  bool selects_outputs;             // ignores extra keys of dicts, casts floats
 
  private:
   void AddOperand(const TcPlanSpec& spec, int64_t i);
   void AddOutput(const TcPlanSpec& spec, int64_t i);
-  // An axis that a length narrows limits it.
+  // Limits a length's capacity to the size of an axis that it narrows.
   void LimitLength(const TcNarrowing& narrowing, const std::vector<int64_t>& shape);
 };
 

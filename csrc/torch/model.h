@@ -1,4 +1,4 @@
-// A model as the seam sees it, whatever engine runs it.
+// The interface of a model, for every engine.
 
 #ifndef TORCHCALL_TORCH_MODEL_H_
 #define TORCHCALL_TORCH_MODEL_H_
@@ -18,11 +18,13 @@ class Model : public std::enable_shared_from_this<Model> {
   virtual ~Model() = default;
 
   virtual TcModelInfo info() const = 0;
-  // Takes over code and weights. Throws std::invalid_argument where `fresh` is another model.
+  // Replaces code and weights by those of `fresh`. Throws std::invalid_argument if `fresh` is not
+  // the same model.
   virtual void Replace(const Model& fresh) = 0;
-  // The bytes of an archive. Throws std::invalid_argument where there is no such thing.
+  // The bytes of a TorchScript archive. Throws std::invalid_argument for other engines and for
+  // script functions.
   virtual std::string Serialize() const = 0;
-  // Throws std::invalid_argument where the model's signature does not take these.
+  // Throws std::invalid_argument if the arguments do not match the model's signature.
   virtual void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const = 0;
   virtual std::unique_ptr<Plan> NewPlan(const TcPlanSpec& spec) = 0;
 

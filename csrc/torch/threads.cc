@@ -1,5 +1,5 @@
-// One budget for the process. torch keeps its thread count per calling thread, so each XLA thread
-// has to take the budget over before its next call.
+// One thread budget for the process. torch stores its thread count per calling thread, so each XLA
+// thread applies the budget before its next call.
 
 #include <ATen/Parallel.h>
 

@@ -27,8 +27,8 @@ CUTOFF = 3.0
 
 
 def coincident(dtype):
-    """A crystal and a slab in which many atoms coincide, also across faces, and molecules: one with
-    a pair at the same place, two with lengths whose square underflows, one that is all one place.
+    """A crystal and a slab with many coincident atoms, also across faces; and four molecules: one
+    with a coincident pair, one whose atoms all coincide, two with lengths whose square underflows.
     """
     generator = np.random.default_rng(0)
     short = [1e-19, 1e-44] if dtype is np.float32 else [1e-160, 1e-320]
@@ -63,7 +63,7 @@ def ase_pairs(positions, cell, pbc, batch):
     [("custom calls", np.float32), ("custom calls", np.float64), ("JAX", np.float32)],
 )
 def test_all_pairs_are_listed_when_allocated_and_when_updated(form, dtype):
-    """By the stages that a CPU runs, custom calls, and by those of other devices."""
+    """For the custom calls, which a CPU runs, and for the JAX stages of other devices."""
     with jax.enable_x64(dtype is np.float64), use_jax() if form == "JAX" else nullcontext():
         geometry = coincident(dtype)
         nbrs = neighbor_list(CUTOFF, skin=0.5, capacity_multiplier=2.0).allocate(*geometry)
@@ -73,7 +73,7 @@ def test_all_pairs_are_listed_when_allocated_and_when_updated(form, dtype):
         assert sum(i < first and i != j for i, j, *_ in found) > 40
         assert_right(nbrs, *geometry, CUTOFF)
         update = jax.jit(lambda n, x: n.update(x, geometry[1]))
-        # Atoms that part, and others that meet, within the skin and beyond it.
+        # Some atoms separate and others meet, within the skin and beyond it.
         for step in (0.125, 1.0):
             moved = geometry[0].copy()
             moved[::3, 0] += dtype(step)
@@ -83,7 +83,7 @@ def test_all_pairs_are_listed_when_allocated_and_when_updated(form, dtype):
             assert (0, 1, 0, 0, 0) in pairs(updated)
 
 
-def test_the_brute_force_reference_lists_them_too():
+def test_brute_force_reference_lists_coincident_atoms():
     x = np.array([[0, 0, 0], [0, 0, 0], [2, 0, 0.0]])
     system = System(x, np.ones(3, int), np.zeros((3, 3)), np.zeros(3, bool))
     i, j, shifts = reference.brute_force(system, CUTOFF, margin=0.0)
@@ -109,7 +109,7 @@ class Soft(torch.nn.Module):
 
 
 class Singular(Soft):
-    """½ Σ 1/r: infinite there."""
+    """½ Σ 1/r: infinite where atoms coincide."""
 
     def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pos, i, j = input["pos"], input["edge_index"][0], input["edge_index"][1]

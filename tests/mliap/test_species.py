@@ -22,7 +22,7 @@ ENGINES = ["eager", "script", "archive", pytest.param("package", marks=pytest.ma
 
 
 class Springs(torch.nn.Module):
-    """Σ r² over edges, and its gradients; any element would do, two are declared."""
+    """Σ r² over edges, and its gradients; two elements are declared."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,9 +104,9 @@ def test_padded_atoms_and_empty_systems_may_hold_any_number(model, compiled, gra
     padded = replace(with_element(graph, 99), batch=graph.batch.at[3].set(-1))
     assert np.isfinite(energy(model, padded)).all()
     assert np.isfinite(compiled(padded)).all()
-    nobody = replace(graph, batch=jnp.full_like(graph.batch, -1))
-    np.testing.assert_array_equal(energy(model, nobody), [0.0])
-    np.testing.assert_array_equal(compiled(nobody), [0.0])
+    empty = replace(graph, batch=jnp.full_like(graph.batch, -1))
+    np.testing.assert_array_equal(energy(model, empty), [0.0])
+    np.testing.assert_array_equal(compiled(empty), [0.0])
 
 
 def test_an_index_out_of_range_is_an_error_in_every_engine(model, graph):
@@ -145,7 +145,7 @@ class Around(torch.nn.Module):
         (torch.nn.Linear(1, 1), None),
         (len, None),
     ],
-    ids=["class", "wrapped twice", "compiled", "scripted class", "scripted buffer", "none", "f"],
+    ids=["class", "wrapped twice", "compiled", "scripted class", "scripted buffer", "none", "len"],
 )
 def test_species_are_read_from_the_module_or_the_one_it_wraps(module, expected):
     assert species_of(module) == expected
