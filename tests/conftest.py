@@ -80,11 +80,6 @@ def x64():
 
 
 @pytest.fixture
-def barely_optimised():
-    """Has no effect: every program is compiled so (`QUICK_TO_COMPILE`)."""
-
-
-@pytest.fixture
 def live_plans():
     """Counts the plans that are registered now, after a garbage collection."""
 

@@ -62,7 +62,6 @@ def graph():
     )
 
 
-@pytest.mark.usefixtures("barely_optimised")
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_models_may_look_up_multiplicities(graph):
     model = TorchMliap.from_module(torch.jit.script(ByMultiplicity()), CUTOFF)

@@ -57,7 +57,6 @@ def ase_pairs(positions, cell, pbc, batch):
     return found
 
 
-@pytest.mark.usefixtures("barely_optimised")
 @pytest.mark.parametrize(
     "form, dtype",
     [("custom calls", np.float32), ("custom calls", np.float64), ("JAX", np.float32)],
@@ -126,7 +125,6 @@ class Singular(Soft):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-@pytest.mark.usefixtures("barely_optimised")
 @pytest.mark.parametrize("source", ["neighbor list", "ASE's pairs"])
 def test_every_pair_reaches_the_model(source):
     positions = np.array([[0, 0, 0], [0, 0, 0], [2, 0, 0]], np.float32)

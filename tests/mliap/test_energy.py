@@ -261,7 +261,6 @@ def test_a_known_number_of_edges_beyond_the_slots_is_an_error(model, graph):
             energy(model, replace(graph, n_edges=jnp.int32(count)))
 
 
-@pytest.mark.usefixtures("barely_optimised")
 def test_a_graph_of_an_overflowed_list_gives_nan(model, members):
     member = members[0]
     geometry = member.positions, member.cell[None], member.pbc[None], np.zeros(8, np.int32)
