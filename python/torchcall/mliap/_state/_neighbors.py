@@ -90,18 +90,18 @@ def _find_edges(
     index, offsets, n_edges, overflow = _updated(neighbors, positions[order], cell)
     rows = jnp.append(order, jnp.int32(n))
     edges = (lax.cond(as_allocated, lambda: index, lambda: rows[index]), offsets, n_edges)
-    if cutoffs is None:
-        return _FoundEdges(*edges, overflow, differ, jnp.zeros((), bool))
-    listed = neighbors.layout.cutoff
-    # Negated, so that NaN counts as exceeded.
-    exceeded = ~jnp.all(cutoffs <= listed * (1 + 1e-6))
-    if n:
-        edges = lax.cond(
-            jnp.any(cutoffs < listed * (1 - 1e-6)),
-            lambda: _within(edges, positions, cell, system, cutoffs),
-            lambda: edges,
-        )
-    return _FoundEdges(*edges, overflow, differ, exceeded)
+    exceeded = jnp.zeros((), bool)
+    if cutoffs is not None:
+        listed = neighbors.layout.cutoff
+        # Negated, so that NaN counts as exceeded.
+        exceeded = ~jnp.all(cutoffs <= listed * (1 + 1e-6))
+        if n:
+            edges = lax.cond(
+                jnp.any(cutoffs < listed * (1 - 1e-6)),
+                lambda: _within(edges, positions, cell, system, cutoffs),
+                lambda: edges,
+            )
+    return _FoundEdges(edges[0], edges[1], edges[2], overflow, differ, exceeded)
 
 
 def _updated(
