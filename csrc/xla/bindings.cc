@@ -21,6 +21,7 @@
 #include "cuda/driver.h"
 #include "eager.h"
 #include "handler.h"
+#include "interrupt.h"
 #include "neighbors.h"
 #include "torch_half.h"
 
@@ -298,6 +299,10 @@ NB_MODULE(_bridge, m) {
         nb::sig("def neighbor_handlers() -> dict[str, typing.Any]"));
   m.def("state_type", &StateType, nb::arg("platform"),
         nb::sig("def state_type(platform: str) -> dict[str, typing.Any]"));
+  m.def(
+      "watch_interrupts", [](nb::handle raise_later) { WatchInterrupts(raise_later.ptr()); },
+      nb::arg("raise_later"));
+  m.def("finish_calls", &FinishCalls);
   m.def("registered_plans", [] { return PlanRegistry::Get().size(); });
 
   nb::class_<PyModel>(m, "Model")

@@ -7,6 +7,8 @@
 
 #include "float_state.h"
 #include "fork.h"
+#include "gil.h"
+#include "interrupt.h"
 
 namespace torchcall {
 namespace {
@@ -189,6 +191,9 @@ void CallPlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place) {
         "expected the process that imported torch, got a forked child; start workers with the "
         "'spawn' method");
   }
+  const Inside inside;
+  if (!inside) throw std::runtime_error(kInterpreterEnds);
+  CheckInterrupt();
   const FloatStateGuard floats;
   counters_->calls.fetch_add(1, std::memory_order_relaxed);
   counters_->bytes_copied.fetch_add(bytes_copied_per_call_, std::memory_order_relaxed);

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "gil.h"
+#include "interrupt.h"
 
 namespace torchcall {
 namespace {
@@ -39,13 +40,15 @@ TcStatus Fail(TcSink error, std::string_view text) {
   return TC_FAILED;
 }
 
-TcStatus FailFinalizing(TcSink error) {
-  return Fail(error, "expected a running Python interpreter, got one that is shutting down");
-}
+TcStatus FailFinalizing(TcSink error) { return Fail(error, kInterpreterEnds); }
 
 // The Python exception that is set.
 TcStatus FailWithPythonError(TcSink error) {
   const nanobind::python_error raised;
+  if (!raised.matches(PyExc_Exception)) {  // KeyboardInterrupt, SystemExit
+    RaiseLater(raised.value().ptr());
+    return Fail(error, std::string("raised ") + Py_TYPE(raised.value().ptr())->tp_name);
+  }
   return Fail(error, std::string("raised ") + raised.what());
 }
 
@@ -87,7 +90,8 @@ const Bound* Bind(Callable* callable, DLDevice device) {
 
 TcStatus Open(void* self, DLDevice device, int64_t num_inputs, void** opened, void** tensors,
               TcSink error) {
-  if (InterpreterEnds()) return FailFinalizing(error);
+  const Inside inside;
+  if (!inside) return FailFinalizing(error);
   auto frame = std::make_unique<Frame>();
   frame->bound = Bind(static_cast<Callable*>(self), device);
   if (frame->bound == nullptr) return FailWithPythonError(error);
@@ -139,7 +143,7 @@ void Close(void*, void* opened) { delete static_cast<Frame*>(opened); }
 
 void ReleaseCallable(void* self) {
   auto* callable = static_cast<Callable*>(self);
-  if (!InterpreterEnds()) {
+  if (const Inside inside; inside) {
     const Gil gil;
     for (const auto& [name, bound] : callable->bound) Release(bound);
     Py_DECREF(callable->runner);
@@ -148,7 +152,8 @@ void ReleaseCallable(void* self) {
 }
 
 TcStatus Hold(void* self, DLDevice device, void** held, TcSink error) {
-  if (InterpreterEnds()) return FailFinalizing(error);
+  const Inside inside;
+  if (!inside) return FailFinalizing(error);
   const Gil gil;
   *held = PyObject_CallMethod(static_cast<Callable*>(self)->runner, "held", "s",
                               NameOf(device).c_str());
@@ -156,7 +161,8 @@ TcStatus Hold(void* self, DLDevice device, void** held, TcSink error) {
 }
 
 void ReleaseHeld(void*, void* held) {
-  if (InterpreterEnds()) return;
+  const Inside inside;
+  if (!inside) return;
   const Gil gil;
   Py_DECREF(static_cast<PyObject*>(held));
 }

@@ -1,22 +1,47 @@
-// The GIL for threads that Python did not create.
+// Python's lock, as threads take it that know nothing of Python, and the end of the interpreter.
+//
+// A thread that asks for the GIL while the interpreter shuts down is ended in the middle of C++
+// code, which aborts the process. So whoever may ask is counted, and the interpreter waits at exit
+// until nobody is counted; later nobody enters.
 
 #ifndef TORCHCALL_XLA_GIL_H_
 #define TORCHCALL_XLA_GIL_H_
 
 #include <Python.h>
 
+#include <atomic>
+#include <cstdint>
+
 namespace torchcall {
 
-inline bool InterpreterEnds() {
-#if PY_VERSION_HEX >= 0x030d0000
-  return Py_IsFinalizing() != 0;
-#else
-  return _Py_IsFinalizing() != 0;
-#endif
-}
+inline constexpr const char* kInterpreterEnds =
+    "expected a running Python interpreter, got one that is shutting down";
 
-// Gives each XLA thread a Python thread state that is never freed: creating one per call costs more
-// than the call.
+inline std::atomic<int64_t> threads_inside{0};
+inline std::atomic<bool> interpreter_ends{false};
+
+// Counts the thread among those that the interpreter waits for at exit, while it lives.
+class Inside {
+ public:
+  Inside() {
+    threads_inside.fetch_add(1);
+    entered_ = !interpreter_ends.load();
+    if (!entered_) threads_inside.fetch_sub(1);
+  }
+  ~Inside() {
+    if (entered_) threads_inside.fetch_sub(1);
+  }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+  // False once the interpreter ends: the GIL must not be asked for.
+  explicit operator bool() const { return entered_; }
+
+ private:
+  bool entered_;
+};
+
+// XLA's threads know nothing of Python. Each has one thread state for good: to make one and throw
+// it away costs more than a call. For threads that are inside.
 inline PyGILState_STATE TakeGil() {
   if (PyGILState_GetThisThreadState() == nullptr) {
     PyGILState_Ensure();

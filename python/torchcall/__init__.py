@@ -1,8 +1,9 @@
 """Call PyTorch models from JAX-compiled programs: no host round trip, no Python, no GIL."""
 
-from torchcall import _native
+from torchcall import _interrupts, _native
 
 _native.load_torch_half()
+_interrupts.install()
 
 from torchcall._compile import CompileError, compile  # noqa: E402
 from torchcall._doctor import doctor  # noqa: E402

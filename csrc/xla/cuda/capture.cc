@@ -41,7 +41,8 @@ Captured FromPython(const nb::object& result) {
   captured.inputs = std::move(inputs);
   captured.outputs = std::move(outputs);
   captured.release = [owned = owner.release().ptr()] {
-    if (InterpreterEnds()) return;
+    const Inside inside;
+    if (!inside) return;
     const Gil gil;
     Py_DECREF(owned);
   };
@@ -49,7 +50,8 @@ Captured FromPython(const nb::object& result) {
 }
 
 Captured CaptureInPython(PyObject* capture, Recording& recording) {
-  if (InterpreterEnds()) {
+  const Inside inside;
+  if (!inside) {
     return Failed(Kind::kRefused, "the Python interpreter is shutting down");
   }
   const Gil gil;
@@ -65,7 +67,8 @@ Captured CaptureInPython(PyObject* capture, Recording& recording) {
 }
 
 void WarnInPython(PyObject* warn, const std::string& model, const std::string& reason) {
-  if (InterpreterEnds()) return;
+  const Inside inside;
+  if (!inside) return;
   const Gil gil;
   bool interrupted = false;
   try {

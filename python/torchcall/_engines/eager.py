@@ -119,7 +119,7 @@ class EagerRunner:
             return tuple(flat)
         except _ResultError as error:
             return str(error)
-        except BaseException as error:
+        except Exception as error:
             return _words(error)
 
     def _flatten(self, value: Any, expected: Any, path: str, flat: list[torch.Tensor]) -> None:

@@ -1,0 +1,45 @@
+// Ctrl-C, and the end of the process, while calls run.
+//
+// Python handles SIGINT when the main thread is back in Python code. While that thread runs a
+// jitted loop, or waits for one, it is not. So a handler in front of Python's notes the signal, and
+// the next call ends the program with an error. The main thread then raises what Python's handler
+// raises, KeyboardInterrupt, in the place of that error.
+
+#ifndef TORCHCALL_XLA_INTERRUPT_H_
+#define TORCHCALL_XLA_INTERRUPT_H_
+
+#include <Python.h>
+
+#include <atomic>
+
+namespace torchcall {
+
+// Puts a handler in front of Python's. Called on the main thread, with the GIL. `raise_later` is
+// a Python function of an exception or None: the next error on the main thread becomes the
+// exception, or what pending signals raise.
+void WatchInterrupts(PyObject* raise_later);
+
+// Whether SIGINT came while the main thread was outside Python, where it still is.
+inline std::atomic<bool> interrupt_pending{false};
+
+// Called by every call, inside. Throws std::runtime_error if the program is to end.
+void HandleInterrupt();
+void WatchAgain();
+inline void CheckInterrupt() {
+  // Python's own handler is back after each signal.signal().
+  thread_local unsigned calls = 0;
+  if (calls++ % 16 == 0) WatchAgain();
+  if (interrupt_pending.load(std::memory_order_relaxed)) HandleInterrupt();
+}
+
+// The next error on the main thread becomes this exception. Does nothing on other threads. Needs
+// the GIL.
+void RaiseLater(PyObject* exception);
+
+// Refuses further calls, and waits until those under way are through. A second Ctrl-C ends the
+// process. Called when the process exits, with the GIL.
+void FinishCalls();
+
+}  // namespace torchcall
+
+#endif  // TORCHCALL_XLA_INTERRUPT_H_
