@@ -25,11 +25,8 @@ from torchcall.mliap._lattice_torch import (
     virial_from_lattice_gradient,
 )
 from torchcall.mliap._model import TorchMliap, TorchMliapForward
-from torchcall.mliap._neighbors.neighbor_list import (
-    NeighborList,
-    NeighborListFn,
-    neighbor_list,
-)
+from torchcall.mliap._neighbors.allocate import NeighborListFn, neighbor_list
+from torchcall.mliap._neighbors.neighbor_list import NeighborList
 from torchcall.mliap._state import (
     EMPTY,
     CachedOut,

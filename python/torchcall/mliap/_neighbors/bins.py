@@ -29,8 +29,7 @@ from torchcall.mliap._neighbors.frame import Frame
 
 _IMAGE_BITS = 10
 _IMAGE_ZERO = 1 << (_IMAGE_BITS - 1)
-# Images (0, 0, 0), packed.
-NO_IMAGE = sum(_IMAGE_ZERO << (_IMAGE_BITS * axis) for axis in range(3))
+NO_IMAGE = sum(_IMAGE_ZERO << (_IMAGE_BITS * axis) for axis in range(3))  # (0, 0, 0), packed
 
 
 @dataclass(frozen=True)

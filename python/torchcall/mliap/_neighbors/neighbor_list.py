@@ -8,34 +8,38 @@ fills them inside.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from torchcall.mliap._edges import Edges, within_cutoffs
 from torchcall.mliap._neighbors import check
-from torchcall.mliap._neighbors.bins import row_words
 from torchcall.mliap._neighbors.check import Problem
-from torchcall.mliap._neighbors.compact import BITS, round_up
 from torchcall.mliap._neighbors.frame import make_frame
-from torchcall.mliap._neighbors.layout import plan_bins, with_rows
 from torchcall.mliap._neighbors.search import (
     Candidates,
     Layout,
-    bins_and_rows,
     drift,
     find_candidates,
     keep_close,
 )
-
-if TYPE_CHECKING:
-    from torchcall.mliap._state._graph import Edges
+from torchcall.mliap._neighbors.sizes import sized_for
+from torchcall.mliap._rows import (
+    cells_of,
+    cutoffs_of,
+    particle_rows,
+    raise_if_concrete,
+    required,
+    system_rows,
+)
+from torchcall.mliap._table import Index, rows_of
 
 ArrayLike = Array | np.ndarray
 Schedule = Literal["when-needed", "always", "never"]
@@ -158,9 +162,7 @@ class NeighborList:
         Raises:
             ValueError, TypeError: as `update`; or a mismatch is known here, or something missing.
         """
-        from torchcall.mliap._state._neighbors import list_edges
-
-        return list_edges(self, particles, systems, cutoffs)
+        return _list_edges(self, particles, systems, cutoffs)
 
     def grow(self) -> NeighborList:
         """Allocate anew, outside ``jit``, with room for the geometry at which this list overflowed.
@@ -177,81 +179,12 @@ class NeighborList:
                     f"torchcall: NeighborList.grow: {name}: expected finite values at the update "
                     "that overflowed, got NaN or infinity"
                 )
-        grown = _allocate(self.positions, self.cell, self.pbc, self.batch, self.layout)
+        grown = allocated(self.positions, self.cell, self.pbc, self.batch, self.layout)
         return replace(grown, schedule=self.schedule)
 
     def why(self) -> str:
         """What made ``did_overflow`` true, in words; outside ``jit``."""
         return check.describe(int(np.asarray(self.problems)))
-
-
-@dataclass(frozen=True)
-class NeighborListFn:
-    """What `neighbor_list` returns: the settings, and `allocate`.
-
-    Attributes:
-        cutoff: in Å.
-        skin: in Å.
-        capacity_multiplier: slack factor of every capacity.
-    """
-
-    cutoff: float
-    skin: float
-    capacity_multiplier: float
-
-    def allocate(
-        self,
-        positions: Float[ArrayLike, "N 3"],
-        cell: Float[ArrayLike, "B 3 3"],
-        pbc: Bool[ArrayLike, "B 3"],
-        batch: Int[ArrayLike, " N"],
-    ) -> NeighborList:
-        """Choose capacities from this geometry and list its pairs; outside ``jit``.
-
-        Args:
-            positions: (N, 3), float32 or float64, in Å, wrapped or not.
-            cell: (B, 3, 3), rows are lattice vectors, in Å, the positions' dtype; rows of axes
-                without periodicity are ignored and may be zero.
-            pbc: (B, 3) bool.
-            batch: (N,), system of each atom, nondecreasing, in ``[0, B)``.
-
-        Returns:
-            The list.
-
-        Raises:
-            TypeError: a dtype is wrong, or an argument is traced.
-            ValueError: a shape is wrong, batch is not sorted or out of range, something is not
-                finite, or the periodic lattice vectors of a system are zero or linearly dependent.
-        """
-        arrays = check.geometry(positions, cell, pbc, batch)
-        layout = Layout(self.cutoff, self.skin, self.capacity_multiplier, 0, 0, None)
-        return _allocate(*arrays, layout)
-
-
-def neighbor_list(
-    cutoff: float, *, skin: float = 0.0, capacity_multiplier: float = 1.25
-) -> NeighborListFn:
-    """Neighbour lists of all ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff`` but ``(i, i, 0)``.
-
-    Atoms may coincide: no pair is too short to be listed.
-
-    Args:
-        cutoff: in Å, any length compared with the cell.
-        skin: in Å. Pairs within cutoff + skin are remembered, and the search is repeated only when
-            atoms and cell have moved so far that a pair could be missing; the list itself always
-            ends at the cutoff.
-        capacity_multiplier: at least 1; arrays have room for this many times what the allocated
-            geometry needs.
-
-    Returns:
-        An object with ``allocate(positions, cell, pbc, batch)``.
-
-    Raises:
-        ValueError: an argument is out of range.
-        TypeError: an argument is no number.
-    """
-    check.settings(cutoff, skin, capacity_multiplier)
-    return NeighborListFn(float(cutoff), float(skin), float(capacity_multiplier))
 
 
 def roomier(nbrs: NeighborList) -> NeighborList:
@@ -315,76 +248,18 @@ def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedul
     )
 
 
-@partial(jax.jit, static_argnums=0)
-def _measure(
-    layout: Layout, positions: Array, cell: Array, pbc: Array, batch: Array, limits: Array
-) -> Array:
-    """Longest run, pairs within cutoff + skin and within the cutoff, self pairs too; (3,) int32."""
-    assert layout.bins is not None
-    frame = make_frame(positions, cell, pbc, layout.cutoff + layout.skin)
-    bins, rows, radius = bins_and_rows(layout, frame, positions, pbc, batch, limits)
-    radii = (radius, radius - layout.skin)
-    counts = [
-        jnp.sum(
-            lax.population_count(row_words(layout.bins, frame, bins, rows, batch, r)),
-            dtype=jnp.int32,
-        )
-        for r in radii[: 1 if layout.skin == 0 else 2]
-    ]
-    return jnp.stack([jnp.max(rows.length), counts[0], counts[-1]])
-
-
-jitted_frame = jax.jit(make_frame)
-
-
 @jax.jit
 def _rebuild(nbrs: NeighborList) -> NeighborList:
     return nbrs.rebuild()
 
 
-def _allocate(
+def allocated(
     positions: Array, cell: Array, pbc: Array, batch: Array, layout: Layout
 ) -> NeighborList:
-    """Allocate with the settings of ``layout`` and at least its capacities."""
-    n_atoms = positions.shape[0]
-    multiplier = layout.capacity_multiplier
-    floor = layout.bins
-    if n_atoms == 0:
-        layout = replace(layout, edges=2, candidates=BITS, bins=None)
-        return _empty(
-            layout, positions, cell, pbc, batch, jnp.asarray(np.ones(pbc.shape, np.int32))
-        )
-    reach = layout.cutoff + layout.skin
-    frame = jitted_frame(positions, cell, pbc, reach)
-    check.frame(frame, pbc)
-    fractions = np.einsum(
-        "ni,nij->nj",
-        np.asarray(positions, np.float64),
-        np.asarray(frame.inverse, np.float64)[np.asarray(batch)],
-    )
-    plan = plan_bins(
-        fractions,
-        np.asarray(frame.heights, np.float64),
-        np.asarray(pbc),
-        np.asarray(batch),
-        reach + 2 * float(frame.slack),
-        floor,
-    )
-    geometry = (positions, cell, pbc, batch, jnp.asarray(plan.limits))
-    sized = replace(layout, edges=2, candidates=BITS, bins=plan.layout)
-    longest, count, n_edges = np.asarray(_measure(sized, *geometry)).tolist()
-    if longest > plan.layout.row_capacity:
-        sized = replace(sized, bins=replace(plan.layout, row_capacity=longest))
-        longest, count, n_edges = np.asarray(_measure(sized, *geometry)).tolist()
-    sized = Layout(
-        cutoff=layout.cutoff,
-        skin=layout.skin,
-        capacity_multiplier=multiplier,
-        edges=max(2, math.ceil((n_edges - n_atoms) * multiplier), layout.edges),
-        candidates=max(round_up(math.ceil(count * multiplier), BITS), layout.candidates),
-        bins=with_rows(plan.layout, longest, multiplier, floor),
-    )
-    return _rebuild(_empty(sized, *geometry))
+    """A list with the settings of ``layout`` and at least its capacities."""
+    layout, limits = sized_for(positions, cell, pbc, batch, layout)
+    nbrs = _empty(layout, positions, cell, pbc, batch, limits)
+    return nbrs if layout.bins is None else _rebuild(nbrs)
 
 
 def _empty(
@@ -410,3 +285,99 @@ def _empty(
         candidates=candidates,
         layout=layout,
     )
+
+
+def _list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: Any) -> Edges:
+    """Implements `NeighborList.__call__`."""
+    atoms, boxes = particle_rows(particles), system_rows(systems)
+    positions = jnp.asarray(atoms.data.positions)
+    cell, pbc = cells_of(boxes)
+    system = rows_of(required(atoms.data, "system", "particles"), boxes.keys, "particles.system")
+    if system.shape != neighbors.batch.shape or cell.shape != neighbors.cell.shape:
+        raise ValueError(
+            "torchcall: neighborlist: expected the numbers of atoms and systems that it was "
+            f"allocated for, {neighbors.batch.shape[0]} and {neighbors.cell.shape[0]}, "
+            f"got {system.shape[0]} and {cell.shape[0]}"
+        )
+    values: Array | None = cutoffs_of(cutoffs, boxes, "cutoffs").astype(positions.dtype)
+    listed = neighbors.layout.cutoff
+    if not isinstance(values, Tracer) and np.allclose(values, listed, rtol=1e-6, atol=0):
+        values = None
+    cell, system = cell.astype(neighbors.cell.dtype), system.astype(jnp.int32)
+    found = _find_edges(neighbors, *lax.stop_gradient((positions, cell)), pbc, system, values)
+    raise_if_concrete(
+        found.systems_differ,
+        "neighborlist",
+        "as many atoms in each system, and the periodicity, as it was allocated for",
+        f"pbc {pbc}, systems {system}",
+    )
+    raise_if_concrete(
+        found.cutoff_exceeded,
+        "neighborlist",
+        f"cutoffs of at most the list's own, {listed:g} Å",
+        getattr(cutoffs, "data", cutoffs),
+    )
+    flag = found.did_overflow | found.systems_differ | found.cutoff_exceeded
+    return Edges(Index(atoms.keys, found.edge_index.T), found.offsets[:, None], found.n_edges, flag)
+
+
+class _FoundEdges(NamedTuple):
+    """Edges between the caller's atoms, with error flags."""
+
+    edge_index: Array
+    offsets: Array
+    n_edges: Array
+    did_overflow: Array
+    systems_differ: Array
+    cutoff_exceeded: Array
+
+
+@jax.jit
+def _find_edges(
+    neighbors: NeighborList,
+    positions: Array,
+    cell: Array,
+    pbc: Array,
+    system: Array,
+    cutoffs: Array | None,
+) -> _FoundEdges:
+    n = system.shape[0]
+    row = lax.iota(jnp.int32, n)
+    as_allocated = jnp.all(system == neighbors.batch)
+    order = lax.cond(as_allocated, lambda: row, lambda: lax.sort((system, row), num_keys=2)[1])
+    # System sizes and periodicity are fixed at allocation.
+    differ = jnp.any(system[order] != neighbors.batch) | jnp.any(pbc != neighbors.pbc)
+    index, offsets, n_edges, overflow = _updated(neighbors, positions[order], cell)
+    rows = jnp.append(order, jnp.int32(n))
+    index = lax.cond(as_allocated, lambda: index, lambda: rows[index])
+    if cutoffs is None:
+        return _FoundEdges(index, offsets, n_edges, overflow, differ, jnp.zeros((), bool))
+    listed = neighbors.layout.cutoff
+    # Negated, so that NaN counts as exceeded.
+    exceeded = ~jnp.all(cutoffs <= listed * (1 + 1e-6))
+    if n:
+        edges = (index, offsets, n_edges)
+        index, offsets, n_edges = lax.cond(
+            jnp.any(cutoffs < listed * (1 - 1e-6)),
+            lambda: within_cutoffs(edges, positions, cell, system, cutoffs),
+            lambda: edges,
+        )
+    return _FoundEdges(index, offsets, n_edges, overflow, differ, exceeded)
+
+
+def _updated(
+    neighbors: NeighborList, positions: Array, cell: Array
+) -> tuple[Array, Array, Array, Array]:
+    def update() -> tuple[Array, Array, Array, Array]:
+        new = neighbors.update(positions, cell)
+        return new.edge_index, new.cell_offsets, new.n_edges, new.did_overflow
+
+    def update_if_moved() -> tuple[Array, Array, Array, Array]:
+        same = jnp.all(positions == neighbors.positions) & jnp.all(cell == neighbors.cell)
+        old = (neighbors.edge_index, neighbors.cell_offsets, neighbors.n_edges)
+        return lax.cond(
+            same & (neighbors.problems == 0), lambda: (*old, neighbors.did_overflow), update
+        )
+
+    # On a GPU, a condition would synchronise with the host.
+    return lax.platform_dependent(cpu=update_if_moved, default=update)

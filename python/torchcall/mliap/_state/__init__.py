@@ -1,7 +1,8 @@
 """States, views, lenses and patches, and torch potentials over them."""
 
+from torchcall.mliap._edges import Edges
 from torchcall.mliap._state._cache import CachedOut
-from torchcall.mliap._state._graph import Edges, HyperGraph, TorchMliapInput
+from torchcall.mliap._state._graph import HyperGraph, TorchMliapInput
 from torchcall.mliap._state._lens import Lens, View, lens
 from torchcall.mliap._state._make import (
     empty_cache,

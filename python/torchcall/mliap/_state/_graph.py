@@ -8,39 +8,16 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array
 
+from torchcall.mliap._edges import Edges, compact
 from torchcall.mliap._graph import AtomGraph, check_graph
 from torchcall.mliap._model import TorchMliap
-from torchcall.mliap._table import Index, ParticleId, SystemId, Table, rows_of
+from torchcall.mliap._rows import cells_of, particle_rows, required, system_rows
+from torchcall.mliap._table import ParticleId, SystemId, Table, rows_of
 
 P = TypeVar("P")
 S = TypeVar("S")
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["indices", "shifts", "n_edges", "did_overflow"],
-    meta_fields=[],
-)
-@dataclass(frozen=True)
-class Edges:
-    """A full directed list of pairs: `r = x_j − x_i + S h`, `|r| < cutoff`; a pytree.
-
-    Attributes:
-        indices: (e, 2), sender i and receiver j; edges with an index out of range are ignored.
-        shifts: (e, 1, 3), S, integer-valued, of any dtype.
-        n_edges: (), number of valid edges, which come first; None if they may be anywhere.
-        did_overflow: () bool, whether pairs may be missing; energies and gradients are then NaN.
-            None means False.
-    """
-
-    indices: Index[ParticleId] | Int[Array, "e 2"]
-    shifts: Float[Array, "e 1 3"] | Int[Array, "e 1 3"]
-    n_edges: Int[Array, ""] | None = None
-    did_overflow: Bool[Array, ""] | None = None
 
 
 @partial(
@@ -73,89 +50,6 @@ class TorchMliapInput(NamedTuple, Generic[P, S]):
 
     parameters: TorchMliap
     graph: HyperGraph[P, S]
-
-
-class Rows(NamedTuple):
-    """Keys and data of a table, or of an object in its place."""
-
-    keys: tuple[Any, ...]
-    data: Any
-
-
-def particle_rows(particles: Any) -> Rows:
-    """Keys and data of the atoms. Without a table, keys are 0, 1, ….
-
-    Raises:
-        TypeError: an attribute is missing.
-    """
-    return _rows(particles, "particles", "positions", ParticleId)
-
-
-def system_rows(systems: Any) -> Rows:
-    """Keys and data of the systems. Without a table, keys are 0, 1, ….
-
-    Raises:
-        TypeError: there is no cell.
-    """
-    return _rows(systems, "systems", "cell", SystemId)
-
-
-def _rows(table: Any, name: str, attribute: str, label: type[int]) -> Rows:
-    data, keys = table, None
-    if not hasattr(table, attribute) and hasattr(table, "data"):
-        data, keys = table.data, getattr(table, "keys", None)
-    value = required(data, attribute, name)
-    n = jnp.shape(getattr(value, "vectors", value))[:1]
-    if not n:
-        raise ValueError(f"torchcall: {name}.{attribute}: expected an array, got a scalar")
-    if keys is None:
-        keys = tuple(map(label, range(n[0])))
-    if len(keys) != n[0] or len(set(keys)) != n[0]:
-        raise ValueError(
-            f"torchcall: {name}.keys: expected a different key for each of {n[0]} {name}, "
-            f"got {len(keys)} keys, {len(set(keys))} of them different"
-        )
-    return Rows(tuple(keys), data)
-
-
-def required(owner: Any, attribute: str, name: str) -> Any:
-    """The attribute; raises a TypeError that names it."""
-    if not hasattr(owner, attribute):
-        raise TypeError(
-            f"torchcall: {name}: expected an attribute {attribute!r}, got {type(owner).__name__} "
-            "without it"
-        )
-    return getattr(owner, attribute)
-
-
-def raise_if_concrete(wrong: Bool[Array, ""], name: str, expected: str, got: Any) -> None:
-    """Raises ValueError if `wrong` is concrete and true. Under `jit`, callers use a flag."""
-    if not isinstance(wrong, Tracer) and bool(wrong):
-        raise ValueError(f"torchcall: {name}: expected {expected}, got {got}")
-
-
-def cells_of(systems: Rows) -> tuple[Float[Array, "b 3 3"], Bool[Array, "b 3"]]:
-    """Lattice vectors, (b, 3, 3) in Å, and periodicity, (b, 3).
-
-    Raises:
-        ValueError: a shape is wrong.
-    """
-    cell = systems.data.cell
-    b = len(systems.keys)
-    vectors = jnp.asarray(getattr(cell, "vectors", cell))
-    if vectors.shape != (b, 3, 3):
-        raise ValueError(
-            f"torchcall: systems.cell: expected shape {(b, 3, 3)}, got {vectors.shape}"
-        )
-    pbc = getattr(systems.data, "pbc", getattr(cell, "periodic", None))
-    if pbc is None:
-        return vectors, jnp.any(lax.stop_gradient(vectors) != 0, axis=-1)
-    periodic = jnp.asarray(pbc, bool)
-    if periodic.shape not in ((3,), (b, 3)):
-        raise ValueError(
-            f"torchcall: systems.pbc: expected shape (3,) or {(b, 3)}, got {periodic.shape}"
-        )
-    return vectors, jnp.broadcast_to(periodic, (b, 3))
 
 
 def atom_graph(graph: HyperGraph[Any, Any]) -> AtomGraph:
@@ -221,26 +115,3 @@ def _edge_arrays(
     # An index out of range reads the appended entry: no system.
     system = jnp.append(batch, jnp.int32(n_systems))[index]
     return compact(index, offsets, jnp.all(system < n_systems, axis=0))
-
-
-@jax.jit
-def compact(
-    index: Int[Array, "2 e"], offsets: Array, valid: Bool[Array, " e"]
-) -> tuple[Int[Array, "2 e"], Array, Int[Array, ""]]:
-    """Moves the valid edges to the front, in order. Returns their number; the rest is arbitrary."""
-    count = jnp.sum(valid, dtype=jnp.int32)
-
-    def move() -> tuple[Array, Array]:
-        e = valid.shape[0]
-        to = jnp.where(valid, jnp.cumsum(valid, dtype=jnp.int32) - 1, e)
-        return (
-            jnp.zeros_like(index).at[:, to].set(index, mode="drop"),
-            jnp.zeros_like(offsets).at[to].set(offsets, mode="drop"),
-        )
-
-    def move_if_needed() -> tuple[Array, Array]:
-        return lax.cond(jnp.all(valid[1:] <= valid[:-1]), lambda: (index, offsets), move)
-
-    # On a GPU, a condition would synchronise with the host.
-    index, offsets = lax.platform_dependent(cpu=move_if_needed, default=move)
-    return index, offsets, count

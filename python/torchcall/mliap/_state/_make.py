@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._rows import system_rows
 from torchcall.mliap._state._cache import (
     CachedOut,
     StorePatch,
@@ -21,7 +22,7 @@ from torchcall.mliap._state._cache import (
     token_of,
 )
 from torchcall.mliap._state._evaluation import Stored, evaluate
-from torchcall.mliap._state._graph import HyperGraph, atom_graph, system_rows
+from torchcall.mliap._state._graph import HyperGraph, atom_graph
 from torchcall.mliap._state._lens import Lens, View
 from torchcall.mliap._state._model_fn import checked_model, edges_incomplete, from_output, to_output
 from torchcall.mliap._state._neighbors import call_neighborlist

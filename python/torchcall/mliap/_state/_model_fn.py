@@ -9,17 +9,9 @@ from jaxtyping import Array, Bool
 
 from torchcall.mliap._energy import EnergyAndGradients
 from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._rows import cutoffs_of, raise_if_concrete, system_rows
 from torchcall.mliap._state._evaluation import evaluate
-from torchcall.mliap._state._graph import (
-    HyperGraph,
-    P,
-    S,
-    TorchMliapInput,
-    atom_graph,
-    raise_if_concrete,
-    system_rows,
-)
-from torchcall.mliap._state._neighbors import cutoffs_of
+from torchcall.mliap._state._graph import HyperGraph, P, S, TorchMliapInput, atom_graph
 from torchcall.mliap._state._patch import IdPatch, WithPatch
 from torchcall.mliap._state._potential import EMPTY, EmptyType, PositionAndCell, PotentialOut
 from torchcall.mliap._table import Table

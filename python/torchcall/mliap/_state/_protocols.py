@@ -6,8 +6,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
+from torchcall.mliap._edges import Edges
 from torchcall.mliap._model import TorchMliap
-from torchcall.mliap._state._graph import Edges
 from torchcall.mliap._table import Index, ParticleId, SystemId, Table
 
 

@@ -1,0 +1,80 @@
+"""Settings of a neighbour list, and its allocation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+
+from torchcall.mliap._neighbors import check
+from torchcall.mliap._neighbors.neighbor_list import ArrayLike, NeighborList, allocated
+from torchcall.mliap._neighbors.search import Layout
+
+
+@dataclass(frozen=True)
+class NeighborListFn:
+    """What `neighbor_list` returns: the settings, and `allocate`.
+
+    Attributes:
+        cutoff: in Å.
+        skin: in Å.
+        capacity_multiplier: slack factor of every capacity.
+    """
+
+    cutoff: float
+    skin: float
+    capacity_multiplier: float
+
+    def allocate(
+        self,
+        positions: Float[ArrayLike, "N 3"],
+        cell: Float[ArrayLike, "B 3 3"],
+        pbc: Bool[ArrayLike, "B 3"],
+        batch: Int[ArrayLike, " N"],
+    ) -> NeighborList:
+        """Choose capacities from this geometry and list its pairs; outside ``jit``.
+
+        Args:
+            positions: (N, 3), float32 or float64, in Å, wrapped or not.
+            cell: (B, 3, 3), rows are lattice vectors, in Å, the positions' dtype; rows of axes
+                without periodicity are ignored and may be zero.
+            pbc: (B, 3) bool.
+            batch: (N,), system of each atom, nondecreasing, in ``[0, B)``.
+
+        Returns:
+            The list.
+
+        Raises:
+            TypeError: a dtype is wrong, or an argument is traced.
+            ValueError: a shape is wrong, batch is not sorted or out of range, something is not
+                finite, or the periodic lattice vectors of a system are zero or linearly dependent.
+        """
+        arrays = check.geometry(positions, cell, pbc, batch)
+        layout = Layout(self.cutoff, self.skin, self.capacity_multiplier, 0, 0, None)
+        return allocated(*arrays, layout)
+
+
+def neighbor_list(
+    cutoff: float, *, skin: float = 0.0, capacity_multiplier: float = 1.25
+) -> NeighborListFn:
+    """Neighbour lists of all ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff`` but ``(i, i, 0)``.
+
+    Atoms may coincide: no pair is too short to be listed.
+
+    Args:
+        cutoff: in Å, any length compared with the cell.
+        skin: in Å. Pairs within cutoff + skin are remembered, and the search is repeated only when
+            atoms and cell have moved so far that a pair could be missing; the list itself always
+            ends at the cutoff.
+        capacity_multiplier: at least 1; arrays have room for this many times what the allocated
+            geometry needs.
+
+    Returns:
+        An object with ``allocate(positions, cell, pbc, batch)``.
+
+    Raises:
+        ValueError: an argument is out of range.
+        TypeError: an argument is no number.
+    """
+    check.settings(cutoff, skin, capacity_multiplier)
+    return NeighborListFn(float(cutoff), float(skin), float(capacity_multiplier))
