@@ -57,7 +57,7 @@ def models(
         torch.set_num_threads(1)  # serial code, as docs/packages.md advises for small systems
     for method, dynamic in ((ANY, True), (FIXED, False))[: 1 + fixed]:
         path = package_path(folder, name, method)
-        torchcall.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
+        torchcall.mliap.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
         result[method] = TorchMliap.from_package(path)
     torch.set_num_threads(threads)
     return result

@@ -24,7 +24,7 @@ import torch
 
 
 class MaceEnergy(torch.nn.Module):
-    """Energies of a MACE model, for `torchcall.compile`, which differentiates them.
+    """Energies of a MACE model, for `torchcall.mliap.compile`, which differentiates them.
 
     Args:
         model: a `mace.modules.MACE` or `ScaleShiftMACE`. For compilation, build it with
@@ -164,12 +164,12 @@ def silicon(repeat: int = 2) -> Any:
 
 def main() -> None:
     """Compiles the random model into a package."""
-    import torchcall
+    import torchcall.mliap
 
     parser = argparse.ArgumentParser(description="Compile a random MACE model into a package.")
     parser.add_argument("file", help="where to write, e.g. mace.pt2")
     options = parser.parse_args()
-    torchcall.compile(random_silicon(), options.file, example=silicon(), cutoff=5.0)
+    torchcall.mliap.compile(random_silicon(), options.file, example=silicon(), cutoff=5.0)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def package_of(name: str, module: torch.nn.Module, cutoff: float, device: Device
     neighbors = neighbors_of(64, cutoff)
     example, _ = pad_graph(graph_at(neighbors.positions, neighbors.cell, neighbors), cutoff=cutoff)
     path = folder / f"{name.replace(' ', '-')}-{device.of_torch.type}.pt2"
-    return torchcall.compile(
+    return torchcall.mliap.compile(
         module, path, example=example, cutoff=cutoff, device=device.of_torch.type, dynamic=True
     )
 

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return demo(options)
     if command == "compile":
-        from torchcall._compile._cli import main as compile
+        from torchcall.mliap._compile._cli import main as compile
 
         return compile(options)
     print(

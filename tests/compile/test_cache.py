@@ -12,7 +12,7 @@ from torchcall._compile import _cache
 
 
 def compiled(module, path, example, **options):
-    return torchcall.compile(
+    return torchcall.mliap.compile(
         module, path, example=example, cutoff=options.pop("cutoff", reference.CUTOFF), **options
     )
 

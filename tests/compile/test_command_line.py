@@ -6,9 +6,10 @@ import pytest
 import reference
 import torch
 from energies import Soft
+from engines import capacity_of
 
 from torchcall.__main__ import main
-from torchcall._compile._cli import UsageError, load_module, read_example
+from torchcall.mliap._compile._cli import UsageError, load_module, read_example
 
 FACTORY = """
 import torch
@@ -46,9 +47,9 @@ def call(*more, module="soft_model.py:make", path="m.pt2", example="si.xyz", cut
 def test_a_factory_and_a_structure_become_a_package(files, uncompiled, capsys):
     assert call("--static") == 0
     (own,) = uncompiled
-    assert own["cutoff"] == 4.0
-    assert own["dtype"] == "float32"
-    assert own["capacity"]["N"] == 9
+    assert own["user"]["cutoff"] == 4.0
+    assert own["user"]["dtype"] == "float32"
+    assert own["axes"]["N"]["capacity"] == 9
     out, err = capsys.readouterr()
     assert out == ""
     stages = ["loading the module", "reading the example", "tracing Soft", "compiling", "wrote"]
@@ -63,9 +64,9 @@ def test_options_reach_the_compiler(files, uncompiled):
     assert call("--static", "--dtype", "float64", "--no-cache") == 0
     assert call("--static", "--dtype", "float64", "--no-cache") == 0
     assert len(uncompiled) == 2
-    assert {own["dtype"] for own in uncompiled} == {"float64"}
+    assert {own["user"]["dtype"] for own in uncompiled} == {"float64"}
     assert call("--dynamic") == 0
-    assert uncompiled[2]["capacity"] is None
+    assert capacity_of(uncompiled[2]) is None
 
 
 def test_a_pickled_module_needs_permission(files, uncompiled, capsys):
@@ -75,7 +76,7 @@ def test_a_pickled_module_needs_permission(files, uncompiled, capsys):
     assert "runs whatever code the file names" in err
     assert "--allow-pickle" in err
     assert call("--static", "--allow-pickle", module="m.pt") == 0
-    assert uncompiled[0]["dtype"] == "float64"  # that of its weights
+    assert uncompiled[0]["user"]["dtype"] == "float64"  # that of its weights
 
 
 FORMS = ["soft_model.py:make", "soft_model.py:INSTANCE", "soft_model.py:Soft"]

@@ -15,7 +15,7 @@ from torchcall.mliap import AtomGraph, geometry_from_ase, neighbor_list
 def error_of(module, path, example, **options):
     options = {"cutoff": reference.CUTOFF, "dynamic": False} | options
     with pytest.raises((TypeError, ValueError, OSError, RuntimeError)) as caught:
-        torchcall.compile(module, path, example=example, **options)
+        torchcall.mliap.compile(module, path, example=example, **options)
     text = str(caught.value)
     assert text.startswith("torchcall: ")
     return text
@@ -120,7 +120,7 @@ AXES = [("pos", "atoms"), ("edge_index", "edges"), ("cell", "systems")]
 
 @pytest.mark.parametrize("key, what", AXES, ids=[what for _, what in AXES])
 def test_an_example_below_the_minimum_is_an_error(key, what, tmp_path, example):
-    from torchcall._compile._cases import resized
+    from torchcall.mliap._compile._cases import resized
 
     small = resized(example, {"N": 2, "E": 2, "B": 2}, reference.CUTOFF)
     axes = {"pos": ("pos", "atomic_numbers", "batch"), "edge_index": ("cell_offsets",)}
@@ -244,7 +244,7 @@ def test_an_operation_that_cannot_be_exported_is_named(
     text = error_of(odd(function), tmp_path / "m.pt2", example, dynamic=dynamic)
     assert "the module cannot be traced" in text
     assert f"operation {operation}, at {place}:" in text
-    assert "What still works: TorchMliap.from_module(torch.jit.script(module), cutoff)" in text
+    assert "What still works: the module without compilation, as torch.jit.script(module)" in text
 
 
 def test_a_model_that_draws_random_numbers_is_an_error(tmp_path, example):

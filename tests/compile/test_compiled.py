@@ -8,11 +8,11 @@ import pytest
 import reference
 import torch
 from energies import Energies, Soft
-from engines import Energy
+from engines import Energy, capacity_of
 
 import torchcall
-from torchcall._compile._cases import dynamic_cases
 from torchcall._engines.package_file import read_package
+from torchcall.mliap._compile._cases import dynamic_cases
 
 CUTOFF = reference.CUTOFF
 KINDS = ["triclinic", "left-handed", "slab", "slab with a vacuum vector", "wire", "molecule"]
@@ -37,13 +37,17 @@ def test_the_metadata_of_a_package_are_complete(package):
     assert own is not None
     assert own["torch"] == torch.__version__
     assert own["name"] == "Energy"
-    assert own["species"] == [6, 14]
-    assert own["kind"] == "mliap"
-    assert own["cutoff"] == CUTOFF
-    assert own["capacity"] is None
-    assert own["compute_cell_gradients"] is True
-    assert own["minimum"] == {"N": 2, "E": 2, "B": 2}
-    assert own["inputs"][4] == ["edge_index", "int64", [2, "E"]]
+    assert own["user"]["species"] == [6, 14]
+    assert own["user"]["kind"] == "mliap"
+    assert own["user"]["cutoff"] == CUTOFF
+    assert capacity_of(own) is None
+    assert own["user"]["compute_cell_gradients"] is True
+    assert own["axes"]["N"] == {"minimum": 2, "maximum": None, "capacity": None}
+    by_name = {row["name"]: row for row in own["inputs"]}
+    index = {"dtype": "int64", "shape": [2, "E"], "rows_of": "pos"}
+    assert by_name["edge_index"] == {"name": "edge_index"} | index
+    assert by_name["batch"]["rows_of"] == "cell"
+    assert by_name["atomic_numbers"]["members"] == [6, 14]
     assert len(own["content"]) == 64
 
 
@@ -102,7 +106,7 @@ def test_the_same_module_comes_from_the_cache(package, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHCALL_CACHE", str(package.parent / "cache"))
     monkeypatch.setattr(events, "build", None)
     graph = reference.graph([reference.systems()["triclinic"]])
-    path = torchcall.compile(Energy(), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF)
+    path = torchcall.mliap.compile(Energy(), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF)
     assert path.read_bytes() == package.read_bytes()
 
 
@@ -117,13 +121,13 @@ def test_a_damaged_package_is_told_from_a_whole_one(package, tmp_path):
 def test_a_static_package_of_single_precision_serves_its_capacity(tmp_path):
     members = [reference.systems()["triclinic"]]
     graph = reference.graph(members, n_atoms=4, n_edges=20, dtype=torch.float32)
-    path = torchcall.compile(
+    path = torchcall.mliap.compile(
         Soft(torch.float32), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF, dynamic=False
     )
     own = read_package(path).torchcall
     assert own is not None
-    assert own["capacity"] == {"N": 12, "E": graph["edge_index"].shape[1], "B": 2}
-    assert {row[1] for row in own["outputs"]} == {"float32"}
+    assert capacity_of(own) == {"N": 12, "E": graph["edge_index"].shape[1], "B": 2}
+    assert {row["dtype"] for row in own["outputs"]} == {"float32"}
     module = Soft()
     out, exact = load(path)(graph), {}
     double = {key: v.double() if v.is_floating_point() else v for key, v in graph.items()}
@@ -145,7 +149,7 @@ def test_products_of_small_matrices_do_not_limit_the_sizes(tmp_path):
     network = reference.potentials()["message passing"]
     network.layers = network.layers[:1]
     graph = reference.graph(members[:1])
-    path = torchcall.compile(
+    path = torchcall.mliap.compile(
         Energies(network), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF, dynamic=True
     )
     larger = reference.graph(members, n_atoms=20)

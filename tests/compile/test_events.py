@@ -13,6 +13,7 @@ import pytest
 import reference
 import torch
 from energies import Soft, odd
+from engines import capacity_of
 
 import torchcall
 from torchcall.mliap import AtomGraph, pad_graph
@@ -21,7 +22,7 @@ CUTOFF = reference.CUTOFF
 
 
 def compiled(module, path, example, **options):
-    return torchcall.compile(module, path, example=example, cutoff=CUTOFF, **options)
+    return torchcall.mliap.compile(module, path, example=example, cutoff=CUTOFF, **options)
 
 
 def atom_graph(dtype=np.float64):
@@ -46,12 +47,16 @@ def test_a_package_for_any_shapes_is_tried_first(uncompiled, tmp_path, example):
     assert os.listdir(tmp_path / "cache")
     (own,) = uncompiled
     assert ast.literal_eval(path.read_text()) == own
-    assert own["capacity"] is None
-    assert own["dtype"] == "float64"
-    assert own["cutoff"] == CUTOFF
+    assert capacity_of(own) is None
+    assert own["user"]["dtype"] == "float64"
+    assert own["user"]["cutoff"] == CUTOFF
     assert own["name"] == "Soft"
-    assert [row[0] for row in own["inputs"]] == list(example)
-    assert [row[0] for row in own["outputs"]] == ["energy", "position_gradients", "cell_gradients"]
+    assert [row["name"] for row in own["inputs"]] == list(example)
+    assert [row["name"] for row in own["outputs"]] == [
+        "energy",
+        "position_gradients",
+        "cell_gradients",
+    ]
 
 
 def test_a_module_that_fixes_a_size_gets_a_capacity(
@@ -61,7 +66,7 @@ def test_a_module_that_fixes_a_size_gets_a_capacity(
     monkeypatch.setenv("TORCHCALL_PROGRESS", "1")
     compiled(module, tmp_path / "m.pt2", example)
     (own,) = uncompiled
-    assert own["capacity"] == {"N": 9, "E": example["cell_offsets"].shape[0], "B": 2}
+    assert capacity_of(own) == {"N": 9, "E": example["cell_offsets"].shape[0], "B": 2}
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "not for any shapes: the module decides by N <= 500" in printed.err
@@ -74,30 +79,30 @@ def test_a_module_that_fixes_a_size_gets_a_capacity(
 def test_a_path_that_is_wrong_at_one_size_gets_a_capacity(uncompiled, tmp_path, example):
     module = odd(lambda i, e: 2.0 * e if i["pos"].size(0) == 31 else e, "OneSize")
     compiled(module, tmp_path / "m.pt2", example)
-    assert uncompiled[0]["capacity"] is not None
+    assert capacity_of(uncompiled[0]) is not None
 
 
 def test_static_packages_have_the_padded_examples_sizes(uncompiled, tmp_path):
     graph = atom_graph()
     compiled(Soft(), tmp_path / "m.pt2", graph, dynamic=False)
     slots = graph.edge_index.shape[1]
-    assert uncompiled[0]["capacity"] == {"N": 9, "E": slots, "B": 2}
+    assert capacity_of(uncompiled[0]) == {"N": 9, "E": slots, "B": 2}
     larger, _ = pad_graph(atom_graph(np.float32), cutoff=CUTOFF, n_atoms=12, n_edges=200)
     compiled(Soft(), tmp_path / "m.pt2", larger, dynamic=False, dtype="float64")
-    assert uncompiled[1]["capacity"] == {"N": 12, "E": 200, "B": 2}
+    assert capacity_of(uncompiled[1]) == {"N": 12, "E": 200, "B": 2}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["single", "double"])
 def test_the_examples_precision_is_the_packages(dtype, uncompiled, tmp_path):
     own = torch.float32 if dtype == np.float32 else torch.float64
     compiled(Soft(own), tmp_path / "m.pt2", atom_graph(dtype), dynamic=False)
-    assert uncompiled[0]["dtype"] == np.dtype(dtype).name
+    assert uncompiled[0]["user"]["dtype"] == np.dtype(dtype).name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, np.float32, "float32", np.dtype("f4")], ids=str)
 def test_a_dtype_may_be_given_in_any_form(dtype, uncompiled, tmp_path, example):
     compiled(Soft(), tmp_path / "m.pt2", example, dtype=dtype, dynamic=False)
-    assert uncompiled[0]["dtype"] == "float32"
+    assert uncompiled[0]["user"]["dtype"] == "float32"
 
 
 @pytest.mark.parametrize(
@@ -113,15 +118,15 @@ def test_species_come_from_the_module(name, value, species, uncompiled, tmp_path
     module = Soft()
     setattr(module, name, value)
     compiled(module, tmp_path / "m.pt2", example, dynamic=False)
-    assert uncompiled[0]["species"] == species
+    assert uncompiled[0]["user"]["species"] == species
 
 
 def test_modules_that_differentiate_may_lack_cell_gradients(uncompiled, tmp_path, example):
     module = reference.example("stillinger_weber").StillingerWeber()
     compiled(module, tmp_path / "m.pt2", example, dynamic=False)
     (own,) = uncompiled
-    assert own["compute_cell_gradients"] is False
-    assert [row[0] for row in own["outputs"]] == ["energy", "position_gradients"]
+    assert own["user"]["compute_cell_gradients"] is False
+    assert [row["name"] for row in own["outputs"]] == ["energy", "position_gradients"]
 
 
 def test_nothing_of_the_process_changes(uncompiled, tmp_path, example):
@@ -166,7 +171,7 @@ def test_nothing_is_printed_unless_asked_for(uncompiled, tmp_path, example, capf
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False, cache=False)
     out, err = capfd.readouterr()
     assert out == ""
-    stages = ["looking at the module", "tracing Soft", "exporting", "compiling", "checking"]
+    stages = ["running the module", "tracing Soft", "exporting", "compiling", "checking"]
     assert [part for part in stages if part in err] == stages
     assert all(line.startswith("torchcall: compile: ") for line in err.splitlines())
 

@@ -8,7 +8,7 @@ import torch
 from energies import Energies, Pairs, Soft, odd
 
 from torchcall._compile._copy import copy_of
-from torchcall._compile._gradients import Potential
+from torchcall.mliap._compile._gradients import Potential
 
 CPU = torch.device("cpu")
 KINDS = ["triclinic", "left-handed", "slab", "slab with a vacuum vector", "wire", "molecule"]
@@ -16,7 +16,7 @@ KINDS = ["triclinic", "left-handed", "slab", "slab with a vacuum vector", "wire"
 
 def potential_of(module, graph, dtype=None):
     result = Potential(module, dtype, CPU)
-    result.look_at(graph)
+    result.inspect(graph)
     return result
 
 

@@ -11,20 +11,19 @@ from torchcall._engines.package_file import PackageMetadata, read_package
 
 FOLDER = "m/data/aotinductor/model/"
 OWN = {
-    "format": 1,
-    "kind": "mliap",
+    "format": 2,
     "name": "Model",
     "torch": "2.13.0",
     "device": "cpu",
-    "dtype": "float32",
-    "cutoff": 5.0,
-    "species": [14],
-    "compute_cell_gradients": True,
-    "inputs": [["pos", "float32", ["N", 3]]],
-    "outputs": [["energy", "float32", ["B"]]],
-    "capacity": None,
-    "minimum": {"N": 2, "E": 2, "B": 2},
+    "inputs": [
+        {"name": "pos", "dtype": "float32", "shape": ["N", 3]},
+        {"name": "index", "dtype": "int64", "shape": ["N"], "rows_of": "pos"},
+        {"name": "kind", "dtype": "int64", "shape": ["N"], "members": [6, 14]},
+    ],
+    "outputs": [{"name": "energy", "dtype": "float32", "shape": [1]}],
+    "axes": {"N": {"minimum": 2, "maximum": None, "capacity": None}},
     "content": "00",
+    "user": {},
 }
 
 
@@ -119,19 +118,27 @@ def test_what_is_no_package_is_an_error_that_says_what_it_is(make, part, tmp_pat
     assert part in error_of(make(tmp_path))
 
 
+def first(**more):
+    return {"inputs": [OWN["inputs"][0] | more, *OWN["inputs"][1:]]}
+
+
 CHANGES = [
-    ({"format": 2}, "of format 1, got 2"),
+    ({"format": 1}, "of format 2, got 1"),
+    ({"format": 3}, "of format 2, got 3"),
     ({"format": True}, "has no format"),
-    ({"cutoff": "5"}, "'cutoff': '5'"),
-    ({"cutoff": True}, "'cutoff': True"),
-    ({"cutoff": -1.0}, "'cutoff': -1.0"),
-    ({"cutoff": float("nan")}, "'cutoff': nan"),
-    ({"capacity": {"N": 3}}, "'capacity'"),
-    ({"capacity": {"N": 3, "E": 0, "B": 2}}, "'capacity'"),
-    ({"inputs": [["pos", "float32"]]}, "'inputs'"),
-    ({"outputs": [["energy", "float32", ["Z"]]]}, "'outputs'"),
-    ({"compute_cell_gradients": 1}, "'compute_cell_gradients'"),
-    ({"species": 14}, "'species'"),
+    ({"name": 3}, "'name': 3"),
+    ({"user": []}, "'user': []"),
+    ({"axes": {"N": {"minimum": 2}}}, "'axes'"),
+    ({"axes": {"N": {"minimum": 2, "maximum": None, "capacity": -1}}}, "'axes'"),
+    ({"axes": {"N": {"minimum": None, "maximum": None, "capacity": None}}}, "'axes'"),
+    ({"inputs": [["pos", "float32", [3]]]}, "'inputs'"),
+    (first(shape=["Z"]), "'inputs'"),
+    (first(shape=[-1]), "'inputs'"),
+    (first(rows_of="nothing"), "'rows_of': 'nothing'"),
+    (first(members=[]), "'members': []"),
+    (first(members=[128]), "'members': [128]"),
+    (first(members=6), "'members': 6"),
+    ({"outputs": [{"name": "energy", "dtype": "float32", "shape": ["Z"]}]}, "'outputs'"),
 ]
 
 

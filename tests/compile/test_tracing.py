@@ -5,13 +5,15 @@ import reference
 import torch
 from energies import Energies, Pairs, Soft, odd
 
-from torchcall._compile._build import content_of, export_graph
-from torchcall._compile._cases import dynamic_cases, resized, static_cases
-from torchcall._compile._check import DifferentError, References, graph_function
-from torchcall._compile._form import B, E, N, sizes_of
-from torchcall._compile._gradients import Potential
-from torchcall._compile._run import _of_distinct_sizes
-from torchcall._compile._trace import SpecialisedError, inlined_script_functions, trace
+from torchcall._compile._build import content_of
+from torchcall._compile._compare import DifferentError
+from torchcall._compile._errors import SpecialisedError
+from torchcall.mliap._compile._cases import dynamic_cases, resized, static_cases
+from torchcall.mliap._compile._form import B, E, N, sizes_of
+from torchcall.mliap._compile._gradients import Potential
+from torchcall.mliap._compile._references import References, graph_function
+from torchcall.mliap._compile._run import _of_distinct_sizes
+from torchcall.mliap._compile._trace import export_graph, inlined_script_functions, trace
 
 CPU = torch.device("cpu")
 CUTOFF = reference.CUTOFF
@@ -29,7 +31,7 @@ def modules():
 
 def traced(module, example, *, dynamic=True):
     potential = Potential(module, None, CPU)
-    potential.look_at(example)
+    potential.inspect(example)
     graph = _of_distinct_sizes(example) if dynamic else example
     with torch.enable_grad():
         return potential, graph, trace(potential, graph, dynamic=dynamic)
@@ -143,7 +145,7 @@ class Flattened(torch.nn.Module):
 
 def test_the_content_is_that_of_operators_and_weights(example):
     def content(module):
-        return content_of(traced(module, example)[2])
+        return content_of(traced(module, example)[2].module)
 
     same, module = content(Soft()), Soft()
     assert content(module) == same

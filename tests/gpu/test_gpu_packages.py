@@ -21,7 +21,7 @@ def package(device, tmp_path_factory):
     """One package for the device; compiling is slow."""
     with jax.default_device(device):
         graph, _ = graph_on(device, *systems())
-        return torchcall.compile(
+        return torchcall.mliap.compile(
             POTENTIALS[NAME](), tmp_path_factory.mktemp("packages") / "network.pt2",
             example=graph, cutoff=CUTOFF, device=TORCH_DEVICE,
         )  # fmt: skip

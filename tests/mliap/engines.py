@@ -50,7 +50,9 @@ def package(tmp_path_factory):
         example = reference.graph([reference.systems()["triclinic"]])
         torch.set_num_threads(1)  # serial code sums in a fixed order
         try:
-            return torchcall.compile(Energy(), path, example=example, cutoff=CUTOFF, dynamic=True)
+            return torchcall.mliap.compile(
+                Energy(), path, example=example, cutoff=CUTOFF, dynamic=True
+            )
         finally:
             torch.set_num_threads(threads)
 
@@ -65,6 +67,12 @@ def potential(engine, package, **options):
     return TorchMliap.from_module(module, CUTOFF, True, **options)
 
 
+def capacity_of(own):
+    """The capacities in a package's metadata, None where its shapes are free."""
+    capacity = {name: axis["capacity"] for name, axis in own["axes"].items()}
+    return None if set(capacity.values()) == {None} else capacity
+
+
 def changed(package, path, **changes):
     """A copy of a package with changed metadata."""
     with zipfile.ZipFile(package) as source, zipfile.ZipFile(path, "w") as target:
@@ -73,8 +81,13 @@ def changed(package, path, **changes):
             if entry.filename.endswith("metadata.json"):
                 fields = json.loads(content)
                 own = json.loads(fields["torchcall"])
-                own.update({k: v for k, v in changes.items() if k in own})
-                fields.update({k: v for k, v in changes.items() if k not in own})
+                for key, value in changes.items():
+                    if key == "capacity":
+                        for name, size in value.items():
+                            own["axes"][name]["capacity"] = size
+                    else:
+                        places = (own, own["user"], fields)
+                        next((p for p in places if key in p), fields)[key] = value
                 content = json.dumps(fields | {"torchcall": json.dumps(own)}).encode()
             target.writestr(entry, content)
     return path

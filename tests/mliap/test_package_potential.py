@@ -167,7 +167,7 @@ def test_float_outputs_are_not_cast_silently_in_a_generic_wrapper(package, padde
         ),
         ({"AOTI_DEVICE_KEY": "xpu"}, "cpu or cuda, got one for xpu"),
         ({"AOTI_MACHINE": "riscv"}, "got one for a machine riscv"),
-        ({"format": 99}, "expected torchcall metadata of format 1, got 99"),
+        ({"format": 99}, "expected torchcall metadata of format 2, got 99"),
     ],
     ids=["torch", "a device torch lacks", "a device of another kind", "machine", "format"],
 )

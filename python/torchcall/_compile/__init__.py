@@ -1,4 +1,4 @@
-"""From a module to a package: gradients, tracing, export, compilation, checks, cache."""
+"""From any module to a package: export, compilation, comparison with the module, cache."""
 
 from torchcall._compile._errors import CompileError
 from torchcall._compile._public import compile

@@ -1,82 +1,84 @@
-"""From a graph of operators to a package, with torch's exporter and compiler."""
+"""From an exported program to a package, with torch's compiler."""
 
 import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import sympy
 import torch
-from torch._dynamo.exc import UserError
 from torch._guards import detect_fake_mode
 from torch._inductor import aoti_compile_and_package
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
-from torch.export import Dim, ExportedProgram, export
+from torch.export import ExportedProgram
 from torch.fx.experimental import _config
 
-from torchcall._compile._errors import CompileError, ToolchainError, cannot_export, message_of
-from torchcall._compile._form import INPUTS, MINIMUM, Graph
-from torchcall._compile._trace import SpecialisedError, Traced
+from torchcall._compile._errors import (
+    CompileError,
+    SpecialisedError,
+    ToolchainError,
+    cannot_export,
+    message_of,
+)
 from torchcall._engines.package_file import METADATA_KEY
 
 
-class _OfDicts(torch.nn.Module):
-    """A function of tensors in order as a function of one dict, which is a package's argument."""
-
-    def __init__(self, flat: torch.fx.GraphModule, outputs: list[str]) -> None:
-        super().__init__()
-        self.flat = flat
-        self.outputs = outputs
-
-    def forward(self, input: Graph) -> dict[str, torch.Tensor]:
-        return dict(zip(self.outputs, self.flat(*[input[key] for key in INPUTS]), strict=True))
-
-
-def export_graph(
-    name: str, traced: Traced, example: Graph, outputs: list[str], *, dynamic: bool
-) -> ExportedProgram:
-    """The graph as an exported program.
+def shapes_of(
+    program: ExportedProgram,
+) -> tuple[list[list[int | str]], list[list[int | str]], dict[str, tuple[int, int]]]:
+    """Shapes of the inputs and outputs with named axes, and the range of each axis.
 
     Raises:
-        SpecialisedError: `dynamic`, and torch's exporter finds that a size cannot be a symbol.
-        CompileError: the graph cannot be exported.
+        SpecialisedError: sizes depend on one another other than by equality, or the program was
+            chosen by a decision about sizes that their ranges do not state.
     """
-    shapes: Any = None
-    if dynamic:
-        dims = {axis: Dim(axis, min=least) for axis, least in MINIMUM.items()}
-        shapes = {
-            key: {i: dims[n] for i, n in enumerate(form) if isinstance(n, str)}
-            for key, form in INPUTS.items()
-        }
-    try:
-        program = export(
-            _OfDicts(traced.module, outputs), (dict(example),), dynamic_shapes=shapes and (shapes,)
-        )
-    except UserError as error:
-        if dynamic:
-            raise SpecialisedError(str(error).strip().splitlines()[0]) from error
-        raise cannot_export(name, "exported", error) from error
-    except Exception as error:
-        raise cannot_export(name, "exported", error) from error
-    written = program.graph_signature.user_inputs_to_mutate
-    if written:
-        raise CompileError(
-            f"torchcall: {name}: compile: expected a module that leaves its input as it is, got "
-            f"one that writes to {', '.join(sorted(written.values()))} for some shapes only; give "
-            "it copies (.clone())"
-        )
-    return program
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    names: dict[Any, str] = {}
+
+    def shape(name: str, *, known_only: bool) -> list[int | str]:
+        result: list[int | str] = []
+        for size in values[name].shape:
+            expression = size.node.expr if isinstance(size, torch.SymInt) else sympy.Integer(size)
+            if expression.is_Integer:
+                result.append(int(expression))
+                continue
+            if not expression.is_Symbol or (known_only and expression not in names):
+                raise SpecialisedError(f"a size depends on others as {expression}")
+            result.append(names.setdefault(expression, f"n{len(names)}"))
+        return result
+
+    signature = program.graph_signature
+    inputs = [shape(str(name), known_only=False) for name in signature.user_inputs]
+    outputs = [shape(str(name), known_only=True) for name in signature.user_outputs]
+    mode = detect_fake_mode([value for value in values.values() if value is not None])
+    env = mode.shape_env if mode else None
+    for guard in _decisions(program):
+        # By the ranges alone: torch would also take each decision as evidence for itself.
+        bounds: Any = None if env is None else env.bound_sympy(env.simplify(guard.expr))
+        if bounds is not None and bounds.lower is not sympy.true:
+            raise SpecialisedError(f"the module decides by {guard.expr} {guard.sloc}")
+    limits: Any = program.range_constraints
+    ranges = {name: (int(limits[s].lower), _upper(limits[s].upper)) for s, name in names.items()}
+    return inputs, outputs, ranges
 
 
-def content_of(traced: Traced) -> str:
-    """SHA-256 of the graph's operators and of its constants: another model, another text."""
-    digest = hashlib.sha256()
-    for path, module in traced.module.named_modules():
-        if isinstance(module, torch.fx.GraphModule):
-            digest.update(f"{path}\n{module.graph}\n".encode())
-    tensors = {**traced.module.state_dict(), **_plain_tensors(traced.module)}
+def _upper(limit: Any) -> int:
+    return int(limit) if getattr(limit, "is_Integer", False) else sys.maxsize
+
+
+def content_of(module: torch.nn.Module, *constants: Mapping[str, Any], structure: str = "") -> str:
+    """SHA-256 of a graph's operators and constants: different for different models."""
+    digest = hashlib.sha256(structure.encode())
+    for path, part in module.named_modules():
+        if isinstance(part, torch.fx.GraphModule):
+            digest.update(f"{path}\n{part.graph}\n".encode())
+    tensors = {**module.state_dict(), **_plain_tensors(module)}
+    for group in constants:
+        tensors |= {k: v for k, v in group.items() if isinstance(v, torch.Tensor)}
     for name, tensor in sorted(tensors.items()):
         value = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -95,7 +97,7 @@ def _plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def options(device: torch.device) -> dict[str, Any]:
-    """What torch's compiler is told, beside the metadata."""
+    """Options of torch's compiler, beside the metadata."""
     if device.type != "cpu":
         return {}
     return {
@@ -103,7 +105,7 @@ def options(device: torch.device) -> dict[str, Any]:
         "compile_threads": 1,
         # One thread needs no parallel regions and no atomic sums; more are counted at run time.
         "cpp.threads": 1 if torch.get_num_threads() == 1 else -1,
-        # torch's 512 starts threads for loops that end before they have started.
+        # With torch's 512, loops start threads that take longer to start than the loop takes.
         "cpp.min_chunk_size": 4096,
     }
 

@@ -1,4 +1,4 @@
-"""What to say of a module that cannot become a package: which operation, and what still works."""
+"""Errors of modules that cannot be compiled: the operation, its place, and what still works."""
 
 import sysconfig
 import traceback
@@ -9,8 +9,8 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 STILL_WORKS = (
-    "What still works: TorchMliap.from_module(torch.jit.script(module), cutoff) where the module "
-    "can be scripted, and TorchMliap.from_module(module, cutoff), which runs it in Python"
+    "What still works: the module without compilation, as torch.jit.script(module) where it can be "
+    "scripted, or as it is, which runs it in Python"
 )
 
 _ADVICE = (
@@ -24,6 +24,10 @@ _LARGEST_MESSAGE = 1200  # characters of torch's own words
 
 class CompileError(RuntimeError):
     """A module could not be made into a package."""
+
+
+class SpecialisedError(Exception):
+    """A graph holds for some shapes only; the text says which axis and where that was decided."""
 
 
 class ToolchainError(CompileError):
@@ -99,7 +103,7 @@ def _place(error: BaseException) -> str | None:
 
 
 _TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_HERE = str(Path(__file__).parents[1])
 _STANDARD = sysconfig.get_paths()["stdlib"]
 
 

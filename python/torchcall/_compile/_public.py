@@ -13,39 +13,35 @@ def compile(
     module: torch.nn.Module,
     path: str | Path,
     *,
-    example: Any,
-    cutoff: float,
-    dtype: Any = None,
-    device: str | torch.device = "cpu",
+    example: tuple[Any, ...],
     dynamic: Literal["auto"] | bool = "auto",
+    device: str | torch.device = "cpu",
     cache: bool = True,
 ) -> Path:
-    """Makes an AOTInductor package that returns energies and their gradients.
+    """Compiles any module into an AOTInductor package, which `torchcall.load` runs.
 
-    The package serves any numbers of atoms, edges and systems from 2 on, if the module allows it.
-    Otherwise its shapes are those of the padded example, which it records as its capacity.
+    The package is written only after its results have been compared with the module's own on the
+    example and, where sizes may vary, on longer inputs made by repeating it: to 1e-10 of the
+    largest number of an output in float64, 1e-4 in float32, 2e-2 in half precision; integers must
+    be equal.
 
-    It is written only after its results have been compared with the module's own on several shapes
-    and structures: to 1e-10 of the largest number of their kind in float64, 1e-4 in float32.
+    For interatomic potentials use `torchcall.mliap.compile`, which derives gradients.
 
     Args:
-        module: an eager module that takes an `AtomGraphInput` of tensors and returns energies (B,)
-            in eV, alone or in a dict under 'energy'; or, if it differentiates inside, a dict with
-            'position_gradients' (N, 3), ∂E/∂r, and, where it has them, 'cell_gradients' (B, 3, 3),
-            ∂E/∂h. It stays as it is: a copy is compiled, in eval mode, its weights constants.
-        path: where to write, a name that ends in `.pt2`. What is there already is replaced at the
-            end, in one step.
-        example: a `torchcall.mliap.AtomGraph`, or an `AtomGraphInput` of arrays of any library,
-            phantoms included. Only a static package depends on its sizes.
-        cutoff: in Å, recorded for `TorchMliap.from_package`.
-        dtype: float32 or float64, of inputs and outputs, to which weights and buffers are cast too;
-            None: that of the example's positions, and weights stay as they are.
+        module: an eager module. Its arguments and results are pytrees of tensors. It stays as it
+            is: a copy is compiled, in eval mode, its weights constants.
+        path: where to write, a name that ends in `.pt2`. An existing file is replaced at the end,
+            in one step.
+        example: the positional arguments, a tuple of pytrees of arrays of any library. Their dtypes
+            are those of the package; torch or NumPy arrays give int64 without x64 in JAX.
+        dynamic: "auto": axes of two or more entries may have any size where the module allows it;
+            the others, or all, are fixed to the example's. True: an error if all axes are fixed.
+            False: all axes are fixed. With TORCHCALL_PROGRESS=1, what is fixed is reported. A
+            module that calls `torch.autograd.grad` inside its forward is compiled for fixed sizes.
         device: "cpu" or "cuda".
-        dynamic: "auto": any shapes where that is possible; True: else an error; False: the padded
-            example's shapes only.
-        cache: whether to look for, and keep, the package in `$TORCHCALL_CACHE`, by default
-            `~/.cache/torchcall/packages`. Its key is made of the traced operators, the weights, the
-            options, torch and the machine.
+        cache: whether to reuse packages from, and store them in, `$TORCHCALL_CACHE`, by default
+            `~/.cache/torchcall/packages`. The key covers the operators, the weights, the options,
+            torch and the machine.
 
     Returns:
         The path.
@@ -53,21 +49,18 @@ def compile(
     Raises:
         TypeError, ValueError: an argument is wrong; the message names it.
         OSError: the path cannot be written.
-        RuntimeError: the module cannot be compiled; the message says which operation stands in the
-            way, and what still works.
+        CompileError: the module cannot be compiled; the message names the operation.
     """
     # torch's compiler takes seconds to import: only who compiles waits for it.
+    from torchcall._compile._module import run
     from torchcall._compile._progress import Progress
-    from torchcall._compile._run import run
 
     return run(
         module,
         path,
         example=example,
-        cutoff=cutoff,
-        dtype=dtype,
-        device=device,
         dynamic=dynamic,
+        device=device,
         cache=cache,
         progress=Progress(),
     )

@@ -1,4 +1,4 @@
-"""Model files, looked at before torch loads them: nothing is unpickled by accident."""
+"""Checks of model files before torch loads them, without unpickling anything."""
 
 import struct
 import zipfile
@@ -6,7 +6,7 @@ import zlib
 from pathlib import Path
 
 _ARCHIVE = "a TorchScript archive"
-# What `zipfile` raises on files that begin and end well.
+# What `zipfile` raises on damaged files.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -19,9 +19,9 @@ _DAMAGE = (
 
 
 def is_package(path: Path) -> bool:
-    """Whether a file is an AOTInductor package, as far as its table of contents or name tells."""
+    """Whether a file is an AOTInductor package, by its table of contents, else by its name."""
     try:
-        if not path.is_file():  # opening a pipe would wait for whoever writes to it
+        if not path.is_file():  # opening a pipe would block
             return False
         with zipfile.ZipFile(path) as archive:
             return any("aotinductor" in name for name in archive.namelist())
@@ -30,7 +30,7 @@ def is_package(path: Path) -> bool:
 
 
 def check_archive(path: Path) -> None:
-    """Makes sure that a file is a whole TorchScript archive.
+    """Checks that a file is a complete TorchScript archive.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: it cannot be read.
@@ -48,7 +48,7 @@ def check_archive(path: Path) -> None:
 
 
 def checked_entries(path: Path, expected: str) -> dict[str, zipfile.ZipInfo]:
-    """A zip archive's files by their names below its one folder; every byte has been checked.
+    """A zip archive's entries by their names below its one folder, with verified checksums.
 
     Args:
         path: of the file.
@@ -106,7 +106,7 @@ def _contents(path: Path) -> tuple[dict[str, zipfile.ZipInfo] | None, str | None
 
 
 def refusal(path: Path, expected: str, got: str, error: type[Exception] = ValueError) -> Exception:
-    """The error that says what a file should be and what it is."""
+    """The error for a file of another kind."""
     return error(f"torchcall: {path}: expected {expected}, got {got}")
 
 
@@ -115,7 +115,7 @@ class PickledModelError(ValueError):
 
 
 def pickled(path: Path, expected: str) -> Exception:
-    """The refusal of a file that `torch.save` made."""
+    """The error for a file that `torch.save` made."""
     return refusal(
         path,
         expected,

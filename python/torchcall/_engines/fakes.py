@@ -1,4 +1,4 @@
-"""Output shapes and dtypes from fake tensors: the model's operations are followed, none is run."""
+"""Output shapes and dtypes by tracing with fake tensors, without running the model."""
 
 import logging
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from torchcall._call.specs import torch_dtype, torch_dtype_name
 
-# What reads a list and leaves it as it is.
+# Operators that only read a list.
 _READS = {
     "aten::tensor",
     "aten::as_tensor",
@@ -27,22 +27,22 @@ _DTYPES = {"float": None, "int": torch.int64, "bool": torch.bool, "complex": tor
 
 
 class NotFollowableError(ValueError):
-    """The model does something that fake tensors cannot follow."""
+    """The model cannot be traced with fake tensors."""
 
 
 def followable(module: Any) -> Callable[..., Any]:
-    """Returns a function with the outputs' shapes and dtypes of `module`, to call with fakes.
+    """A function over fake tensors with the outputs' shapes and dtypes of `module`.
 
-    Inside TorchScript, `torch.tensor([...])` writes the list straight into the tensor's memory,
-    which a fake has none of: the process would end. Such a node is replaced by one that makes a
-    tensor of the same shape and dtype.
+    Inside TorchScript, `torch.tensor([...])` writes the list into the tensor's memory. Fake tensors
+    have none, so the process would end. Such a node is replaced by one that makes a tensor of the
+    same shape and dtype.
 
     Args:
         module: a script module or function. Returned itself where there is nothing to replace.
 
     Raises:
-        NotFollowableError: a tensor is made of a list whose length the code does not tell, or a
-            list of a tensor's values, or a part of the model runs on another thread.
+        NotFollowableError: a tensor is made of a list of unknown length or of a tensor's values, or
+            a part of the model runs on another thread.
     """
     graph = module.inlined_graph
     for kind, what in (("prim::tolist", "tolist()"), ("prim::fork", "torch.jit.fork")):
@@ -115,7 +115,7 @@ def _stays_as_made(value: Any) -> bool:
 
 
 class InferenceError(ValueError):
-    """The outputs cannot be told without running the model."""
+    """The outputs are unknown without running the model."""
 
 
 _NAMED_TUPLES: dict[tuple[str, tuple[str, ...]], type[Any]] = {}
@@ -129,10 +129,10 @@ def infer_outputs(
     *,
     requires_grad: bool,
 ) -> Any:
-    """Returns the pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
+    """The pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
 
     Args:
-        load: returns the model as something that takes fakes; its weights stay where they are.
+        load: returns the model as a function of fake tensors; its weights are not moved.
         args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that
             the module gets, everything else as it is.
         kwargs: keyword arguments, likewise.
@@ -143,7 +143,7 @@ def infer_outputs(
     """
     operations = _Operations()
     try:
-        # Whatever mode the calling thread is in, the outcome must be the same.
+        # Independent of the mode of the calling thread.
         with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
             follow = load()
         with (
@@ -190,7 +190,7 @@ class _Operations(TorchDispatchMode):
 
 @contextmanager
 def _quiet_logger(name: str) -> Iterator[None]:
-    """torch logs the traceback of an operation that refuses its operands; the error has it all."""
+    """Silences a logger of torch: the error carries the same traceback."""
     logger = logging.getLogger(name)
     was_disabled, logger.disabled = logger.disabled, True
     try:
@@ -212,7 +212,7 @@ def _fake(value: Any) -> Any:
 def _text(error: Exception) -> str:
     try:
         return str(error) or type(error).__name__
-    except Exception:  # whatever its own __str__ raises
+    except Exception:  # raised by its own __str__
         return type(error).__name__
 
 
@@ -230,7 +230,7 @@ def _explain(text: str, first_error: str) -> str:
 
 
 def _reason(text: str, first_error: str) -> str:
-    """What went wrong first, then the TorchScript traceback that the interpreter puts before it."""
+    """The cause first, then the TorchScript traceback, which the interpreter puts before it."""
     before, found, after = text.partition("Traceback of TorchScript")
     if not found:
         return text.strip()

@@ -15,21 +15,33 @@ from torchcall._call.specs import describe
 from torchcall._call.tree import NONE, TENSOR, TUPLE, Node
 from torchcall._engines.package_file import PackageMetadata, read_package, read_sources
 
-# Which operands of a potential's package are indices, and into the rows of which they point.
-_INDICES = (("edge_index", "pos"), ("batch", "cell"))
+# Concurrent calls; runners share the weights.
+_MOST_RUNNERS = 16
+
+# Vector instructions as torch's compiler names them, and torch's checks of this processor.
+_ISA_CHECKS = {
+    "AVX2": "_is_avx2_supported",
+    "AVX512": "_is_avx512_supported",
+    "AVX512_VNNI": "_is_vnni_supported",
+    "AMX_TILE": "_is_amx_tile_supported",
+}
+
+# The file that torch copies into the source of every package, and a name by which to find it.
+_INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
+_ENTRY_POINT = "AOTInductorModelContainerCreate("
 
 
 class PackageCall:
-    """A call whose every shape and dtype is compared with what the package was compiled for.
+    """A call whose shapes and dtypes are compared with those the package was compiled for.
 
-    A package that `torchcall.compile` made says what that is; of any other, the checks compiled
-    into it are all there is, and its inputs are copied, for it may write to them.
+    They are known for packages that `torchcall.compile` made. Any other package relies on the
+    checks compiled into it, and gets copies of its inputs, because it may write to them.
 
     Args:
         call_spec: two lines, torch's pytrees of the arguments and of the results.
         metadata: what `torchcall.compile` wrote, None for a package of another origin.
-        device: what it was compiled for.
-        call: what goes in.
+        device: the kind of device it was compiled for.
+        call: the arguments.
 
     Raises:
         ValueError: an argument is not what the package takes.
@@ -60,33 +72,28 @@ class PackageCall:
         self.index_checks: list[IndexCheck] = []
         self._axes: dict[str, int] = {}
         if metadata is not None:
-            # By the key of the package's one argument, an AtomGraphInput.
-            operands = dict(zip((row[0] for row in metadata["inputs"]), order, strict=True))
-            for (_, dtype, shape), k in zip(metadata["inputs"], order, strict=True):
-                self._check(call.arrays[k], dtype, shape)
-            self.index_checks = [IndexCheck(operands[key], operands[of]) for key, of in _INDICES]
-            if metadata["species"]:
-                species = IndexCheck.members(operands["atomic_numbers"], metadata["species"])
-                self.index_checks.append(species)
+            self._check_operands(metadata, order)
 
     def infer_outputs(self) -> Any:
-        """What the package says that it returns.
+        """The outputs that the package's metadata state.
 
         Raises:
-            ValueError: it says nothing.
+            ValueError: it has none.
         """
         if self._metadata is None:
             raise ValueError(
                 "output_spec: expected a pytree of jax.ShapeDtypeStruct, got None: a package that "
-                "torchcall.compile did not make does not tell its outputs' shapes"
+                "torchcall.compile did not make does not state its outputs' shapes"
             )
-        return {
-            name: jax.ShapeDtypeStruct(tuple(self._axes.get(n, n) for n in shape), dtype)
-            for name, dtype, shape in self._metadata["outputs"]
-        }
+        rows = self._metadata["outputs"]
+        specs = [
+            jax.ShapeDtypeStruct(tuple(self._axes.get(n, n) for n in row["shape"]), row["dtype"])
+            for row in rows
+        ]
+        return torch_pytree.tree_map(lambda position: specs[position], self._results)
 
     def results(self, outputs: Any) -> list[Node]:
-        """The package's results in its order, None for those that nobody asks for."""
+        """The package's results in its order, None for those that are not wanted."""
         leaves, treedef = jax.tree.flatten(outputs)
         pairs: list[tuple[int, int]] = []
         slots = jax.tree.unflatten(treedef, range(len(leaves)))
@@ -102,35 +109,50 @@ class PackageCall:
         """None: no Python runs."""
         del outputs, n_lengths
 
-    def _check(self, leaf: int, dtype: str, shape: list[Any]) -> None:
-        """Compares an operand with what the package was compiled for, and notes its axes' sizes."""
-        assert self._metadata is not None
+    def _check_operands(self, metadata: dict[str, Any], order: list[int]) -> None:
+        """Compares all operands with the metadata, and collects the range checks of each call."""
+        rows = metadata["inputs"]
+        operands = dict(zip((row["name"] for row in rows), order, strict=True))
+        for row, k in zip(rows, order, strict=True):
+            self._check(self._call.arrays[k], row, metadata["axes"])
+            if "rows_of" in row:
+                self.index_checks.append(IndexCheck(k, operands[row["rows_of"]]))
+            if "members" in row:
+                self.index_checks.append(IndexCheck.members(k, row["members"]))
+
+    def _check(self, leaf: int, row: dict[str, Any], axes: dict[str, dict[str, Any]]) -> None:
+        """Compares an operand's dtype and shape, and notes the sizes of its named axes."""
         name, spec = self._call.names[leaf], self._call.specs[leaf]
-        got_dtype = jax.numpy.dtype(self._call.casts[leaf] or spec.dtype)
-        got = jax.ShapeDtypeStruct(spec.shape, got_dtype)
+        dtype, shape = row["dtype"], row["shape"]
+        got = jax.ShapeDtypeStruct(
+            spec.shape, jax.numpy.dtype(self._call.casts[leaf] or spec.dtype)
+        )
         expected = f"{dtype} ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
+
+        def refuse(text: str) -> ValueError:
+            return ValueError(f"{name}: expected {expected}{text}")
+
         if str(got.dtype) != dtype:
-            raise ValueError(
-                f"{name}: expected {expected}, got {describe(got)}; input_spec casts inside torch"
-            )
+            raise refuse(f", got {describe(got)}; input_spec casts inside torch")
         if len(got.shape) != len(shape):
-            raise ValueError(f"{name}: expected {expected}, got {describe(got)}")
-        capacity = self._metadata["capacity"] or {}
-        for axis, size in zip(shape, got.shape, strict=True):
-            wanted: Any = self._axes.get(axis, capacity.get(axis, axis))
-            if isinstance(axis, str):
-                least = self._metadata["minimum"][axis]
-                if size < least:
-                    raise ValueError(
-                        f"{name}: expected {expected} with {axis} >= {least}, got {describe(got)}"
-                    )
-                if wanted == axis:
-                    wanted = size
-                self._axes[axis] = wanted
-            if size != wanted:
-                where = f" with {axis} = {wanted}" if isinstance(axis, str) else ""
-                why = ", the capacity that the package was compiled for" * (axis in capacity)
-                raise ValueError(f"{name}: expected {expected}{where}{why}, got {describe(got)}")
+            raise refuse(f", got {describe(got)}")
+        for size, wanted in zip(got.shape, shape, strict=True):
+            if not isinstance(wanted, str):
+                if size != wanted:
+                    raise refuse(f", got {describe(got)}")
+                continue
+            axis = axes[wanted]
+            for limit, sign, wrong in (
+                ("minimum", ">=", size < axis["minimum"]),
+                ("maximum", "<=", axis["maximum"] is not None and size > axis["maximum"]),
+            ):
+                if wrong:
+                    raise refuse(f" with {wanted} {sign} {axis[limit]}, got {describe(got)}")
+            capacity = axis["capacity"]
+            known = self._axes.setdefault(wanted, size if capacity is None else capacity)
+            if size != known:
+                why = ", the capacity that the package was compiled for" * (capacity is not None)
+                raise refuse(f" with {wanted} = {known}{why}, got {describe(got)}")
 
 
 def _skeleton(line: str) -> Any:
@@ -180,31 +202,15 @@ def _kind(given: Any) -> str:
     return type(given).__name__
 
 
-# Calls that can be under way at once; each further runner costs little, its weights are shared.
-_MOST_RUNNERS = 16
-
-# The vector instructions that torch's compiler names, and torch's own look at this machine.
-_ISA_CHECKS = {
-    "AVX2": "_is_avx2_supported",
-    "AVX512": "_is_avx512_supported",
-    "AVX512_VNNI": "_is_vnni_supported",
-    "AMX_TILE": "_is_amx_tile_supported",
-}
-
-# What torch copies into the source of every package, and a name by which it is found there.
-_INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
-_ENTRY_POINT = "AOTInductorModelContainerCreate("
-
-
 class PackageSource:
-    """A package file. What it says of itself is read before its code is loaded."""
+    """A package file. Its metadata are read and checked before its code is loaded."""
 
     engine = "AOTInductor"
     weights = "own"
 
     def __init__(self, path: Path) -> None:
         self._metadata = _checked(path)
-        self._read = True  # since it was loaded last
+        self._verified = True  # since it was loaded last
         self._path = path.resolve()
         own = self._metadata.torchcall
         self.label = path.stem if own is None else str(own["name"])
@@ -217,7 +223,7 @@ class PackageSource:
 
     @property
     def metadata(self) -> PackageMetadata:
-        """What the package says of itself."""
+        """The package's metadata."""
         return self._metadata
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
@@ -229,15 +235,15 @@ class PackageSource:
         del requires_grad  # gradients are among its results
         if freeze:
             raise ValueError("freeze=True: expected a TorchScript module, got a package")
-        metadata = self._metadata if self._read else _checked(self._path)
-        self._read = False
+        metadata = self._metadata if self._verified else _checked(self._path)
+        self._verified = False
         if _form(metadata) != _form(self._metadata):
             raise ValueError(
                 "refresh: expected a package with the same arguments and results, got another "
                 "one; make a new wrapper"
             )
         self._metadata = metadata
-        # The package's own checks of its inputs. It looks once, when it runs for the first time.
+        # Enables the checks compiled into packages, which read this at their first run.
         os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         runners = min(os.cpu_count() or 1, _MOST_RUNNERS)
         try:
@@ -249,9 +255,9 @@ class PackageSource:
             ) from error
 
     def python_module(self, model: _bridge.Model) -> dict[str, Any]:
-        """What `torchcall.compile` wrote into the package; empty for one of another origin."""
+        """The `user` section of the package's metadata; empty for one of another origin."""
         del model
-        return self._metadata.torchcall or {}
+        return {} if self._metadata.torchcall is None else self._metadata.torchcall["user"]
 
     def look_at(self, model: _bridge.Model, call: Call) -> PackageCall:
         """Settles a call; see `EngineCall`."""
@@ -262,12 +268,11 @@ def _form(metadata: PackageMetadata) -> object:
     own = metadata.torchcall
     if own is None:
         return None
-    keys = ("inputs", "outputs", "capacity", "minimum", "cutoff", "compute_cell_gradients")
-    return [own[key] for key in keys]
+    return [own[key] for key in ("inputs", "outputs", "axes", "user")]
 
 
 def _checked(path: Path) -> PackageMetadata:
-    """Reads a package's metadata and makes sure that its code can run here."""
+    """Reads a package's metadata and checks that its code can run here."""
     metadata = read_package(path)
 
     def refuse(expected: str, got: str) -> ValueError:
@@ -299,9 +304,9 @@ def _home(metadata: PackageMetadata) -> int | None:
 
 
 def _is_of_this_torch(path: Path) -> bool:
-    """Whether a package contains the code that this torch puts into each, or none to compare.
+    """Whether a package's source contains this torch's interface file, or no source at all.
 
-    Packages do not tell the version of torch. Their source has one file of torch's, word for word.
+    Packages do not record torch's version. torch copies this file into the source of each.
     """
     try:
         ours = _words(_INTERFACE.read_text())

@@ -1,7 +1,6 @@
-"""What an AOTInductor package (`.pt2`) says about itself, read without running anything in it."""
+"""The metadata of AOTInductor packages (`.pt2`), read without loading their code."""
 
 import json
-import math
 import zipfile
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from typing import Any
 
 from torchcall._engines.archive import checked_entries, pickled, refusal
 
-FORMAT = 1
-"""Of torchcall's own metadata; a reader refuses a newer one."""
+FORMAT = 2
+"""Version of torchcall's own metadata; any other is refused."""
 
 METADATA_KEY = "torchcall"
 _LARGEST_METADATA = 1 << 20  # bytes; ours is about one thousand
@@ -21,15 +20,15 @@ _MODEL = "model"  # torch's name for the only model of a package
 
 @dataclass(frozen=True)
 class PackageMetadata:
-    """What a package says about itself.
+    """The metadata of a package.
 
     Attributes:
-        device: what it was compiled for: "cpu" or "cuda".
+        device: the kind of device it was compiled for: "cpu" or "cuda".
         platform, machine, isa: of the machine that it was compiled for: "linux", "x86_64" and the
             vector instructions that its code may use, such as "AVX512 AVX512_VNNI"; None where the
             torch that compiled it did not write them.
-        torchcall: what `torchcall.compile` wrote (docs/packages.md has its keys); None in a
-            package that was made by other means.
+        torchcall: what `torchcall.compile` or `torchcall.mliap.compile` wrote (docs/packages.md
+            lists the keys); None in a package that was made by other means.
     """
 
     device: str
@@ -40,16 +39,14 @@ class PackageMetadata:
 
 
 def read_package(path: Path) -> PackageMetadata:
-    """Reads the metadata of a package; nothing is loaded, compiled code least of all.
-
-    Every byte of the file is compared with its checksum on the way.
+    """Reads the metadata of a package without loading its code; verifies all checksums.
 
     Args:
         path: a `.pt2` file.
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: the file cannot be read.
-        ValueError: it is no AOTInductor package, or a damaged one.
+        ValueError: it is not an AOTInductor package, or a damaged one.
     """
     entries = checked_entries(path, _PACKAGE)
     libraries = {name: entry for name, entry in entries.items() if name.endswith(".so")}
@@ -124,20 +121,15 @@ def _json(path: Path, text: str | bytes) -> Any:
         raise _refusal(path, f"one whose metadata is no JSON: {error}") from error
 
 
-_OWN: dict[str, tuple[type, ...]] = {
-    "kind": (str,),
-    "name": (str,),
-    "torch": (str,),
-    "device": (str,),
-    "dtype": (str,),
-    "cutoff": (int, float),
-    "species": (list, type(None)),
-    "compute_cell_gradients": (bool,),
-    "inputs": (list,),
-    "outputs": (list,),
-    "capacity": (dict, type(None)),
-    "minimum": (dict,),
-    "content": (str,),
+_KEYS: dict[str, type] = {
+    "name": str,
+    "torch": str,
+    "device": str,
+    "inputs": list,
+    "outputs": list,
+    "axes": dict,
+    "content": str,
+    "user": dict,
 }
 
 
@@ -151,28 +143,44 @@ def _own_metadata(path: Path, text: str) -> dict[str, Any]:
             f"{own['format']}: the package was made by another version of torchcall; compile the "
             "model again"
         )
-    for key, types in _OWN.items():
+    for key, kind in _KEYS.items():
         if key not in own:
             raise _refusal(path, f"one whose torchcall metadata lacks {key!r}")
-        if not isinstance(own[key], types) or (isinstance(own[key], bool) and bool not in types):
+        if not isinstance(own[key], kind):
             raise _refusal(path, f"one whose torchcall metadata has {key!r}: {own[key]!r}")
-    if not 0 < own["cutoff"] < math.inf:
-        raise _refusal(path, f"one whose torchcall metadata has 'cutoff': {own['cutoff']!r}")
+    if not all(map(_is_axis, own["axes"].values())):
+        raise _refusal(path, f"one whose torchcall metadata has 'axes': {own['axes']!r}")
     for key in ("inputs", "outputs"):
-        if not all(_is_tensor(row) for row in own[key]):
+        if not all(_is_row(row, own["axes"]) for row in own[key]):
             raise _refusal(path, f"one whose torchcall metadata has {key!r}: {own[key]!r}")
-    for key in ("capacity", "minimum"):
-        sizes = own[key]
-        if sizes is not None and not (
-            set(sizes) == {"N", "E", "B"} and all(type(n) is int and n > 0 for n in sizes.values())
-        ):
-            raise _refusal(path, f"one whose torchcall metadata has {key!r}: {sizes!r}")
+    names = [row["name"] for row in own["inputs"]]
+    for row in own["inputs"]:
+        if not _is_checked(row, names):
+            raise _refusal(path, f"one whose torchcall metadata has an input {row!r}")
     return own
 
 
-def _is_tensor(row: object) -> bool:
-    """Whether this is `[name, dtype, shape]`, a shape being numbers and the names of axes."""
-    if not isinstance(row, list) or len(row) != 3 or not isinstance(row[2], list):
+def _is_axis(axis: object) -> bool:
+    """Whether this is `{"minimum": n, "maximum": n or None, "capacity": n or None}`."""
+    if not isinstance(axis, dict) or set(axis) != {"minimum", "maximum", "capacity"}:
         return False
-    shape = all(n in ("N", "E", "B") or (type(n) is int and n >= 0) for n in row[2])
-    return isinstance(row[0], str) and isinstance(row[1], str) and shape
+    limits = [limit for limit in axis.values() if limit is not None]
+    return type(axis["minimum"]) is int and all(type(n) is int and n >= 0 for n in limits)
+
+
+def _is_row(row: object, axes: dict[str, Any]) -> bool:
+    """Whether this has a name, a dtype, and a shape of numbers and names of axes."""
+    if not isinstance(row, dict) or not isinstance(row.get("shape"), list):
+        return False
+    texts = isinstance(row.get("name"), str) and isinstance(row.get("dtype"), str)
+    return texts and all(
+        size in axes if isinstance(size, str) else type(size) is int and size >= 0
+        for size in row["shape"]
+    )
+
+
+def _is_checked(row: dict[str, Any], names: list[str]) -> bool:
+    """Whether `rows_of` names an input, and `members` lists numbers from 0 to 127."""
+    members = row.get("members", [0])
+    numbers = isinstance(members, list) and all(type(n) is int and 0 <= n < 128 for n in members)
+    return numbers and bool(members) and row.get("rows_of", names[0]) in names

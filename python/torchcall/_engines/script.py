@@ -17,22 +17,22 @@ from torchcall._engines.fakes import followable, infer_outputs
 
 
 class ScriptSource:
-    """What live modules and archives have in common."""
+    """A TorchScript model, live or in an archive."""
 
     engine = "TorchScript"
     weights = "own"
 
     def python_module(self, model: _bridge.Model) -> Any:
-        """The model as a Python object, to follow with fake tensors."""
+        """The model as a Python object, for tracing with fake tensors."""
         raise NotImplementedError
 
     def look_at(self, model: _bridge.Model, call: Call) -> "ScriptCall":
-        """Settles a call; see `EngineCall`."""
+        """Plans a call; see `EngineCall`."""
         return ScriptCall(self, model, call)
 
 
 class LiveSource(ScriptSource):
-    """A `ScriptModule` or script function of this process, reached without serialising it."""
+    """A `ScriptModule` or script function of this process, used without serialising it."""
 
     path = None
 
@@ -67,6 +67,7 @@ class FileSource(ScriptSource):
 
     def __init__(self, path: Path) -> None:
         check_archive(path)
+        self._verified = True  # since it was loaded last
         self._path = path.resolve()
         self.name = self.label = path.name
 
@@ -77,7 +78,9 @@ class FileSource(ScriptSource):
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
         """Makes the native model."""
-        check_archive(self._path)
+        if not self._verified:
+            check_archive(self._path)
+        self._verified = False
         try:
             model = _bridge.Model.from_file(str(self._path), freeze, requires_grad)
         except ValueError as error:
@@ -87,12 +90,12 @@ class FileSource(ScriptSource):
         return model
 
     def python_module(self, model: _bridge.Model) -> Any:
-        """What the native model writes out: the file may have changed or gone since."""
+        """A copy of the loaded model: the file may have changed since, or be gone."""
         return torch.jit.load(io.BytesIO(model.serialize()), map_location="cpu")
 
 
 class ScriptCall:
-    """A call of a TorchScript model. What it may write to, the native side finds in its graph."""
+    """A call of a TorchScript model. Which inputs it writes to, C++ finds in its graph."""
 
     def __init__(self, source: ScriptSource, model: _bridge.Model, call: Call) -> None:
         self._source = source
@@ -105,11 +108,11 @@ class ScriptCall:
         model.check_arguments(self.arguments, len(call.arrays))
 
     def infer_outputs(self) -> Any:
-        """Follows the model with fake tensors."""
+        """Traces the model with fake tensors."""
 
         def follow() -> Any:
             module = self._source.python_module(self._model)
-            # The fakes, which are on the CPU, must not end up in the caller's module.
+            # Fake tensors are on the CPU and must not end up in the caller's module.
             if _elsewhere(module):
                 module = copy.deepcopy(module).cpu()
             elif self._model.keeps_state:
@@ -134,7 +137,7 @@ class ScriptCall:
 
 
 def _elsewhere(module: Any) -> bool:
-    """Whether weights are on another device than the CPU."""
+    """Whether any weight is on another device than the CPU."""
     if not isinstance(module, torch.nn.Module):
         return False
     return any(t.device.type != "cpu" for t in (*module.parameters(), *module.buffers()))

@@ -9,6 +9,7 @@ from torchcall.mliap._adapters import (
 )
 from torchcall.mliap._check_model import CheckReport, check_model
 from torchcall.mliap._chunks import RunError, run_chunks
+from torchcall.mliap._compile import compile
 from torchcall.mliap._energy import EnergyAndGradients, energy, energy_and_gradients
 from torchcall.mliap._graph import AtomGraph, PaddingMasks, pad_graph
 from torchcall.mliap._input import AtomGraphInput
@@ -101,6 +102,7 @@ __all__ = [
     "View",
     "WithPatch",
     "check_model",
+    "compile",
     "edges_from_jax_md",
     "edges_from_pairs",
     "empty_cache",

@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int
 from torchcall._call.call import IndexCheck
 from torchcall._call.narrowing import Axis, CallOptions, Narrowing
 from torchcall._call.specs import torch_dtype
-from torchcall._engines.package import PackageSource
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
+from torchcall.mliap._package import read_potential
 from torchcall.mliap._species import unknown_element, wrapped_species
 from torchcall.mliap._table import SystemId, Table
 
@@ -106,7 +106,7 @@ class TorchMliap:
     def from_package(
         cls, path: str | Path, *, narrow: Literal["auto", False] = "auto", **options: Any
     ) -> TorchMliap:
-        """Wraps a package that `torchcall.compile` made; it knows all that a potential needs.
+        """Wraps a package that `torchcall.mliap.compile` made, which states its cutoff and dtypes.
 
         Args:
             path: the `.pt2` file.
@@ -115,29 +115,20 @@ class TorchMliap:
 
         Raises:
             FileNotFoundError, ValueError: the file is missing, damaged, or compiled for another
-                torch, device or processor; or another program made it, and it does not say what it
-                takes.
+                torch, device or processor; or it was not made by `torchcall.mliap.compile`.
             TypeError: a spec was given.
         """
-        source: Any = PackageSource(Path(path))
-        own = source.metadata.torchcall
-        if own is None:
-            raise ValueError(
-                f"torchcall: {path}: expected a package made by torchcall.compile, got one of "
-                "another origin, which does not tell its cutoff and dtypes; wrap it with "
-                "TorchMliap(cutoff, torchcall.load(path, input_spec=...))"
-            )
+        package = read_potential(Path(path))
         _refuse_specs("from_package", options)
         _check_narrow("from_package", narrow)
-        casts = {key: torch_dtype(dtype) for key, dtype, _ in own["inputs"]}
-        wrapper = TorchModuleWrapper(source, input_spec=((casts,), {}), **options)
-        capacity = own["capacity"]
+        casts = {key: torch_dtype(dtype) for key, dtype in package.dtypes.items()}
+        source: Any = package.source
         return cls(
-            _one_cutoff(own["cutoff"]),
-            wrapper,
-            own["compute_cell_gradients"],
+            _one_cutoff(package.cutoff),
+            TorchModuleWrapper(source, input_spec=((casts,), {}), **options),
+            package.compute_cell_gradients,
             narrow=narrow,
-            capacity=None if capacity is None else (capacity["N"], capacity["E"], capacity["B"]),
+            capacity=package.capacity,
         )
 
     def call(self, input: AtomGraphInput) -> dict[str, Array]:
@@ -233,6 +224,8 @@ class TorchMliap:
 
     @property
     def _name(self) -> str:
+        if isinstance(self.wrapper, TorchModuleWrapper):
+            return self.wrapper._name
         return getattr(self.wrapper, "__name__", type(self.wrapper).__name__)
 
     def _index_checks(self, input: AtomGraphInput) -> tuple[IndexCheck, ...]:

@@ -7,7 +7,8 @@ import torch
 
 from torchcall._compile._copy import copy_of
 from torchcall._compile._errors import CompileError, message_of
-from torchcall._compile._form import INPUTS, OUTPUTS, Graph, dtype_name, shape_of, sizes_of
+from torchcall._compile._metadata import dtype_name
+from torchcall.mliap._compile._form import INPUTS, OUTPUTS, Graph, shape_of, sizes_of
 from torchcall.mliap._lattice_torch import centred, lattice_gradient_from_virial
 
 Evaluate = Callable[[Graph], dict[str, torch.Tensor]]
@@ -41,7 +42,7 @@ class Potential:
         self.dtype = dtype or torch.float32
         self._writes = False
 
-    def look_at(self, example: Graph) -> dict[str, torch.Tensor]:
+    def inspect(self, example: Graph) -> dict[str, torch.Tensor]:
         """Runs the module on the example and learns what it returns.
 
         Returns:

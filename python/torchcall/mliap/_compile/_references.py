@@ -1,20 +1,13 @@
-"""Does what was compiled give what the module gives?"""
+"""Comparisons of a package with its module on graphs."""
 
-import math
 from collections.abc import Callable, Iterable
 
 import torch
 
-from torchcall._compile._cases import Case
-from torchcall._compile._form import Graph
-from torchcall._compile._gradients import Evaluate, Potential
-
-# Relative to the largest number of a kind: sums in another order, and fused multiplications.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
-
-
-class DifferentError(Exception):
-    """Something else came out; the text says what and where."""
+from torchcall._compile._compare import TOLERANCE, DifferentError, compare_tensors, largest
+from torchcall.mliap._compile._cases import Case
+from torchcall.mliap._compile._form import Graph
+from torchcall.mliap._compile._gradients import Evaluate, Potential
 
 
 class References:
@@ -48,15 +41,16 @@ class References:
         """
         # Forces that vanish by symmetry, and energies of lone atoms, have no size of their own.
         sizes = {
-            key: max(_largest(result[key]) for result in self.results[:2])
-            for key in self.results[0]
+            key: max(largest(result[key]) for result in self.results[:2]) for key in self.results[0]
         }
         for case, expected in zip(self.cases, self.results, strict=True):
             found = _run(evaluate, case)
             for key, reference in expected.items():
                 share = len(self.cases[0].graph["pos"]) if key == "energy" else 1
-                size = max(_largest(reference), sizes[key] / share)
-                _compare(f"[{key!r}] for {case.what}", found[key], reference, self.tolerance, size)
+                size = max(largest(reference), sizes[key] / share)
+                compare_tensors(
+                    f"[{key!r}] for {case.what}", found[key], reference, self.tolerance, size
+                )
 
 
 def graph_function(module: Callable[..., tuple[torch.Tensor, ...]], keys: list[str]) -> Evaluate:
@@ -74,28 +68,3 @@ def _run(evaluate: Evaluate, case: Case) -> dict[str, torch.Tensor]:
         return evaluate({key: value.clone() for key, value in case.graph.items()})
     except Exception as error:
         raise DifferentError(f"fails for {case.what}: {type(error).__name__}: {error}") from error
-
-
-def _compare(
-    what: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float, size: float
-) -> None:
-    if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise DifferentError(
-            f"{what}: expected {_form(expected)} as the module, got {_form(found)}"
-        )
-    same = torch.isclose(found, expected, rtol=0.0, atol=tolerance * size, equal_nan=True)
-    if not bool(same.all()):
-        worst = float((found - expected).abs().nan_to_num(math.inf).max())
-        raise DifferentError(
-            f"{what}: expected what the module gives to within {tolerance * size:.1e}, got a "
-            f"difference of {worst:.1e}"
-        )
-
-
-def _form(tensor: torch.Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _largest(values: torch.Tensor) -> float:
-    finite = values[torch.isfinite(values)]
-    return float(finite.abs().max()) if finite.numel() else 0.0

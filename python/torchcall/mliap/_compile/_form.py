@@ -1,10 +1,13 @@
 """The fixed form of a potential's inputs and outputs, and the metadata that state it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from torchcall._engines.package_file import FORMAT
+from torchcall._compile import _metadata as _compile_metadata
+from torchcall._compile._metadata import axis, dtype_name, row
+from torchcall.mliap._package import KIND
 
 N, E, B = "N", "E", "B"
 
@@ -56,39 +59,48 @@ def dtype_of(key: str, floats: torch.dtype) -> torch.dtype:
     return torch.bool if key == "pbc" else floats
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """NumPy's name: float32 for `torch.float32`."""
-    return str(dtype).removeprefix("torch.")
-
-
 def metadata_of(
     *,
     name: str,
     device: torch.device,
     dtype: torch.dtype,
     cutoff: float,
-    species: list[int] | None,
+    species: Iterable[int] | None,
     cell_gradients: bool,
     capacity: Sizes | None,
     content: str,
 ) -> dict[str, Any]:
-    """What a package says about itself, to be read by `_engines.package_file`."""
-    outputs = list(OUTPUTS) if cell_gradients else list(OUTPUTS)[:2]
-    return {
-        "format": FORMAT,
-        "kind": "mliap",
-        "name": name,
-        "torch": torch.__version__,
-        "device": device.type,
-        "dtype": dtype_name(dtype),
-        "cutoff": cutoff,
-        "species": species,
-        "compute_cell_gradients": cell_gradients,
-        "inputs": [
-            [key, dtype_name(dtype_of(key, dtype)), list(form)] for key, form in INPUTS.items()
-        ],
-        "outputs": [[key, dtype_name(dtype), list(OUTPUTS[key])] for key in outputs],
-        "capacity": capacity,
-        "minimum": MINIMUM,
-        "content": content,
+    """The metadata of a potential's package.
+
+    Edges number atoms and atoms number systems; atomic numbers are members of `species`. `user` is
+    what `TorchMliap.from_package` reads.
+    """
+    known = None if species is None else sorted(species)
+    checks: dict[str, dict[str, Any]] = {
+        "edge_index": {"rows_of": "pos"},
+        "batch": {"rows_of": "cell"},
     }
+    if known and known[-1] < 128:
+        checks["atomic_numbers"] = {"members": known}
+    keys = list(OUTPUTS) if cell_gradients else list(OUTPUTS)[:2]
+    return _compile_metadata.metadata_of(
+        name=name,
+        device=device,
+        content=content,
+        inputs=[
+            row(key, dtype_of(key, dtype), list(form), **checks.get(key, {}))
+            for key, form in INPUTS.items()
+        ],
+        outputs=[row(key, dtype, list(OUTPUTS[key])) for key in keys],
+        axes={
+            name: axis(least, capacity=None if capacity is None else capacity[name])
+            for name, least in MINIMUM.items()
+        },
+        user={
+            "kind": KIND,
+            "dtype": dtype_name(dtype),
+            "cutoff": cutoff,
+            "species": known,
+            "compute_cell_gradients": cell_gradients,
+        },
+    )

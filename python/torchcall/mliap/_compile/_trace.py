@@ -8,8 +8,10 @@ from typing import Any
 
 import sympy
 import torch
+from torch._dynamo.exc import UserError
 from torch._dynamo.source import LocalSource
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -18,15 +20,11 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 
 from torchcall._compile._copy import scripted_parts
-from torchcall._compile._errors import Watch, cannot_export
-from torchcall._compile._form import INPUTS, B, E, Graph, N, Sizes
-from torchcall._compile._gradients import Potential
+from torchcall._compile._errors import CompileError, SpecialisedError, Watch, cannot_export
+from torchcall.mliap._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes
+from torchcall.mliap._compile._gradients import Potential
 
 _LARGEST = 100_000  # of an axis, the largest excluded size that is worth trying
-
-
-class SpecialisedError(Exception):
-    """A graph holds for some shapes only; the text says which axis and where that was decided."""
 
 
 @dataclass(frozen=True)
@@ -173,3 +171,51 @@ def _violation(unequal: Any, names: dict[Any, str]) -> Sizes | None:
     if not size.is_Integer or not 2 <= size <= _LARGEST:
         return None
     return {names[symbol]: int(size)}
+
+
+class _OfDicts(torch.nn.Module):
+    """A function of tensors in order as a function of one dict, which is a package's argument."""
+
+    def __init__(self, flat: torch.fx.GraphModule, outputs: list[str]) -> None:
+        super().__init__()
+        self.flat = flat
+        self.outputs = outputs
+
+    def forward(self, input: Graph) -> dict[str, torch.Tensor]:
+        return dict(zip(self.outputs, self.flat(*[input[key] for key in INPUTS]), strict=True))
+
+
+def export_graph(
+    name: str, traced: Traced, example: Graph, outputs: list[str], *, dynamic: bool
+) -> ExportedProgram:
+    """The graph as an exported program.
+
+    Raises:
+        SpecialisedError: `dynamic`, and torch's exporter finds that a size cannot be a symbol.
+        CompileError: the graph cannot be exported.
+    """
+    shapes: Any = None
+    if dynamic:
+        dims = {axis: Dim(axis, min=least) for axis, least in MINIMUM.items()}
+        shapes = {
+            key: {i: dims[n] for i, n in enumerate(form) if isinstance(n, str)}
+            for key, form in INPUTS.items()
+        }
+    try:
+        program = export(
+            _OfDicts(traced.module, outputs), (dict(example),), dynamic_shapes=shapes and (shapes,)
+        )
+    except UserError as error:
+        if dynamic:
+            raise SpecialisedError(str(error).strip().splitlines()[0]) from error
+        raise cannot_export(name, "exported", error) from error
+    except Exception as error:
+        raise cannot_export(name, "exported", error) from error
+    written = program.graph_signature.user_inputs_to_mutate
+    if written:
+        raise CompileError(
+            f"torchcall: {name}: compile: expected a module that leaves its input as it is, got "
+            f"one that writes to {', '.join(sorted(written.values()))} for some shapes only; give "
+            "it copies (.clone())"
+        )
+    return program

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchcall._compile._form import dtype_name
+from torchcall._compile._metadata import dtype_name
 from torchcall._compile._progress import Progress
 from torchcall._engines import unpickle
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> Path:
-    from torchcall._compile._run import run
+    from torchcall.mliap._compile._run import run
 
     progress = Progress(True)
     with progress.stage("loading the module"):
@@ -166,8 +166,8 @@ def read_example(path: Path, cutoff: float, dtype: str) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from torchcall._compile._example import checked_cutoff
     from torchcall.mliap import AtomGraph, geometry_from_ase, neighbor_list
+    from torchcall.mliap._compile._example import checked_cutoff
 
     cutoff = checked_cutoff(cutoff)
     try:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from torchcall._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes, sizes_of
+from torchcall.mliap._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes, sizes_of
 
 _RATTLE = 0.05  # Å
 

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from jax.core import Tracer
 
-from torchcall._compile._form import INPUTS, MINIMUM, Graph, dtype_name, dtype_of, shape_of
+from torchcall._compile._metadata import dtype_name
 from torchcall.mliap import AtomGraph, pad_graph
+from torchcall.mliap._compile._form import INPUTS, MINIMUM, Graph, dtype_of, shape_of
 
 _FLOATS = {"float32": torch.float32, "float64": torch.float64}
 

@@ -1,0 +1,380 @@
+"""Any module: its example, its exported program, the axes that may vary, its comparison."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import torch
+import torch.utils._pytree as torch_pytree
+from jax.core import Tracer
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim, ExportedProgram, export
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from torchcall._call.specs import DTYPE_NAMES, torch_dtype
+from torchcall._compile._build import content_of, shapes_of
+from torchcall._compile._compare import DifferentError, compare_results
+from torchcall._compile._copy import copy_of
+from torchcall._compile._errors import (
+    CompileError,
+    SpecialisedError,
+    ToolchainError,
+    Watch,
+    cannot_export,
+    message_of,
+)
+from torchcall._compile._metadata import axis, dtype_name, metadata_of, row
+from torchcall._compile._progress import Progress
+from torchcall._compile._run import check_flags, checked_device, produce, writing
+
+_LARGEST = 1 << 62  # sizes beyond are no limit
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A program and the sizes that it serves.
+
+    Attributes:
+        program: torch's.
+        shapes: of each flat input: sizes, and names of axes.
+        results: likewise of each output.
+        axes: what each named axis may be.
+    """
+
+    program: ExportedProgram
+    shapes: list[list[int | str]]
+    results: list[list[int | str]]
+    axes: dict[str, dict[str, int | None]]
+
+
+class _Positional(torch.nn.Module):
+    """The module over positional arguments, which get copies where it writes to them."""
+
+    def __init__(self, inner: Callable[..., Any], *, copies: bool) -> None:
+        super().__init__()
+        self.inner = inner
+        self.copies = copies
+
+    def forward(self, *args: Any) -> Any:
+        if self.copies:
+            args = torch_pytree.tree_map(torch.clone, args)
+        return self.inner(*args)
+
+
+def run(
+    module: torch.nn.Module,
+    path: str | Path,
+    *,
+    example: Any,
+    dynamic: Literal["auto"] | bool,
+    device: str | torch.device,
+    cache: bool,
+    progress: Progress,
+) -> Path:
+    """`torchcall.compile` with the progress to report to."""
+    place = checked_device(device)
+    check_flags(dynamic, cache)
+    args = example_of(example, place)
+    name = type(module).__name__
+    with writing(path, place, progress) as temporary:
+        with progress.stage("running the module on the example"):
+            subject = Subject(module, name, args, place)
+        if getattr(module, "training", False):
+            progress.note("the module is in training mode; it is compiled as in eval mode")
+
+        def attempt(exported: Exported) -> None:
+            references = subject.references(exported)
+
+            def compare(evaluate: Callable[..., Any]) -> None:
+                compare_results(references, evaluate)
+
+            produce(
+                name,
+                subject.metadata(exported),
+                place,
+                lambda: exported.program,
+                compare,
+                to=temporary,
+                cache=cache,
+                progress=progress,
+            )
+
+        if dynamic is not False:
+            try:
+                with progress.stage(f"exporting {name} for any sizes"):
+                    exported = subject.export(dynamic=True)
+                attempt(exported)
+                _report_fixed(subject, exported, progress)
+                return Path(path)
+            except ToolchainError:
+                raise
+            except (SpecialisedError, DifferentError, CompileError) as error:
+                if dynamic is True:
+                    raise CompileError(
+                        f"torchcall: {name}: compile: dynamic: expected a module that serves more "
+                        f"than the example's sizes, got one that does not: {error}; dynamic=False "
+                        "makes a package for the example's sizes"
+                    ) from error
+                progress.note(f"fixed to the example's sizes: {str(error).splitlines()[0]}")
+        with progress.stage(f"exporting {name} for the example's sizes"):
+            exported = subject.export(dynamic=False)
+        try:
+            attempt(exported)
+        except (SpecialisedError, DifferentError) as error:
+            raise CompileError(
+                f"torchcall: {name}: compile: expected the module's own results, got others: "
+                f"{error}. A model that draws random numbers, or that keeps state from call to "
+                "call, cannot be compiled"
+            ) from error
+    return Path(path)
+
+
+class Subject:
+    """A copy of a module, its example, and what it returns for it.
+
+    Raises:
+        TypeError: it is no eager module, or returns something else than tensors.
+        CompileError: it fails on the example, or changes its own buffers.
+    """
+
+    def __init__(
+        self, module: object, name: str, args: tuple[Any, ...], device: torch.device
+    ) -> None:
+        self.name = name
+        self.args = args
+        self._module = copy_of(module, name, None, device)
+        given = _copied(args)
+        buffers = list(self._module.buffers())
+        before, state = _versions(torch_pytree.tree_leaves(given)), _versions(buffers)
+        try:
+            out = self._module(*given)
+        except Exception as error:
+            raise CompileError(
+                f"torchcall: {name}: compile: expected a module that can be called with the "
+                f"example, got one that fails on it\n{message_of(error)}"
+            ) from error
+        if _versions(buffers) != state:
+            raise CompileError(
+                f"torchcall: {name}: compile: expected a module without state, got one that "
+                "changes its own buffers"
+            )
+        self.inputs = _named("args", args)
+        self.outputs = _named("output", out)
+        for path, value in self.outputs:
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(
+                    f"torchcall: {name}: {path}: expected a tensor, got {type(value).__name__}"
+                )
+            if dtype_name(value.dtype) not in DTYPE_NAMES:
+                raise TypeError(
+                    f"torchcall: {name}: {path}: expected one of the dtypes that JAX and torch "
+                    f"share, got {dtype_name(value.dtype)}"
+                )
+        if not self.outputs:
+            raise TypeError(f"torchcall: {name}: output: expected at least one tensor, got none")
+        self._positional = _Positional(
+            self._module, copies=_versions(torch_pytree.tree_leaves(given)) != before
+        )
+
+    def evaluate(self, args: tuple[Any, ...]) -> list[torch.Tensor]:
+        """The module's own flat results."""
+        out = self._module(*_copied(args))
+        return [leaf.detach() for leaf in torch_pytree.tree_leaves(out)]
+
+    def export(self, *, dynamic: bool) -> Exported:
+        """The module as an exported program.
+
+        Raises:
+            SpecialisedError: `dynamic`, and no axis may vary, or one depends on another.
+            CompileError: it cannot be exported.
+        """
+        watch = Watch()
+        try:
+            with watch:
+                program = _exported(self._positional, self.args, dynamic=dynamic)
+        except Exception as error:
+            if dynamic:
+                raise SpecialisedError(message_of(error).splitlines()[0]) from error
+            program = self._traced(cannot_export(self.name, "exported", error, watch))
+        shapes, results, symbols = shapes_of(program)
+        if dynamic and not symbols:
+            raise SpecialisedError("the module fixes every axis of its arguments")
+        axes = {
+            axis_name: axis(max(2, low), high if high < _LARGEST else None)
+            for axis_name, (low, high) in symbols.items()
+        }
+        return Exported(program, shapes, results, axes)
+
+    def _traced(self, failed: CompileError) -> ExportedProgram:
+        """The operators of one call, for modules that differentiate inside.
+
+        Raises:
+            CompileError: `failed`, if that does not work either.
+        """
+        leaves, spec = torch_pytree.tree_flatten(self.args)
+        structure: list[Any] = []
+
+        def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            out = self._positional(*torch_pytree.tree_unflatten(list(tensors), spec))
+            results, out_spec = torch_pytree.tree_flatten(out)
+            structure.append(out_spec)
+            return tuple(result.detach() for result in results)
+
+        mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+        fakes = [mode.from_tensor(leaf) for leaf in leaves]
+        try:
+            with mode, torch.enable_grad():
+                # Over fake tensors of our own, "real" means: as they are.
+                follow = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)
+                graph = follow(*fakes)
+        except Exception:
+            raise failed from failed.__cause__
+
+        def rebuilt(*args: Any) -> Any:
+            results = graph(*torch_pytree.tree_leaves(args))
+            return torch_pytree.tree_unflatten(list(results), structure[-1])
+
+        holder = _Positional(rebuilt, copies=False)
+        holder.graph = graph
+        try:
+            return _exported(holder, self.args, dynamic=False)
+        except Exception as error:
+            raise cannot_export(self.name, "exported", error) from error
+
+    def metadata(self, exported: Exported) -> dict[str, Any]:
+        """What the package states about itself."""
+        program = exported.program
+        return metadata_of(
+            name=self.name,
+            device=torch_pytree.tree_leaves(self.args)[0].device,
+            content=content_of(
+                program.graph_module,
+                program.state_dict,
+                program.constants,
+                structure=str(program.call_spec),
+            ),
+            inputs=[
+                row(path, value.dtype, shape)
+                for (path, value), shape in zip(self.inputs, exported.shapes, strict=True)
+            ],
+            outputs=[
+                row(path, value.dtype, shape)
+                for (path, value), shape in zip(self.outputs, exported.results, strict=True)
+            ],
+            axes=exported.axes,
+            user={},
+        )
+
+    def references(
+        self, exported: Exported
+    ) -> list[tuple[str, tuple[Any, ...], list[torch.Tensor]]]:
+        """The module's results for the example, and for longer inputs that repeat it.
+
+        Repetition keeps indices in range. A longer input on which the module itself fails is
+        skipped: it is not one that the module serves.
+        """
+        cases = [("the example", self.args)]
+        sizes = {
+            name: value.shape[i]
+            for (_, value), shape in zip(self.inputs, exported.shapes, strict=True)
+            for i, name in enumerate(shape)
+            if isinstance(name, str)
+        }
+        for what, longer in (
+            ("twice the example's sizes", {name: 2 * n for name, n in sizes.items()}),
+            ("longer inputs", {name: n + k for k, (name, n) in enumerate(sizes.items(), 1)}),
+        ):
+            limits = [(n, exported.axes[name]["maximum"]) for name, n in longer.items()]
+            if sizes and all(most is None or n <= most for n, most in limits):
+                cases.append((what, self._resized(exported.shapes, longer)))
+        results = [(*cases[0], self.evaluate(self.args))]
+        for what, args in cases[1:]:
+            with contextlib.suppress(Exception):
+                results.append((what, args, self.evaluate(args)))
+        return results
+
+    def _resized(self, shapes: list[list[int | str]], sizes: dict[str, int]) -> tuple[Any, ...]:
+        leaves, spec = torch_pytree.tree_flatten(self.args)
+        resized = []
+        for leaf, shape in zip(leaves, shapes, strict=True):
+            for i, name in enumerate(shape):
+                if isinstance(name, str):
+                    rows = torch.arange(sizes[name], device=leaf.device) % leaf.shape[i]
+                    leaf = leaf.index_select(i, rows)
+            resized.append(leaf.contiguous())
+        return torch_pytree.tree_unflatten(resized, spec)
+
+
+def _exported(module: torch.nn.Module, args: tuple[Any, ...], *, dynamic: bool) -> ExportedProgram:
+    shapes: Any = None
+    if dynamic:
+
+        def axes(leaf: torch.Tensor) -> dict[int, Any]:
+            return {i: Dim.AUTO for i, size in enumerate(leaf.shape) if size >= 2}
+
+        shapes = (torch_pytree.tree_map(axes, args),)
+    return export(module, args, dynamic_shapes=shapes, strict=False)
+
+
+def example_of(example: Any, device: torch.device) -> tuple[Any, ...]:
+    """The example as tensors of its own on the device.
+
+    Raises:
+        TypeError: it is no tuple of pytrees of arrays; the message names the leaf.
+    """
+    expected = "torchcall: compile: example: expected a tuple of the positional arguments"
+    if type(example) is not tuple:
+        raise TypeError(f"{expected}, got {type(example).__name__}")
+    named = _named("example", example)
+    if not named:
+        raise TypeError(f"{expected} with at least one array, got none")
+    leaves = [_tensor(name, leaf).to(device).contiguous() for name, leaf in named]
+    return torch_pytree.tree_unflatten(leaves, torch_pytree.tree_structure(example))
+
+
+def _tensor(name: str, value: Any) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        if dtype_name(value.dtype) in DTYPE_NAMES:
+            return value.detach().clone()
+        got = f"dtype {dtype_name(value.dtype)}"
+    elif isinstance(value, Tracer):
+        got = "one that is traced; compile outside jit"
+    elif isinstance(value, jax.Array | np.ndarray | np.generic):
+        array = np.array(value)
+        if str(array.dtype) in DTYPE_NAMES:
+            held = array.astype(np.float32) if array.dtype == jax.numpy.bfloat16 else array
+            return torch.from_numpy(np.atleast_1d(held)).reshape(held.shape).to(
+                torch_dtype(str(array.dtype))
+            )  # fmt: skip
+        got = f"dtype {array.dtype}"
+    else:
+        got = type(value).__name__
+    raise TypeError(
+        f"torchcall: compile: {name}: expected an array of a dtype that JAX and torch share, got "
+        f"{got}"
+    )
+
+
+def _named(root: str, tree: Any) -> list[tuple[str, Any]]:
+    """Leaves with their paths, in the order in which torch flattens."""
+    pairs, _ = torch_pytree.tree_flatten_with_path(tree)
+    return [(root + torch_pytree.keystr(path), leaf) for path, leaf in pairs]
+
+
+def _versions(tensors: list[torch.Tensor]) -> list[int]:
+    return [tensor._version for tensor in tensors]
+
+
+def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return torch_pytree.tree_map(torch.clone, args)
+
+
+def _report_fixed(subject: Subject, exported: Exported, progress: Progress) -> None:
+    for (path, _), shape in zip(subject.inputs, exported.shapes, strict=True):
+        if not all(isinstance(size, str) for size in shape):
+            progress.note(f"{path} has the shape ({', '.join(map(str, shape))}): numbers are fixed")

@@ -1,0 +1,5 @@
+"""From a potential to a package: gradients, metadata, checks."""
+
+from torchcall.mliap._compile._public import compile
+
+__all__ = ["compile"]

@@ -1,0 +1,161 @@
+"""From a potential to a package: what is tried, in which order."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from torchcall._compile._build import content_of
+from torchcall._compile._compare import DifferentError
+from torchcall._compile._errors import CompileError, SpecialisedError, ToolchainError
+from torchcall._compile._progress import Progress
+from torchcall._compile._run import check_flags, checked_device, produce, writing
+from torchcall.mliap._compile._cases import Case, dynamic_cases, resized, static_cases
+from torchcall.mliap._compile._example import checked_cutoff, checked_dtype, example_tensors
+from torchcall.mliap._compile._form import (
+    INPUTS,
+    B,
+    E,
+    Graph,
+    N,
+    Sizes,
+    metadata_of,
+    shape_of,
+    sizes_of,
+)
+from torchcall.mliap._compile._gradients import Potential, failed_on_example
+from torchcall.mliap._compile._references import References, graph_function
+from torchcall.mliap._compile._trace import Traced, export_graph, trace
+from torchcall.mliap._species import species_of
+
+
+def run(
+    module: torch.nn.Module,
+    path: str | Path,
+    *,
+    example: Any,
+    cutoff: Any,
+    dtype: Any,
+    device: str | torch.device,
+    dynamic: Literal["auto"] | bool,
+    cache: bool,
+    progress: Progress,
+) -> Path:
+    """`torchcall.mliap.compile` with the progress to report to."""
+    length = checked_cutoff(getattr(module, "cutoff", None) if cutoff is None else cutoff)
+    floats, place = checked_dtype(dtype), checked_device(device)
+    check_flags(dynamic, cache)
+    with writing(path, place, progress) as temporary:
+        with progress.stage("running the module on the example"):
+            potential = Potential(module, floats, place)
+            graph = example_tensors(example, cutoff=length, dtype=floats, device=place)
+            try:
+                potential.inspect(graph)
+            except (CompileError, TypeError, ValueError) as error:
+                if str(error).startswith("torchcall: "):
+                    raise
+                raise failed_on_example(potential, error, graph) from error
+            except Exception as error:
+                raise failed_on_example(potential, error, graph) from error
+        if potential.was_training:
+            progress.note("the module is in training mode; it is compiled as in eval mode")
+        _write(_Job(potential, graph, length, temporary, cache, progress), dynamic)
+    return Path(path)
+
+
+class _Job(NamedTuple):
+    potential: Potential
+    example: Graph
+    cutoff: float
+    temporary: Path
+    cache: bool
+    progress: Progress
+
+
+def _write(job: _Job, dynamic: Literal["auto"] | bool) -> None:
+    """Fills the temporary file, by the first way that works."""
+    name = job.potential.name
+    if dynamic is not False:
+        try:
+            _attempt(job, dynamic=True)
+            return
+        except ToolchainError:
+            raise
+        except (SpecialisedError, DifferentError, CompileError) as error:
+            if dynamic is True:
+                if isinstance(error, CompileError):
+                    raise
+                raise CompileError(
+                    f"torchcall: {name}: compile: dynamic: expected a module that serves any "
+                    f"numbers of atoms, edges and systems, got one that does not: {error}; "
+                    "dynamic=False makes a package for the example's padded sizes"
+                ) from error
+            sizes = sizes_of(job.example)
+            job.progress.note(f"not for any shapes: {str(error).splitlines()[0]}")
+            job.progress.note(
+                f"instead for a capacity of {sizes[N]} atoms, {sizes[E]} edges and {sizes[B]} "
+                "systems, phantoms included"
+            )
+    try:
+        _attempt(job, dynamic=False)
+    except (SpecialisedError, DifferentError) as error:
+        raise CompileError(
+            f"torchcall: {name}: compile: expected what the module itself gives, got something "
+            f"else: {error}. A model that draws random numbers, or that keeps state from call to "
+            "call, cannot be compiled"
+        ) from error
+
+
+def _attempt(job: _Job, *, dynamic: bool) -> None:
+    potential, progress = job.potential, job.progress
+    shapes = "any shapes" if dynamic else "fixed shapes"
+    with progress.stage(f"tracing {potential.name} for {shapes}"):
+        example = _of_distinct_sizes(job.example) if dynamic else job.example
+        traced = trace(potential, example, dynamic=dynamic)
+        references = References(potential, _cases(job, traced, dynamic=dynamic))
+        references.compare(graph_function(traced.module, potential.outputs()))
+    device = example["pos"].device
+    metadata = metadata_of(
+        name=potential.name,
+        device=device,
+        dtype=potential.dtype,
+        cutoff=job.cutoff,
+        species=species_of(potential.module),
+        cell_gradients=potential.cell_gradients,
+        capacity=None if dynamic else sizes_of(example),
+        content=content_of(traced.module),
+    )
+    produce(
+        potential.name,
+        metadata,
+        device,
+        lambda: export_graph(potential.name, traced, example, potential.outputs(), dynamic=dynamic),
+        references.compare,
+        to=job.temporary,
+        cache=job.cache,
+        progress=progress,
+    )
+
+
+def _cases(job: _Job, traced: Traced, *, dynamic: bool) -> list[Case]:
+    if not dynamic:
+        return static_cases(job.example, job.cutoff)
+    cases = dynamic_cases(job.example, job.cutoff)
+    for sizes in traced.excluded:
+        text = ", ".join(f"{name} = {size}" for name, size in sizes.items())
+        graph = resized(job.example, {**sizes_of(job.example), **sizes}, job.cutoff)
+        cases.append(Case(f"a graph of {text}", graph))
+    return cases
+
+
+def _of_distinct_sizes(graph: Graph) -> Graph:
+    """Zeros in shapes near the graph's, each axis of another length: what tracing has to see."""
+    taken: set[int] = set()
+    sizes: Sizes = {}
+    for name, least in ((B, 5), (N, 11), (E, 13)):
+        size = max(least, sizes_of(graph)[name])
+        while size in taken or any(size % k == 0 for k in range(2, int(size**0.5) + 1)):
+            size += 1
+        taken.add(size)
+        sizes[name] = size
+    return {key: graph[key].new_zeros(shape_of(form, sizes)) for key, form in INPUTS.items()}

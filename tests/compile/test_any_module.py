@@ -1,0 +1,184 @@
+"""`torchcall.compile`: any module becomes a package that `torchcall.load` runs."""
+
+import os
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+
+import torchcall
+from torchcall.mliap import TorchMliap
+
+WEIGHT = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+
+
+class Tree(torch.nn.Module):
+    """A matrix product, some of its rows, and sums: a pytree in, another out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.from_numpy(WEIGHT.copy()))
+
+    def forward(self, x, more):
+        rows = (x @ self.weight).index_select(0, more["index"])
+        return {"rows": rows, "sums": [more["w"].sum(0), (x.sum(),)]}
+
+
+def reference(x, more):
+    """The same in NumPy."""
+    rows = (np.asarray(x) @ WEIGHT)[np.asarray(more["index"])]
+    return {"rows": rows, "sums": [np.asarray(more["w"]).sum(0), (np.asarray(x).sum(),)]}
+
+
+def arguments(n, k, m):
+    random = np.random.default_rng(n)
+    x = random.normal(size=(n, 4)).astype(np.float32)
+    w = random.normal(size=(m, 2)).astype(np.float32)
+    return x, {"index": random.integers(0, n, k), "w": w}
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """The package; one for all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    path = folder / "tree.pt2"
+    with FileLock(folder / "tree.lock"), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHCALL_CACHE", str(folder / "cache"))
+        if not path.exists():
+            torchcall.compile(Tree(), path, example=arguments(5, 3, 6), dynamic=True)
+    return path
+
+
+def load(path, **options):
+    casts = (None, {"index": torch.int64, "w": None})
+    return torchcall.load(path, input_spec=(casts, {}), **options)
+
+
+@pytest.mark.parametrize("sizes", [(5, 3, 6), (2, 7, 2), (40, 9, 31)])
+def test_a_package_gives_the_modules_pytree_for_any_sizes(tree, sizes):
+    args = arguments(*sizes)
+    found = jax.jit(load(tree))(*args)
+    expected = reference(*args)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+
+
+def test_wrong_arguments_are_errors_that_name_the_operand(tree):
+    f = load(tree)
+    x, more = arguments(5, 3, 6)
+    cases = {
+        r"args\[0\]: expected float32 \(n0, 4\), got float32 \(5, 3\)": (x[:, :3], more),
+        r"args\[0\]: expected .* got int32 \(5, 4\)": (x.astype(np.int32), more),
+        r"args\[0\]: expected .* with n0 >= 2, got float32 \(1, 4\)": (x[:1], more),
+    }
+    for message, args in cases.items():
+        with pytest.raises(ValueError, match=f"torchcall: Tree .*{message}"):
+            f(*args)
+
+
+def test_a_wrapper_of_any_package_pickles_by_its_path(tree):
+    args = arguments(5, 3, 6)
+    f = load(tree)
+    copy = pickle.loads(pickle.dumps(f))
+    np.testing.assert_array_equal(copy(*args)["rows"], f(*args)["rows"])
+
+
+def test_a_package_that_is_no_potential_is_refused_as_one(tree):
+    with pytest.raises(ValueError, match=r"expected a package made by torchcall\.mliap\.compile"):
+        TorchMliap.from_package(tree)
+
+
+class Module(torch.nn.Module):
+    """A module of one function, with a weight so that it is one."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("weight", torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, *args):
+        return self.function(self, *args)
+
+
+def differentiating(self, x):
+    x = x.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad((self.weight * x**3).sum(), x)
+    return gradient
+
+
+def writing(self, x):
+    x.add_(1.0)
+    return x * self.weight
+
+
+def shapes_of(metadata):
+    return [row["shape"] for row in metadata["inputs"]]
+
+
+@pytest.mark.parametrize(
+    "function, example, shapes",
+    [
+        (lambda self, x: x * self.weight, (np.ones((3, 5)),), [["n0", "n1"]]),
+        (lambda _, x, y: x @ y, (np.ones((3, 5)), np.ones(5)), [["n0", "n1"], ["n1"]]),
+        (lambda self, x: x.reshape(-1, 3) * self.weight, (np.ones(9),), [[9]]),
+        (lambda _, x: x * (2 if x.shape[0] == 5 else 3), (np.ones(4),), [[4]]),
+        (lambda _, x, y: torch.cat([x, y]), (np.ones(4), np.ones(6)), [[4], [6]]),
+        (lambda self, x: x * self.weight, (np.float64(3.0),), [[]]),
+        (differentiating, (np.arange(6.0),), None),
+        (writing, (np.ones(4),), [["n0"]]),
+    ],
+    ids=["free", "equal", "a multiple", "a branch", "a sum", "a scalar", "gradients", "writes"],
+)  # fmt: skip
+def test_axes_are_free_where_the_module_allows_it(function, example, shapes, uncompiled, tmp_path):
+    module = Module(function)
+    torchcall.compile(module, tmp_path / "m.pt2", example=example)
+    (metadata,) = uncompiled
+    assert shapes is None or shapes_of(metadata) == shapes
+    assert metadata["user"] == {}
+    if shapes is None or any(isinstance(size, str) for shape in shapes for size in shape):
+        torchcall.compile(module, tmp_path / "m.pt2", example=example, dynamic=True)
+    else:
+        with pytest.raises(torchcall.CompileError, match="serves more than the example's sizes"):
+            torchcall.compile(module, tmp_path / "m.pt2", example=example, dynamic=True)
+    torchcall.compile(module, tmp_path / "m.pt2", example=example, dynamic=False)
+    assert shapes_of(uncompiled[-1]) == [list(np.shape(array)) for array in example]
+
+
+def test_a_range_of_sizes_that_a_branch_leaves_is_recorded(uncompiled, tmp_path):
+    module = Module(lambda self, x: x * self.weight if x.shape[0] > 5 else x * 3)
+    torchcall.compile(module, tmp_path / "m.pt2", example=(np.ones(8),))
+    assert uncompiled[0]["axes"] == {"n0": {"minimum": 6, "maximum": None, "capacity": None}}
+
+
+@pytest.mark.parametrize(
+    "function, example, message",
+    [
+        (lambda _, x: x, [np.ones(3)], "example: expected a tuple of the positional arguments"),
+        (lambda _, x: x, (), "example: expected a tuple .* with at least one array"),
+        (lambda _, x: x, ({"a": 3},), r"example\[0\]\['a'\]: expected an array .* got int"),
+        (lambda _, x: x, (np.ones(2, "U1"),), r"example\[0\]: expected an array .* dtype <U1"),
+        (lambda *_: {"y": 3}, (np.ones(3),), r"output\['y'\]: expected a tensor, got int"),
+        (lambda _, x: x @ x.T.T @ x, (np.ones((2, 3)),), "one that fails on it"),
+        (lambda _, x: x * torch.rand(()), (np.ones(3),), "got others: .* random numbers"),
+        (lambda self, x: x * self.weight.add_(1.0), (np.ones(3),), "changes its own buffers"),
+    ],
+)
+def test_what_cannot_be_compiled_is_an_error_that_says_why(
+    function, example, message, uncompiled, tmp_path
+):
+    del uncompiled
+    with pytest.raises((TypeError, torchcall.CompileError), match="torchcall: .*" + message):
+        torchcall.compile(Module(function), tmp_path / "m.pt2", example=example)
+    assert not (tmp_path / "m.pt2").exists()
+
+
+def test_jax_arrays_and_half_precision_are_examples(uncompiled, tmp_path):
+    example = ([jnp.ones((3, 2), jnp.bfloat16)], jnp.arange(4, dtype=jnp.int32))
+    module = Module(lambda _, a, b: (a[0] * 2, b + 1))
+    torchcall.compile(module, tmp_path / "m.pt2", example=example)
+    assert [row["dtype"] for row in uncompiled[0]["outputs"]] == ["bfloat16", "int32"]
