@@ -18,7 +18,7 @@ from torchcall.mliap import TorchMliap, energy, energy_and_gradients, pad_graph
 from torchcall.mliap._species import species_of
 
 pytestmark = pytest.mark.usefixtures("x64")
-ENGINES = ["eager", "script", "archive", pytest.param("package", marks=pytest.mark.slow)]
+ENGINES = ["eager", "script", "archive", "package"]
 
 
 class Springs(torch.nn.Module):
