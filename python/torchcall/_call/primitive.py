@@ -83,7 +83,7 @@ def _lower(
         _refuse(
             plan,
             f"a package compiled for {plan.device} in a program for {kind}",
-            f'compile the model anew with torchcall.compile(..., device="{kind}")',
+            f'compile the model again with torchcall.compile(..., device="{kind}")',
         )
     if getattr(ctx.module_context.axis_context, "num_devices", 1) != 1:
         _refuse(plan, "a program over several devices", "keep its operands on one device")

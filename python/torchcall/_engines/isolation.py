@@ -1,4 +1,4 @@
-"""Following a callable with fake tensors must not leave fakes in what it computes with."""
+"""Keeps fake tensors out of the caller's module while it is traced with them."""
 
 import copy
 import functools
@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-# How far is looked behind a function: its closure, and that of a function in there.
+# Levels of closures that are searched behind a function.
 _DEPTH = 3
 
 
 def stand_in(module: Callable[..., Any]) -> Callable[..., Any]:
-    """A module whose attributes, buffers and gradients may be set without a trace.
+    """A copy of a module whose attributes, buffers and gradients tracing may set.
 
-    Its parameters are new ones on the same memory. Buffers are copies: those that count are
-    computed with even among fake tensors. Anything else than a module stays itself.
+    Its parameters are new ones on the same memory. Buffers are copies, because counters in them are
+    updated even among fake tensors. Anything but a module is returned as it is.
     """
     if not isinstance(module, torch.nn.Module):
         return module
@@ -32,7 +32,7 @@ def stand_in(module: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def restored(function: Callable[..., Any]) -> Iterator[None]:
-    """Puts attributes and gradients of the modules and tensors behind a function back."""
+    """Restores attributes and gradients of the modules and tensors behind a function."""
     modules, tensors = {}, {}
     for value in behind(function):
         if isinstance(value, torch.nn.Module):
@@ -53,12 +53,12 @@ def restored(function: Callable[..., Any]) -> Iterator[None]:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """What `vars` holds, with dictionaries of their own: of buffers, parameters, submodules."""
+    """`vars` of a module with copies of its dictionaries of buffers, parameters and submodules."""
     return {k: type(v)(v) if type(v) is dict else v for k, v in vars(module).items()}
 
 
 def behind(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
-    """What a callable refers to: its object, its closure, and the globals that it names."""
+    """The values a callable refers to: its object, its closure, and the globals that it names."""
     yield value
     if depth == 0:
         return

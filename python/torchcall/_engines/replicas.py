@@ -1,4 +1,4 @@
-"""A module per device that it is called on."""
+"""One copy of a module for each device that calls use."""
 
 import copy
 import threading
@@ -16,8 +16,8 @@ _DEPTH = 4  # of containers in containers: a table of lists of tensors, in a mod
 class Replicas:
     """The module itself on the device where its weights are, a copy of it on any other.
 
-    A copy is made when a call on its device wants it first. What is no module has no weights that
-    could be moved, and serves every device as it is.
+    A copy is made at the first call on its device. A callable that is not a module has no weights
+    to move and serves every device as it is.
     """
 
     def __init__(self, module: Callable[..., Any]) -> None:
@@ -40,31 +40,31 @@ class Replicas:
     def used(self, device: str, module: Callable[..., Any]) -> None:
         """Takes a module back from a call that has enqueued work which reads it.
 
-        Its memory does not wait for the call's stream: where the module is no longer the device's,
-        the call must not be the one that drops it.
+        Its memory does not wait for the call's stream: if the module is no longer the device's,
+        the call must not release it.
         """
         if self._on.get(device) is not module:
             with self._lock:
                 self._old.append((device, module))
 
     def to_follow(self) -> Callable[..., Any]:
-        """The module with its weights on the CPU, where fake tensors are; no call runs it."""
+        """The module with its weights on the CPU, for tracing with fake tensors."""
         return self._moved(torch.device("cpu"))
 
     def forget(self) -> None:
-        """Lets go of the copies: weights have changed."""
+        """Releases the copies, because the weights have changed."""
         with self._lock:
             self._old += self._on.items()
             self._on.clear()
-            with suppress(RuntimeError):  # another time, then
+            with suppress(RuntimeError):  # tried again later
                 self._let_go()
 
     def tensors(self, device: str) -> list[torch.Tensor]:
         """The tensors behind the callable there: in attributes, closures, globals, containers.
 
-        A captured graph reads them where they are, also after others have taken their place.
+        A captured graph reads them at their addresses, even after they have been replaced.
         """
-        with self._lock, suppress(RuntimeError):  # another time, then
+        with self._lock, suppress(RuntimeError):  # tried again later
             self._let_go()
         found: dict[int, torch.Tensor] = {}
         for value in behind(self.on(device)):
@@ -74,9 +74,9 @@ class Replicas:
         return list(found.values())
 
     def _let_go(self) -> None:
-        """Drops what was replaced, once its devices are through with it. The lock is held.
+        """Releases what was replaced, once its devices have finished with it. The lock is held.
 
-        What calls still have, they bring back. Nothing may be captured meanwhile.
+        Modules in use are returned by their calls. No capture may be running.
         """
         for name in {name for name, _ in self._old} - {"cpu"}:
             torch.cuda.synchronize(torch.device(name))
@@ -86,7 +86,7 @@ class Replicas:
         module = self._moved(device)
         self.copied = self.copied or module is not self._module
         if device.type == "cuda" and isinstance(module, torch.nn.Module):
-            # Weights travel on other streams than the calls', which would not wait for them.
+            # Weights are copied on other streams, for which the calls' streams would not wait.
             torch.cuda.synchronize(device)
         return module
 
