@@ -81,11 +81,11 @@ def x64():
 
 @pytest.fixture
 def live_plans():
-    """Counts the plans that are registered now, after a garbage collection."""
+    """Counts the plans that are alive now, after a garbage collection."""
 
     def count() -> int:
         gc.collect()
-        return torchcall._bridge.registered_plans()
+        return torchcall._bridge.live_plans()
 
     return count
 

@@ -1,5 +1,6 @@
 #include "package.h"
 
+#include <charconv>
 #include <stdexcept>
 
 #include "fingerprint.h"
@@ -138,8 +139,10 @@ std::string PackagePlan::WithNames(std::string text) const {
   const size_t at = text.find(kMark);
   if (at == std::string::npos) return text;
   const size_t end = text.find(']', at);
-  const size_t argument = std::stoul(text.substr(at + kMark.size()));
-  if (end == std::string::npos || argument >= order_.size()) return text;
+  if (end == std::string::npos) return text;
+  size_t argument = order_.size();  // from_chars does not throw: this runs inside a `catch`
+  std::from_chars(text.data() + at + kMark.size(), text.data() + end, argument);
+  if (argument >= order_.size()) return text;
   return text.replace(at, end + 1 - at, form().operands[order_[argument]].name);
 }
 

@@ -8,6 +8,7 @@
 #include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
+#include <atomic>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -86,13 +87,17 @@ std::vector<TcNode> Nodes(const std::vector<PyNode>& py) {
 
 class PyModel {
  public:
-  explicit PyModel(ModelHandle handle) : handle_(std::move(handle)) {
+  PyModel(ModelHandle handle, TcModelOptions options)
+      : handle_(std::move(handle)), options_(options) {
     ErrorText error;
     if (TorchHalf().model_info(handle_.get(), &info_, error.sink()) != TC_OK) {
       throw std::runtime_error(error.text());
     }
   }
   TcModel* get() const { return handle_.get(); }
+  std::tuple<bool, bool> options() const {
+    return {options_.freeze != 0, options_.requires_grad != 0};
+  }
   const TcModelInfo& info() const { return info_; }
   const std::shared_ptr<CallCounters>& counters() const { return counters_; }
   nb::dict Stats() const {
@@ -129,6 +134,7 @@ class PyModel {
     if (TorchHalf().model_replace(get(), fresh.get(), error.sink()) != TC_OK) {
       throw std::invalid_argument(error.text());
     }
+    counters_->set_content(fresh.counters_->content());
     counters_->generation.fetch_add(1);
   }
   nb::bytes Serialize() {
@@ -142,6 +148,7 @@ class PyModel {
 
  private:
   ModelHandle handle_;
+  TcModelOptions options_;
   TcModelInfo info_;
   std::shared_ptr<CallCounters> counters_ = std::make_shared<CallCounters>();
 };
@@ -150,10 +157,11 @@ template <typename Create>
 std::unique_ptr<PyModel> MakeModel(bool freeze, bool requires_grad, const Create& create) {
   TcModel* model = nullptr;
   ErrorText error;
-  if (create(TcModelOptions{freeze, requires_grad}, &model, error.sink()) != TC_OK) {
+  const TcModelOptions options = {freeze, requires_grad};
+  if (create(options, &model, error.sink()) != TC_OK) {
     throw std::invalid_argument(error.text());
   }
-  return std::make_unique<PyModel>(ModelHandle(model));
+  return std::make_unique<PyModel>(ModelHandle(model), options);
 }
 
 std::unique_ptr<PyModel> ModelFromFile(const std::string& path, bool freeze, bool requires_grad) {
@@ -204,12 +212,12 @@ std::unique_ptr<PyModel> ModelFromLive(nb::handle object, bool freeze, bool requ
 // The Python owner of a registered plan; executables hold shares of their own.
 class PyPlan {
  public:
-  PyPlan(const PyModel& model, const std::string& name, int64_t signature,
-         const std::vector<PyArray>& inputs, const std::vector<PyArray>& outputs,
-         const std::vector<PyLength>& lengths, const std::vector<PyNode>& arguments,
-         const std::vector<PyNode>& results, bool selects_outputs,
-         const std::vector<PyIndexCheck>& index_checks, const std::optional<nb::object>& callable,
-         const std::string& cuda_graph, const std::string& graph_refusal) {
+  PyPlan(const PyModel& model, const std::string& name, const std::vector<PyArray>& inputs,
+         const std::vector<PyArray>& outputs, const std::vector<PyLength>& lengths,
+         const std::vector<PyNode>& arguments, const std::vector<PyNode>& results,
+         bool selects_outputs, const std::vector<PyIndexCheck>& index_checks,
+         const std::optional<nb::object>& callable, const std::string& cuda_graph,
+         const std::string& graph_refusal) {
     CallPlan::Structure structure = {
         Lengths(lengths),        Nodes(arguments), Nodes(results), selects_outputs, {}, {},
         GraphModeOf(cuda_graph), graph_refusal};
@@ -220,17 +228,18 @@ class PyPlan {
     if (callable) structure.callable = PythonCallable(*callable);
     plan_ = std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
                                        ArraySpecs(outputs), structure);
-    id_ = PlanRegistry::Get().Add(signature, plan_);
+    live.fetch_add(1);
   }
   ~PyPlan() {
+    live.fetch_sub(1);
     const nb::gil_scoped_release release;  // a graph of the plan's may have to be waited for
-    PlanRegistry::Get().Remove(id_);
     plan_.reset();
   }
+  inline static std::atomic<int64_t> live{0};  // for tests of lifetimes
   PyPlan(const PyPlan&) = delete;
   PyPlan& operator=(const PyPlan&) = delete;
 
-  int64_t id() const { return id_; }
+  const std::shared_ptr<CallPlan>& plan() const { return plan_; }
   // What the handler does, on addresses: the way in for tests.
   void RunOnCuda(const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
                  int ordinal, uintptr_t stream) const {
@@ -247,7 +256,25 @@ class PyPlan {
   }
 
   std::shared_ptr<CallPlan> plan_;
+};
+
+// A plan's entry in the registry, for as long as a program needs it.
+class PyRegistration {
+ public:
+  PyRegistration(const PyPlan& plan, int64_t id)
+      : id_(id), ordinal_(PlanRegistry::Get().Add(id, plan.plan())) {}
+  ~PyRegistration() {
+    const nb::gil_scoped_release release;  // a graph of the plan's may have to be waited for
+    PlanRegistry::Get().Remove(id_, ordinal_);
+  }
+  PyRegistration(const PyRegistration&) = delete;
+  PyRegistration& operator=(const PyRegistration&) = delete;
+
+  int64_t ordinal() const { return ordinal_; }
+
+ private:
   int64_t id_;
+  int64_t ordinal_;
 };
 
 CallHandlers HandlersFor(const std::string& platform) {
@@ -303,7 +330,7 @@ NB_MODULE(_bridge, m) {
       "watch_interrupts", [](nb::handle raise_later) { WatchInterrupts(raise_later.ptr()); },
       nb::arg("raise_later"));
   m.def("finish_calls", &FinishCalls);
-  m.def("registered_plans", [] { return PlanRegistry::Get().size(); });
+  m.def("live_plans", [] { return PyPlan::live.load(); });
 
   nb::class_<PyModel>(m, "Model")
       .def_static("from_file", &ModelFromFile, nb::arg("path"), nb::arg("freeze"),
@@ -331,20 +358,27 @@ NB_MODULE(_bridge, m) {
       .def_prop_ro("keeps_state", [](const PyModel& self) { return self.info().keeps_state != 0; })
       .def_prop_ro("draws_random_numbers",
                    [](const PyModel& self) { return self.info().draws_random_numbers != 0; })
+      .def_prop_ro("options", &PyModel::options)  // (freeze, requires_grad)
+      .def_prop_rw(
+          "content", [](const PyModel& self) { return self.counters()->content(); },
+          [](PyModel& self, const std::string& content) { self.counters()->set_content(content); })
       .def_prop_ro("training", [](const PyModel& self) { return self.info().training != 0; });
 
   nb::class_<PyPlan>(m, "Plan")
-      .def(nb::init<const PyModel&, const std::string&, int64_t, const std::vector<PyArray>&,
+      .def(nb::init<const PyModel&, const std::string&, const std::vector<PyArray>&,
                     const std::vector<PyArray>&, const std::vector<PyLength>&,
                     const std::vector<PyNode>&, const std::vector<PyNode>&, bool,
                     const std::vector<PyIndexCheck>&, const std::optional<nb::object>&,
                     const std::string&, const std::string&>(),
-           nb::arg("model"), nb::arg("name"), nb::arg("signature"), nb::arg("inputs"),
-           nb::arg("outputs"), nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"),
-           nb::arg("selects_outputs"), nb::arg("index_checks"), nb::arg("callable").none(),
-           nb::arg("cuda_graph"), nb::arg("graph_refusal"))
-      .def_prop_ro("id", &PyPlan::id)
+           nb::arg("model"), nb::arg("name"), nb::arg("inputs"), nb::arg("outputs"),
+           nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"), nb::arg("selects_outputs"),
+           nb::arg("index_checks"), nb::arg("callable").none(), nb::arg("cuda_graph"),
+           nb::arg("graph_refusal"))
+      .def_prop_ro("content", [](const PyPlan& self) { return self.plan()->content(); })
       .def("run_on_cuda", &PyPlan::RunOnCuda, nb::arg("inputs"), nb::arg("outputs"),
            nb::arg("ordinal"), nb::arg("stream"));
+  nb::class_<PyRegistration>(m, "Registration")
+      .def(nb::init<const PyPlan&, int64_t>(), nb::arg("plan"), nb::arg("id"))
+      .def_prop_ro("ordinal", &PyRegistration::ordinal);
   BindCapture(m);
 }

@@ -223,30 +223,42 @@ PlanRegistry& PlanRegistry::Get() {
   return *registry;
 }
 
-int64_t PlanRegistry::Add(int64_t wanted, std::shared_ptr<CallPlan> plan) {
+int64_t PlanRegistry::Add(int64_t id, std::shared_ptr<CallPlan> plan) {
+  std::string content = plan->content();
   const std::unique_lock lock(mutex_);
-  while (!plans_.try_emplace(wanted, plan).second) ++wanted;
-  return wanted;
+  int64_t ordinal = 0;
+  while (plans_.contains({id, ordinal})) ++ordinal;
+  plans_[{id, ordinal}] = {std::move(plan), std::move(content)};
+  return ordinal;
 }
 
-void PlanRegistry::Remove(int64_t id) {
-  std::shared_ptr<CallPlan> last;  // destroyed after the lock is gone
+void PlanRegistry::Remove(int64_t id, int64_t ordinal) {
+  std::shared_ptr<CallPlan> last;  // destroyed after the lock is released
   const std::unique_lock lock(mutex_);
-  const auto found = plans_.find(id);
+  const auto found = plans_.find({id, ordinal});
   if (found == plans_.end()) return;
-  last = std::move(found->second);
+  last = std::move(found->second.plan);
   plans_.erase(found);
 }
 
-std::shared_ptr<CallPlan> PlanRegistry::Find(int64_t id) const {
+std::shared_ptr<CallPlan> PlanRegistry::Find(int64_t id, int64_t ordinal) const {
+  const auto current = [](const Entry& entry) { return entry.plan->content() == entry.content; };
   const std::shared_lock lock(mutex_);
-  const auto found = plans_.find(id);
-  return found == plans_.end() ? nullptr : found->second;
-}
-
-size_t PlanRegistry::size() const {
-  const std::shared_lock lock(mutex_);
-  return plans_.size();
+  const auto exact = plans_.find({id, ordinal});
+  if (exact != plans_.end() && current(exact->second)) return exact->second.plan;
+  bool stale = exact != plans_.end();
+  for (auto it = plans_.lower_bound({id, 0}); it != plans_.end() && it->first.first == id; ++it) {
+    if (it->second.content.empty()) continue;
+    if (current(it->second)) return it->second.plan;
+    stale = true;
+  }
+  throw std::invalid_argument(
+      stale
+          ? "expected the weights that the program was compiled for, got others: refresh() "
+            "replaced them; compile the program again"
+          : "expected a model with the weights and the arguments of the program, got none in this "
+            "process; wrap the same file and call the wrapper once on arguments of the same shapes "
+            "before the executable is loaded");
 }
 
 }  // namespace torchcall

@@ -4,10 +4,11 @@
 #define TORCHCALL_XLA_CALL_PLAN_H_
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <shared_mutex>
 #include <string>
-#include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "counters.h"
@@ -54,6 +55,9 @@ class CallPlan {
   // The same over buffers whose shapes and dtypes the caller answers for. Throws what went wrong.
   void RunOn(void* const* inputs, void* const* outputs, TcPlace place);
 
+  // Digest of the model's code and weights as they are now; see CallCounters.
+  std::string content() const { return counters_->content(); }
+
  private:
   // The model itself. Throws what went wrong; returns what an observed call tells.
   std::string RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const;
@@ -69,21 +73,33 @@ class CallPlan {
   std::unique_ptr<CudaCalls> cuda_calls_;  // after the plan: its graphs go first
 };
 
-// Plans by the integer that stands in the compiled program. The integer is a hash of what the plan
-// does, moved on where a live plan has it already, so that a program compiles to the same text in
-// every process. An executable takes its share of the plan when it is instantiated.
+// Plans by the two integers that stand in a compiled program: `id`, a hash of what the plan does,
+// and `ordinal`, which tells registered plans of equal ids apart. Both are the same in every
+// process that registers the same plans in the same order, so that a program compiles to the same
+// text there.
+//
+// Where weights have a digest, it is part of the id. Plans of equal ids then compute the same, and
+// a program from another process may use any of them. Over live weights only the exact plan serves;
+// such programs never leave their process. An executable takes its share of the plan when it is
+// instantiated.
 class PlanRegistry {
  public:
   static PlanRegistry& Get();
 
-  int64_t Add(int64_t wanted, std::shared_ptr<CallPlan> plan);
-  void Remove(int64_t id);
-  std::shared_ptr<CallPlan> Find(int64_t id) const;
-  size_t size() const;
+  // Returns the plan's ordinal.
+  int64_t Add(int64_t id, std::shared_ptr<CallPlan> plan);
+  void Remove(int64_t id, int64_t ordinal);
+  // Throws std::invalid_argument where there is no such plan, or its model has other weights now.
+  std::shared_ptr<CallPlan> Find(int64_t id, int64_t ordinal) const;
 
  private:
+  struct Entry {
+    std::shared_ptr<CallPlan> plan;
+    std::string content;  // of the model when the plan was registered
+  };
+
   mutable std::shared_mutex mutex_;
-  std::unordered_map<int64_t, std::shared_ptr<CallPlan>> plans_;
+  std::map<std::pair<int64_t, int64_t>, Entry> plans_;
 };
 
 }  // namespace torchcall

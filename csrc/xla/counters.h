@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <mutex>
 #include <string>
+#include <utility>
 
 namespace torchcall {
 
@@ -28,6 +29,15 @@ class CallCounters {
   }
   // Adds to the number of plans whose graph is evicted (+1 or -1).
   void NoteEvicted(int plans) { evicted_.fetch_add(plans); }
+  // Digest of the model's code and weights; empty over live weights, which may change at any time.
+  void set_content(std::string content) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    content_ = std::move(content);
+  }
+  std::string content() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return content_;
+  }
   std::string fallback() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!fallback_.empty() || evicted_.load() == 0) return fallback_;
@@ -38,6 +48,7 @@ class CallCounters {
  private:
   mutable std::mutex mutex_;
   std::string fallback_;
+  std::string content_;
   std::atomic<int> evicted_{0};
 };
 

@@ -28,17 +28,16 @@ using CpuState = CallState<kDLCPU>;
 using CudaState = CallState<kDLCUDA>;
 
 template <typename State>
-ffi::ErrorOr<std::unique_ptr<State>> Instantiate(int64_t plan) {
-  auto state = std::make_unique<State>();
-  state->plan = PlanRegistry::Get().Find(plan);
-  if (state->plan == nullptr) {
-    return ffi::Unexpected(ffi::Error(
-        ffi::ErrorCode::kNotFound,
-        "torchcall: plan " + std::to_string(plan) +
-            ": expected a plan of this process, got none; an executable that was serialised needs "
-            "its wrapper to be called once in this process before it is loaded"));
+ffi::ErrorOr<std::unique_ptr<State>> Instantiate(int64_t plan, int64_t ordinal) {
+  try {
+    auto state = std::make_unique<State>();
+    state->plan = PlanRegistry::Get().Find(plan, ordinal);
+    return state;
+  } catch (const std::exception& e) {
+    return ffi::Unexpected(
+        ffi::Error(ffi::ErrorCode::kNotFound,
+                   "torchcall: plan " + std::to_string(plan) + ": " + std::string(e.what())));
   }
-  return state;
 }
 
 ffi::Error Execute(CallPlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
@@ -57,29 +56,28 @@ ffi::Error Execute(CallPlan& plan, ffi::RemainingArgs operands, ffi::RemainingRe
 }
 
 ffi::Error ExecuteOnCpu(CpuState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                        int64_t) {
+                        ffi::Dictionary) {
   return Execute(*state->plan, operands, results, {{kDLCPU, 0}, nullptr, TC_COMPUTE});
 }
 
 // Not yet run on a GPU. Enqueues on XLA's stream and returns. XLA may not record it into command
 // buffers of its own: the model may allocate, and a first call waits.
 ffi::Error ExecuteOnCuda(CudaState* state, void* stream, int32_t ordinal,
-                         ffi::RemainingArgs operands, ffi::RemainingRets results, int64_t) {
+                         ffi::RemainingArgs operands, ffi::RemainingRets results, ffi::Dictionary) {
   return Execute(*state->plan, operands, results, {{kDLCUDA, ordinal}, stream, TC_COMPUTE});
 }
 
 }  // namespace
 
 XLA_FFI_DEFINE_HANDLER(kInstantiateOnCpu, Instantiate<CpuState>,
-                       ffi::Ffi::BindInstantiate().Attr<int64_t>("plan"));
+                       ffi::Ffi::BindInstantiate().Attr<int64_t>("plan").Attr<int64_t>("ordinal"));
 
 XLA_FFI_DEFINE_HANDLER(kInstantiateOnCuda, Instantiate<CudaState>,
-                       ffi::Ffi::BindInstantiate().Attr<int64_t>("plan"));
+                       ffi::Ffi::BindInstantiate().Attr<int64_t>("plan").Attr<int64_t>("ordinal"));
 
 XLA_FFI_DEFINE_HANDLER(
     kExecuteOnCpu, ExecuteOnCpu,
-    ffi::Ffi::Bind().Ctx<ffi::State<CpuState>>().RemainingArgs().RemainingRets().Attr<int64_t>(
-        "plan"));
+    ffi::Ffi::Bind().Ctx<ffi::State<CpuState>>().RemainingArgs().RemainingRets().Attrs());
 
 XLA_FFI_DEFINE_HANDLER(kExecuteOnCuda, ExecuteOnCuda,
                        ffi::Ffi::Bind()
@@ -88,7 +86,7 @@ XLA_FFI_DEFINE_HANDLER(kExecuteOnCuda, ExecuteOnCuda,
                            .Ctx<ffi::DeviceOrdinal>()
                            .RemainingArgs()
                            .RemainingRets()
-                           .Attr<int64_t>("plan"));
+                           .Attrs());
 
 template <typename State>
 const XLA_FFI_TypeInfo* TypeInfoOf() {

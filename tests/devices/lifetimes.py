@@ -130,7 +130,7 @@ def test_a_forked_child_leaves_graphs_and_weights_to_the_parent(machine, make):
     calls = machine.prepared(f, *force_input())
     for seed in range(3):
         calls(*force_input(seed))
-    plans, machine_calls = _bridge.registered_plans(), len(machine.driver.log())
+    plans, machine_calls = _bridge.live_plans(), len(machine.driver.log())
     machine.device.reset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # JAX warns about fork itself
@@ -140,7 +140,7 @@ def test_a_forked_child_leaves_graphs_and_weights_to_the_parent(machine, make):
         try:
             del f, calls
             gc.collect()
-            released = _bridge.registered_plans() == plans - 1
+            released = _bridge.live_plans() == plans - 1
             touched = machine.device.log("sync") or len(machine.driver.log()) != machine_calls
             code = 0 if released and not touched else 2
         finally:

@@ -226,6 +226,8 @@ std::shared_ptr<Model> ScriptModel::FromModule(Module module, TcModelOptions opt
         "freeze=True: expected a module in eval mode, got one in training mode; call "
         "module.eval() first");
   }
+  // Frozen code shares its constants with the module that it was made from.
+  if (options.freeze) module = module.deepcopy();
   const uint64_t fingerprint = FingerprintOf(module.get_method("forward").function());
   const c10::Device home = HomeOf(module);
   return std::shared_ptr<Model>(

@@ -45,20 +45,13 @@ class PlanStructure(NamedTuple):
     device: str | None
 
 
-class AbsentPlan(NamedTuple):
-    """What stands for a plan in a pickled executable."""
-
-    model_name: str
-
-
 class CallPlan:
-    """One plan, registered natively for as long as this object or an executable needs it.
+    """One plan, alive for as long as this object or an executable needs it.
 
     Compared by identity. It never refers to its wrapper, so a cached program does not keep the
     wrapper alive.
 
     Attributes:
-        id: the integer that stands in the compiled program.
         model_name: what errors call the model.
         device: "cpu" or "cuda" for a package, which serves that alone, else None.
         requires_graph: whether a call must be a replay of a CUDA graph.
@@ -82,8 +75,9 @@ class CallPlan:
             (o.name, str(o.spec.dtype), list(o.spec.shape), None, o.narrow, False) for o in outputs
         ]
         described = structure._replace(callable=None)  # its address says nothing
-        text = repr((model_name, model.fingerprint, native_inputs, native_outputs, described))
-        digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
+        self._description = repr((native_inputs, native_outputs, described, model.options))
+        self._live_model = (model_name, model.fingerprint)
+        self._registration: Callable[[], Registration | None] = lambda: None
         self.model_name = model_name
         self.device = structure.device
         self.requires_graph = structure.cuda_graph == "require"
@@ -92,12 +86,10 @@ class CallPlan:
         self._native = _bridge.Plan(
             model,
             model_name,
-            int.from_bytes(digest, "big"),
             native_inputs,
             native_outputs,
             *structure[:-1],
         )
-        self.id = self._native.id
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
 
     def set_eager(self, compiled: Callable[..., Any]) -> None:
@@ -120,10 +112,83 @@ class CallPlan:
             run = compiled(self)
         return run(*operands)
 
-    def __reduce__(self) -> Any:
-        # A pickled executable leaves its plans behind. Where it is loaded, it finds the plan of the
-        # same id, which a call of the same model makes there.
-        return AbsentPlan, (self.model_name,)
+    @property
+    def native(self) -> _bridge.Plan:
+        """The native plan."""
+        return self._native
+
+    def register(self) -> "Registration":
+        """Makes the plan known to programs lowered now, which must hold what is returned."""
+        content = self._native.content
+        registration = self._registration()
+        if registration is None or registration.content != content:
+            model = content or self._live_model
+            text = repr((model, self._description)).encode()
+            digest = hashlib.blake2b(text, digest_size=8).digest()
+            plan_id = int.from_bytes(digest, "big") >> 1
+            registration = Registration(self, plan_id, content)
+            self._registration = weakref.ref(registration)
+        return registration
 
     def __repr__(self) -> str:
-        return f"CallPlan({self.model_name}, id={self.id})"
+        return f"CallPlan({self.model_name})"
+
+
+class Registration:
+    """A plan as a lowered program names it, registered for as long as this object lives.
+
+    Attributes:
+        plan: the plan.
+        id: a hash of what the plan does. It includes the model's content where that is known.
+        ordinal: tells registered plans of one id apart.
+        content: digest of the model's code and weights at lowering, "" over live weights.
+    """
+
+    def __init__(self, plan: CallPlan, plan_id: int, content: str) -> None:
+        self.plan = plan
+        self.id = plan_id
+        self.content = content
+        self._native = _bridge.Registration(plan.native, plan_id)
+        self.ordinal = self._native.ordinal
+        _registrations[plan_id] = self
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model still has the weights for which the program was lowered."""
+        return self.content == self.plan.native.content
+
+    def __reduce__(self) -> Any:
+        # An executable is being serialised. It names its model by content alone.
+        name = self.plan.model_name
+        if not self.content:
+            raise TypeError(
+                f"torchcall: {name}: cannot serialise a program: expected fixed weights, got live "
+                "weights; save the module to a file and wrap the path, or pass "
+                "freeze=True (TorchScript)"
+            )
+        if not self.is_current:
+            raise ValueError(
+                f"torchcall: {name}: cannot serialise a program: expected the weights that it was "
+                "compiled for, got others: refresh() replaced them; make a new wrapper and compile "
+                "the program again"
+            )
+        return _restore, (name, self.id)
+
+
+_registrations: weakref.WeakValueDictionary[int, Registration] = weakref.WeakValueDictionary()
+
+
+def _restore(name: str, plan_id: int) -> Registration:
+    """The registration of a plan that a serialised executable names.
+
+    Raises:
+        ValueError: this process has no model of the same content, called in the same way.
+    """
+    registration = _registrations.get(plan_id)
+    if registration is None or not registration.is_current:
+        raise ValueError(
+            f"torchcall: {name}: cannot load a program: expected this model in this process, with "
+            "the same weights and arguments, got none; wrap the same file and call the wrapper "
+            "once on arguments of the same shapes before the program is loaded"
+        )
+    return registration

@@ -87,12 +87,21 @@ def _lower(
         )
     if getattr(ctx.module_context.axis_context, "num_devices", 1) != 1:
         _refuse(plan, "a program over several devices", "keep its operands on one device")
+    if ctx.module_context.lowering_parameters.for_export:
+        _refuse(
+            plan,
+            "jax.export",
+            "serialise the compiled program with jax.experimental.serialize_executable instead",
+        )
     _native.register_target(platform)
     # XLA's executable takes a share of the plan when it is instantiated; until then, and for as
-    # long as JAX may compile this module anew, the module holds it.
-    ctx.module_context.add_keepalive(plan)
+    # long as JAX may compile this module again, the module holds it.
+    registration = plan.register()
+    ctx.module_context.add_keepalive(registration)
     rule = jax.ffi.ffi_lowering(_native.TARGET)
-    return rule(ctx, *operands, plan=np.int64(plan.id))
+    return rule(
+        ctx, *operands, plan=np.int64(registration.id), ordinal=np.int64(registration.ordinal)
+    )
 
 
 def _lowering_elsewhere(ctx: mlir.LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:

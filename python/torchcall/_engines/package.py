@@ -13,6 +13,7 @@ from torchcall import _bridge
 from torchcall._call.call import Call, IndexCheck
 from torchcall._call.specs import describe
 from torchcall._call.tree import NONE, TENSOR, TUPLE, Node
+from torchcall._engines.content import FileContent
 from torchcall._engines.package_file import PackageMetadata, read_package, read_sources
 
 # Concurrent calls; runners share the weights.
@@ -246,13 +247,17 @@ class PackageSource:
         # Enables the checks compiled into packages, which read this at their first run.
         os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         runners = min(os.cpu_count() or 1, _MOST_RUNNERS)
+        content = FileContent(self._path)
         try:
-            return _bridge.Model.from_package(str(self._path), _home(metadata), runners)
+            model = _bridge.Model.from_package(str(self._path), _home(metadata), runners)
         except ValueError as error:
             raise ValueError(
                 f"the package does not load with torch {torch.__version__}; if another torch "
                 f"compiled it, compile the model here: {error}"
             ) from error
+        content.require_unchanged()
+        model.content = content.digest
+        return model
 
     def python_module(self, model: _bridge.Model) -> dict[str, Any]:
         """The `user` section of the package's metadata; empty for one of another origin."""

@@ -13,6 +13,7 @@ from torchcall._call.call import Call, IndexCheck
 from torchcall._call.specs import is_static
 from torchcall._call.tree import TENSOR, TUPLE, Node, UnsupportedNodeError, encode, scalar_node
 from torchcall._engines.archive import check_archive
+from torchcall._engines.content import FileContent, archive_digest
 from torchcall._engines.fakes import followable, infer_outputs
 
 
@@ -49,12 +50,14 @@ class LiveSource(ScriptSource):
         """Makes the native model."""
         cpp = self._module._c if isinstance(self._module, torch.jit.ScriptModule) else self._module
         native = _bridge.Model.from_live(cpp, freeze, requires_grad)
-        if native is not None:
-            return native
-        self.weights = "copied"
-        buffer = io.BytesIO()
-        torch.jit.save(self._module, buffer)
-        return _bridge.Model.from_bytes(buffer.getvalue(), freeze, requires_grad)
+        if native is None:
+            self.weights = "copied"
+            buffer = io.BytesIO()
+            torch.jit.save(self._module, buffer)
+            native = _bridge.Model.from_bytes(buffer.getvalue(), freeze, requires_grad)
+        if freeze:  # a private copy, which nothing writes to
+            native.content = archive_digest(native.serialize())
+        return native
 
     def python_module(self, model: _bridge.Model) -> Any:
         """The module itself."""
@@ -81,10 +84,13 @@ class FileSource(ScriptSource):
         if not self._verified:
             check_archive(self._path)
         self._verified = False
+        content = FileContent(self._path)
         try:
             model = _bridge.Model.from_file(str(self._path), freeze, requires_grad)
         except ValueError as error:
             raise ValueError(f"the TorchScript archive does not load: {error}") from error
+        content.require_unchanged()
+        model.content = content.digest
         self.label = model.name
         self.name = f"{self.label} ({self._path.name})"
         return model
