@@ -75,7 +75,7 @@ PYTHON_KUPS ?= python3.12
 KUPS_VENV ?= .venv-kups
 test-kups:
 	$(call make_venv,$(PYTHON_KUPS),$(KUPS_VENV),12)
-	@$(KUPS_VENV)/bin/python -m pip install kups==1.0.8 torch==2.13.0 jax jaxtyping pytest \
+	@$(KUPS_VENV)/bin/python -m pip install kups==1.0.8 torch==2.13.0 jax jaxtyping platformdirs pytest \
 	  scikit-build-core nanobind cmake ninja
 	@$(KUPS_VENV)/bin/python -m pip install --no-build-isolation --no-deps .
 	@$(KUPS_VENV)/bin/python -m pytest -p no:cacheprovider tests/kups

@@ -1,5 +1,6 @@
 """Packages are found again by their content, and only if they are whole."""
 
+import sys
 import threading
 
 import pytest
@@ -112,10 +113,13 @@ def test_a_cache_that_cannot_be_written_is_left_alone(
     assert len(uncompiled) == 2
 
 
-def test_the_cache_is_in_the_home_folder_by_default(monkeypatch, tmp_path):
-    monkeypatch.delenv("TORCHCALL_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert _cache.cache_folder() == tmp_path / ".cache" / "torchcall" / "packages"
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders are Linux's")
+@pytest.mark.parametrize("variable, folder", [("HOME", ".cache"), ("XDG_CACHE_HOME", "")])
+def test_the_cache_is_in_the_users_cache_folder_by_default(variable, folder, monkeypatch, tmp_path):
+    for name in ("TORCHCALL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(tmp_path))
+    assert _cache.cache_folder() == tmp_path / folder / "torchcall" / "packages"
 
 
 def test_concurrent_writers_and_readers_see_whole_entries(tmp_path):

@@ -15,9 +15,13 @@ from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 
 def cache_folder() -> Path:
-    """`$TORCHCALL_CACHE`, or `~/.cache/torchcall/packages`."""
-    chosen = os.environ.get("TORCHCALL_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "torchcall" / "packages"
+    """`$TORCHCALL_CACHE`, or `torchcall/packages` in the user's cache folder of this platform."""
+    if chosen := os.environ.get("TORCHCALL_CACHE"):
+        return Path(chosen)
+    # Imported here: `make gpu-check` sets the variable and runs where platformdirs is missing.
+    import platformdirs
+
+    return platformdirs.user_cache_path("torchcall", appauthor=False) / "packages"
 
 
 def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:

@@ -40,7 +40,7 @@ def compile(
             module that calls `torch.autograd.grad` inside its forward is compiled for fixed sizes.
         device: "cpu" or "cuda".
         cache: whether to reuse packages from, and store them in, `$TORCHCALL_CACHE`, by default
-            `~/.cache/torchcall/packages`. The key covers the operators, the weights, the options,
+            `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers the operators, the weights, the options,
             torch and the machine.
 
     Returns:
