@@ -76,7 +76,7 @@ FILES = [
     pytest.param(lambda p: _bytes(p, pickle.dumps([1])), "a pickle", id="a bare pickle"),
     pytest.param(lambda p: _torch_save(p), "a pickle", id="a saved tensor"),
     pytest.param(lambda p: _zip(p, "m/a.txt"), "another kind", id="a foreign zip"),
-    pytest.param(lambda p: _zip(p, "m/constants.pkl"), "a TorchScript archive", id="TorchScript"),
+    pytest.param(lambda p: _script(p), "a TorchScript archive", id="TorchScript"),
     pytest.param(
         lambda p: _zip(p, "m/models/model.json"), "torch.export.save", id="an exported program"
     ),
@@ -104,6 +104,11 @@ def _bytes(folder, data):
 
 def _torch_save(folder):
     torch.save(torch.ones(2), folder / "m.pt2")
+    return folder / "m.pt2"
+
+
+def _script(folder):
+    torch.jit.script(torch.nn.Identity()).save(folder / "m.pt2")
     return folder / "m.pt2"
 
 

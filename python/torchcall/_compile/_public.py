@@ -40,8 +40,8 @@ def compile(
             module that calls `torch.autograd.grad` inside its forward is compiled for fixed sizes.
         device: "cpu" or "cuda".
         cache: whether to reuse packages from, and store them in, `$TORCHCALL_CACHE`, by default
-            `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers the operators, the weights, the options,
-            torch and the machine.
+            `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers
+            the operators, the weights, the options, torch and the machine.
 
     Returns:
         The path.

@@ -3,9 +3,17 @@
 import struct
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
-_ARCHIVE = "a TorchScript archive"
+TORCHSCRIPT = "a TorchScript archive"
+PACKAGE = "an AOTInductor package (.pt2)"
+_PICKLE = (
+    "a pickle (made by torch.save). Unpickling runs whatever code the file names, so torchcall "
+    "does not do it: save the model with torch.jit.script(model).save(path), or, if you trust "
+    "the file, pass allow_pickle=True"
+)
+
 # What `zipfile` raises on damaged files.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -19,7 +27,7 @@ _DAMAGE = (
 
 
 def is_package(path: Path) -> bool:
-    """Whether a file is an AOTInductor package, by its table of contents, else by its name."""
+    """Whether a file is an AOTInductor package: by its entries, or by its name if it is damaged."""
     try:
         if not path.is_file():  # opening a pipe would block
             return False
@@ -29,39 +37,24 @@ def is_package(path: Path) -> bool:
         return path.suffix == ".pt2"
 
 
-def check_archive(path: Path) -> None:
-    """Checks that a file is a complete TorchScript archive.
-
-    Raises:
-        FileNotFoundError, IsADirectoryError, OSError: it cannot be read.
-        PickledModelError: it was made by `torch.save`.
-        ValueError: it is of another kind, or damaged.
-    """
-    entries = checked_entries(path, _ARCHIVE)
-    if "constants.pkl" in entries:
-        return
-    if any("aotinductor" in entry for entry in entries):
-        raise refusal(path, _ARCHIVE, "an AOTInductor package (.pt2)")
-    if "data.pkl" in entries:
-        raise pickled(path, _ARCHIVE)
-    raise refusal(path, _ARCHIVE, "a zip archive of another kind")
-
-
-def checked_entries(path: Path, expected: str) -> dict[str, zipfile.ZipInfo]:
-    """A zip archive's entries by their names below its one folder, with verified checksums.
+def check_archive(path: Path, expected: str) -> dict[str, zipfile.ZipInfo]:
+    """Checks that a file is a complete archive of the expected kind; verifies all checksums.
 
     Args:
         path: of the file.
-        expected: what errors say it should be.
+        expected: `TORCHSCRIPT` or `PACKAGE`.
+
+    Returns:
+        The entries by their names below the archive's one folder.
 
     Raises:
-        FileNotFoundError, IsADirectoryError, OSError: it cannot be read.
-        PickledModelError: it is a bare pickle.
-        ValueError: it is something else, or damaged.
+        FileNotFoundError, IsADirectoryError, OSError: the file cannot be read.
+        PickledModelError: `torch.save` made it.
+        ValueError: it is of another kind, or damaged.
     """
 
     def refuse(got: str, error: type[Exception] = ValueError) -> Exception:
-        return refusal(path, expected, got, error)
+        return refusal(path, expected, got, PickledModelError if got is _PICKLE else error)
 
     try:
         size = path.stat().st_size
@@ -74,7 +67,7 @@ def checked_entries(path: Path, expected: str) -> dict[str, zipfile.ZipInfo]:
     if path.is_dir():
         raise refuse("a directory", IsADirectoryError)
     if not path.is_file():
-        raise refuse("something that is no regular file")
+        raise refuse("something that is not a regular file")
     if size == 0:
         raise refuse("an empty file")
     try:
@@ -87,40 +80,51 @@ def checked_entries(path: Path, expected: str) -> dict[str, zipfile.ZipInfo]:
     except _DAMAGE as error:
         raise refuse(f"a damaged file: {error}") from error
     if entries is None:
-        if first == b"\x80":
-            raise pickled(path, expected)
+        if first == b"\x80":  # the first byte of every pickle
+            raise refuse(_PICKLE)
         raise refuse("a file that is no zip archive; it may be damaged or of another kind")
     if damaged is not None:
         raise refuse(f"a damaged file: the checksum of its entry {damaged} is wrong")
+    if (kind := _kind(entries)) != expected:
+        raise refuse(kind)
     return entries
 
 
 def _contents(path: Path) -> tuple[dict[str, zipfile.ZipInfo] | None, str | None]:
-    """The entries, None where this is no zip archive, and the first whose checksum is wrong."""
+    """The entries, None if this is no zip archive, and the first one with a wrong checksum."""
     if not zipfile.is_zipfile(path):
         return None, None
     with zipfile.ZipFile(path) as archive:
-        # Everything is under one folder of any name.
+        # All entries are in one folder; its name varies.
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
         return entries, archive.testzip()
 
 
+def _kind(entries: Collection[str]) -> str:
+    compiled = [name for name in entries if name.startswith("data/aotinductor/")]
+    if any(name.endswith(".so") for name in compiled):
+        return PACKAGE
+    if compiled:
+        return (
+            "an AOTInductor package without a compiled library (.so), made with package_cpp_only "
+            "or by something else"
+        )
+    if "constants.pkl" in entries:
+        return TORCHSCRIPT
+    if "data.pkl" in entries:
+        return _PICKLE
+    if any(name.endswith(("models/model.json", "exported_program.json")) for name in entries):
+        return (
+            "an exported program that is not compiled (made by torch.export.save); "
+            "torchcall.compile makes a package from the module itself"
+        )
+    return "a zip archive of another kind"
+
+
 def refusal(path: Path, expected: str, got: str, error: type[Exception] = ValueError) -> Exception:
-    """The error for a file of another kind."""
+    """The error for a file that is not what was expected."""
     return error(f"torchcall: {path}: expected {expected}, got {got}")
 
 
 class PickledModelError(ValueError):
     """A pickled model was refused."""
-
-
-def pickled(path: Path, expected: str) -> Exception:
-    """The error for a file that `torch.save` made."""
-    return refusal(
-        path,
-        expected,
-        "a pickle (made by torch.save). Unpickling runs whatever code the file names, so torchcall "
-        "does not do it: save the model with torch.jit.script(model).save(path), or, if you trust "
-        "the file, pass allow_pickle=True",
-        PickledModelError,
-    )

@@ -2,19 +2,17 @@
 
 import json
 import zipfile
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torchcall._engines.archive import checked_entries, pickled, refusal
+from torchcall._engines.archive import PACKAGE, check_archive, refusal
 
 FORMAT = 2
 """Version of torchcall's own metadata; any other is refused."""
 
 METADATA_KEY = "torchcall"
 _LARGEST_METADATA = 1 << 20  # bytes; ours is about one thousand
-_PACKAGE = "an AOTInductor package (.pt2)"
 _MODEL = "model"  # torch's name for the only model of a package
 
 
@@ -48,11 +46,9 @@ def read_package(path: Path) -> PackageMetadata:
         FileNotFoundError, IsADirectoryError, OSError: the file cannot be read.
         ValueError: it is not an AOTInductor package, or a damaged one.
     """
-    entries = checked_entries(path, _PACKAGE)
-    libraries = {name: entry for name, entry in entries.items() if name.endswith(".so")}
+    entries = check_archive(path, PACKAGE)
+    libraries = (name for name in entries if name.endswith(".so"))
     models = {name.split("/")[2] for name in libraries if name.startswith("data/aotinductor/")}
-    if not models:
-        raise pickled(path, _PACKAGE) if "data.pkl" in entries else _refusal(path, _kind(entries))
     if _MODEL not in models:
         found = ", ".join(sorted(models))
         raise _refusal(path, f"one that holds no model of the name 'model' but {found}")
@@ -78,20 +74,7 @@ def read_sources(path: Path) -> list[str]:
 
 
 def _refusal(path: Path, got: str) -> Exception:
-    return refusal(path, _PACKAGE, got)
-
-
-def _kind(names: Collection[str]) -> str:
-    if any(name.startswith("data/aotinductor/") for name in names):
-        return "one without a compiled library (.so): made with package_cpp_only, or something else"
-    if "constants.pkl" in names:
-        return "a TorchScript archive"
-    if any(name.endswith(("models/model.json", "exported_program.json")) for name in names):
-        return (
-            "an exported program that is not compiled (made by torch.export.save); "
-            "torchcall.compile makes a package from the module itself"
-        )
-    return "a zip archive of another kind"
+    return refusal(path, PACKAGE, got)
 
 
 def _fields(

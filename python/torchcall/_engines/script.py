@@ -12,7 +12,7 @@ from torchcall import _bridge
 from torchcall._call.call import Call, IndexCheck
 from torchcall._call.specs import is_static
 from torchcall._call.tree import TENSOR, TUPLE, Node, UnsupportedNodeError, encode, scalar_node
-from torchcall._engines.archive import check_archive
+from torchcall._engines.archive import TORCHSCRIPT, check_archive
 from torchcall._engines.content import FileContent, archive_digest
 from torchcall._engines.fakes import followable, infer_outputs
 
@@ -69,7 +69,7 @@ class FileSource(ScriptSource):
     """A TorchScript archive, loaded in C++."""
 
     def __init__(self, path: Path) -> None:
-        check_archive(path)
+        check_archive(path, TORCHSCRIPT)
         self._verified = True  # since it was loaded last
         self._path = path.resolve()
         self.name = self.label = path.name
@@ -82,7 +82,7 @@ class FileSource(ScriptSource):
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
         """Makes the native model."""
         if not self._verified:
-            check_archive(self._path)
+            check_archive(self._path, TORCHSCRIPT)
         self._verified = False
         content = FileContent(self._path)
         try:

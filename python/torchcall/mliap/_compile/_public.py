@@ -45,8 +45,8 @@ def compile(
         dynamic: "auto": any shapes where that is possible; True: else an error; False: the padded
             example's shapes only.
         cache: whether to reuse packages from, and store them in, `$TORCHCALL_CACHE`, by default
-            `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers the traced operators, the weights, the
-            options, torch and the machine.
+            `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers
+            the traced operators, the weights, the options, torch and the machine.
 
         second_derivatives: must be False in this version.
 
