@@ -1,4 +1,4 @@
-"""Tensors made from lists, which fake tensors cannot follow inside TorchScript as they are."""
+"""Tensors made from lists, which fake tensors cannot trace inside TorchScript as they are."""
 
 import numpy as np
 import pytest
@@ -63,7 +63,7 @@ def of_a_tensors_values(x: Tensor) -> Tensor:
 def test_lists_of_unknown_lengths_need_an_output_spec(function):
     scripted = torch.jit.script(function)
     text = error_of(lambda: TorchModuleWrapper(scripted)(X))
-    assert f"torchcall: {function.__name__}: fake tensors cannot follow" in text
+    assert f"torchcall: {function.__name__}: fake tensors cannot trace" in text
     assert "output_spec=" in text
     f = TorchModuleWrapper(scripted, output_spec=like_input)
     assert_same(f(X), function(torch_of(X)))

@@ -160,7 +160,7 @@ def test_call_waits_for_forked_tasks():
 
 def test_forks_without_an_output_spec_are_an_error():
     text = error_of(lambda: TorchModuleWrapper(torch.jit.script(forks))(X))
-    assert "torchcall: forks: fake tensors cannot follow torch.jit.fork" in text
+    assert "torchcall: forks: fake tensors cannot trace torch.jit.fork" in text
     assert "output_spec=" in text
 
 

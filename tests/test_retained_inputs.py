@@ -327,7 +327,7 @@ OUT_OF_MEMORY = """
     resource.setrlimit(resource.RLIMIT_AS, (in_use + (1 << 29), resource.RLIM_INFINITY))
 
     text = error_of(lambda: f(large, False))
-    assert "operand args[0]: the model retained it after the call, and there was no memory" in text
+    assert "args[0]: expected memory for a copy of this input, which the model retained" in text
     assert "no good" in error_of(lambda: f(large, True))
     for read in (lambda: module.retained[:3] + 1, lambda: module.retained.numpy()):
         try:

@@ -1,4 +1,4 @@
-// The torch half's entry points of the seam. They turn exceptions into error text.
+// The torch half's entry points of the seam. They convert exceptions to error texts.
 
 #include <c10/util/Exception.h>
 #include <torch/csrc/jit/runtime/jit_exception.h>
@@ -40,7 +40,7 @@ std::string WithoutCppTrace(std::string text) {
   return text;
 }
 
-// The interpreter puts the TorchScript traceback first and the cause last. Returns the cause first:
+// Moves the cause of an error, which the interpreter puts last, before the TorchScript traceback:
 // "raised ValueError: ...", then the traceback.
 std::string Raised(const std::string& message) {
   const std::string text = WithoutCppTrace(message);
@@ -61,13 +61,15 @@ std::string Raised(const std::string& message) {
   return "raised: " + text;
 }
 
-// Adds the remedy to an error of torch that has a known one.
+// Adds a remedy to those errors of torch for which one is known.
 std::string Explained(std::string text) {
   if (text.find("CUDA out of memory") != std::string::npos) {
     return text +
-           "\n\nJAX takes three quarters of a device's memory for itself when it starts; torch has "
-           "the rest. XLA_PYTHON_CLIENT_MEM_FRACTION=.50 in the environment leaves torch more, "
-           "XLA_PYTHON_CLIENT_PREALLOCATE=false leaves it what JAX does not use yet.";
+           "\n\nJAX reserves three quarters of a device's memory when it starts, and torch gets "
+           "the "
+           "rest. Set XLA_PYTHON_CLIENT_MEM_FRACTION=.50 in the environment to leave torch more, "
+           "or "
+           "XLA_PYTHON_CLIENT_PREALLOCATE=false to leave it all that JAX does not use.";
   }
   if (text.find("does not require grad and does not have a grad_fn") == std::string::npos) {
     return text;
@@ -77,7 +79,7 @@ std::string Explained(std::string text) {
          text;
 }
 
-// Describes the exception that is being handled.
+// The error text for the exception that is being handled.
 std::string Description() {
   try {
     throw;
@@ -101,7 +103,7 @@ TcStatus Guarded(TcSink error, const Body& body) {
     try {
       Write(error, Description());
     } catch (...) {
-      Write(error, "out of memory");  // fits a string without an allocation
+      Write(error, "out of memory");  // needs no allocation
     }
   }
   return TC_FAILED;
@@ -109,7 +111,7 @@ TcStatus Guarded(TcSink error, const Body& body) {
 
 TcStatus ModelFromFile(const char* path, TcModelOptions options, TcModel** out, TcSink error) {
   return Guarded(error, [&] {
-    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
+    const TorchStateGuard guard(Autograd::kOff);  // independent of the caller's modes
     *out = new TcModel{
         ScriptModel::FromModule(torch::jit::load(std::string(path), c10::kCPU), options)};
   });
@@ -118,7 +120,7 @@ TcStatus ModelFromFile(const char* path, TcModelOptions options, TcModel** out, 
 TcStatus ModelFromBytes(const char* data, size_t size, TcModelOptions options, TcModel** out,
                         TcSink error) {
   return Guarded(error, [&] {
-    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
+    const TorchStateGuard guard(Autograd::kOff);  // independent of the caller's modes
     std::istringstream stream(std::string(data, size));
     *out = new TcModel{ScriptModel::FromModule(torch::jit::load(stream, c10::kCPU), options)};
   });
@@ -127,7 +129,7 @@ TcStatus ModelFromBytes(const char* data, size_t size, TcModelOptions options, T
 TcStatus ModelFromLiveModule(const void* live, TcModelOptions options, TcModel** out,
                              TcSink error) {
   return Guarded(error, [&] {
-    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
+    const TorchStateGuard guard(Autograd::kOff);  // independent of the caller's modes
     *out = new TcModel{
         ScriptModel::FromModule(*static_cast<const torch::jit::Module*>(live), options)};
   });
@@ -136,7 +138,7 @@ TcStatus ModelFromLiveModule(const void* live, TcModelOptions options, TcModel**
 TcStatus ModelFromLiveFunction(const void* live, TcModelOptions options, TcModel** out,
                                TcSink error) {
   return Guarded(error, [&] {
-    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
+    const TorchStateGuard guard(Autograd::kOff);  // independent of the caller's modes
     *out = new TcModel{ScriptModel::FromFunction(
         *static_cast<const torch::jit::StrongFunctionPtr*>(live), options)};
   });
@@ -145,7 +147,7 @@ TcStatus ModelFromLiveFunction(const void* live, TcModelOptions options, TcModel
 TcStatus ModelFromPackage(const char* path, DLDevice home, int32_t num_runners, TcModel** out,
                           TcSink error) {
   return Guarded(error, [&] {
-    const TorchStateGuard guard(Autograd::kOff);  // whatever mode the caller is in
+    const TorchStateGuard guard(Autograd::kOff);  // independent of the caller's modes
     *out = new TcModel{std::make_shared<PackageModel>(path, DeviceOf(home), num_runners)};
   });
 }
@@ -179,7 +181,7 @@ TcStatus ModelCheckArguments(TcModel* model, const TcNode* arguments, int64_t nu
 
 TcStatus PlanCreate(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink error) {
   return Guarded(error, [&] {
-    auto plan = std::make_unique<TcPlan>();  // nothing throws once the plan has the callable
+    auto plan = std::make_unique<TcPlan>();  // allocated first: nothing throws after NewPlan
     plan->plan = model->model->NewPlan(*spec);
     *out = plan.release();
   });

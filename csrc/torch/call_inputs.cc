@@ -30,7 +30,8 @@ bool OwnMemory(c10::StorageImpl* storage, c10::Device device) noexcept {
   }
   try {
     storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
-        "torchcall: an input that was retained after its call: there was no memory for a copy");
+        "torchcall: an input that the model retained after its call cannot be read: there was no "
+        "memory for a copy");
   } catch (...) {
     storage->set_throw_on_mutable_data_ptr();
   }
@@ -39,20 +40,20 @@ bool OwnMemory(c10::StorageImpl* storage, c10::Device device) noexcept {
 
 CallInputs::CallInputs(const CallForm& form, c10::Device device, bool dense)
     : form_(form), device_(device) {
-  // Ordinary tensors, whatever mode the calls run in: an inference tensor could not be
-  // differentiated by a model that retains it.
+  // Not inference tensors, whatever mode the calls run in: a model that retains an input may
+  // differentiate with respect to it.
   const TorchStateGuard guard(Autograd::kOff);
   for (size_t i = 0; i < form.operands.size(); ++i) {
     const CallForm::Operand& operand = form.operands[i];
     Input& input = inputs_.emplace_back();
     if (operand.is_length) continue;
     const bool strided = operand.narrowing.length >= 0 && operand.narrowing.axis > 0;
-    const bool twin = operand.cast || operand.copied || (dense && strided);
+    const bool separate = operand.cast || operand.copied || (dense && strided);
     const auto options = at::TensorOptions().device(device);
     input.shell = View(nullptr, operand.shape, operand.dtype, device);
     input.given =
-        twin ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
-             : input.shell;
+        separate ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
+                 : input.shell;
   }
 }
 
@@ -87,8 +88,8 @@ void CallInputs::Point(const DLTensor* buffers, const std::vector<int64_t>& size
   }
 }
 
-// A prefix of the buffer along one axis: a strided view for the shell, dense for its twin, whose
-// memory has room for the whole.
+// Narrows an input to a prefix along one axis. The shell becomes a strided view of the buffer; a
+// separate tensor stays contiguous, in memory that fits the whole input.
 void CallInputs::Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size) {
   c10::TensorImpl* shell = input.shell.unsafeGetTensorImpl();
   auto sizes = shell->sizes().vec();
@@ -123,7 +124,7 @@ bool CallInputs::Reshaped(const Input& input, const CallForm::Operand& operand) 
       StorageOf(given) != input.storage) {
     return true;
   }
-  // Narrowed tensors get their sizes anew in each call, twins of them their strides too.
+  // Each call sets the sizes of narrowed inputs, and the strides too where `given` is separate.
   if (operand.narrowing.length < 0) {
     return given.sizes() != c10::IntArrayRef(operand.shape) ||
            given.strides() != c10::IntArrayRef(input.strides);
@@ -140,7 +141,7 @@ CallInputs::Retained CallInputs::Finish(bool all) noexcept {
   for (size_t i = 0; i < inputs_.size(); ++i) {
     Input& input = inputs_[i];
     if (!input.given.defined()) continue;
-    // Drops the flag and the graph that `requires_grad_()` may have left.
+    // Removes the flag and the autograd graph that the model's `requires_grad_()` may have left.
     if (input.given.unsafeGetTensorImpl()->autograd_meta() != nullptr && !IsRetained(input)) {
       input.given.unsafeGetTensorImpl()->set_autograd_meta(nullptr);
     }
@@ -153,8 +154,8 @@ CallInputs::Retained CallInputs::Finish(bool all) noexcept {
       Repoint(input.shell, nullptr);
       continue;
     }
-    // Views made by the model share this storage, so it is the storage that gets the copy; of the
-    // whole buffer, for the input may be a narrowed view of it.
+    // The model's views of the input share its storage, so the storage gets the copy. The copy is
+    // of the whole buffer, of which the input may be a narrowed view.
     if (!OwnMemory(StorageOf(input.shell), device_)) retained.lost = static_cast<int64_t>(i);
   }
   return retained;

@@ -1,5 +1,5 @@
-// The tensors through which a model sees one call's buffers. They are made once and pointed at the
-// buffers of each call; used by one thread at a time.
+// The tensors that a model gets as inputs. They are made once; each call points them at its
+// buffers. Used by one thread at a time.
 
 #ifndef TORCHCALL_TORCH_CALL_INPUTS_H_
 #define TORCHCALL_TORCH_CALL_INPUTS_H_
@@ -16,58 +16,59 @@ inline c10::StorageImpl* StorageOf(const at::Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
 }
 
-// Gives a storage its own copy of the memory that it refers to. Where the copy fails, the storage
-// refers to nothing, and whoever reads it gets an error. Returns whether there is a copy.
+// Replaces the memory that a storage refers to by a copy that it owns. Returns false if the copy
+// fails; the storage then has no memory, and reading it throws.
 bool OwnMemory(c10::StorageImpl* storage, c10::Device device) noexcept;
 
 class CallInputs {
  public:
-  // Which inputs the model retained: refers to after the call.
+  // The inputs that the model retained, which means that it refers to them after the call.
   struct Retained {
     int64_t count = 0;
-    // The position of one that there was no memory for a copy of, or -1.
+    // The position of a retained input that could not be copied for lack of memory, or -1.
     int64_t lost = -1;
   };
 
-  // On `device`. `dense`: the model wants contiguous inputs also where they are narrowed.
+  // `dense`: whether narrowed inputs must be contiguous, too.
   CallInputs(const CallForm& form, c10::Device device, bool dense);
 
-  // What the model gets; undefined for a length.
+  // The tensors that the model gets; undefined for a length.
   std::vector<at::Tensor> Tensors() const;
   const at::Tensor& operator[](size_t i) const { return inputs_[i].given; }
 
-  // Counts the present references, those of a model that retains nothing. Called once, when all
-  // that refers to the tensors between calls is built and the caller holds none itself.
+  // Records the tensors' use counts for a model that retains nothing. Called once, after everything
+  // that refers to the tensors between calls has been made, while the caller refers to none.
   void CountUses();
 
-  // Points the tensors at this call's buffers, narrowed to `sizes`, cast and copied where wanted.
+  // Points the tensors at this call's buffers, narrowed to `sizes`. Casts and copies inputs where
+  // the plan says so.
   void Point(const DLTensor* buffers, const std::vector<int64_t>& sizes);
 
-  // The position of an input that was written to although the plan foresaw none, or -1.
+  // The position of an input that was written to although the plan expects no write, or -1.
   int64_t FindUnforeseenWrite() const;
 
-  // Ends the call, on the stream that it ran on: no tensor refers to a caller's buffer any more.
-  // Inputs that the model retained now own a copy, or raise where they are read; then the tensors
-  // must not be used for another call. `all`: whether each of them counts as retained.
+  // Ends the call, on its stream. Afterwards no tensor refers to a caller's buffer: an input that
+  // the model retained owns a copy, or throws when it is read. If any was retained, these tensors
+  // must not be used for another call. `all`: treats every input as retained.
   Retained Finish(bool all) noexcept;
 
  private:
   struct Input {
-    // Both undefined for a length, which the model does not see.
+    // Both are undefined for a length, which the model does not get.
     at::Tensor shell;  // refers to the caller's buffer while the call runs
-    at::Tensor given;  // what the model gets: the shell, or its cast or copied twin
+    at::Tensor given;  // what the model gets: the shell, or a tensor for a cast or copy of it
     size_t tensor_uses = 0;
     size_t storage_uses = 0;
     uint32_t version = 0;
-    // As they are at rest; a model may replace them in place.
+    // The values between calls. A model may change them in place.
     const void* storage = nullptr;
     c10::ScalarType dtype = c10::ScalarType::Undefined;
     std::vector<int64_t> strides;
   };
 
   bool IsRetained(const Input& input) const;
-  // Whether the model resized, transposed or exchanged its input in place, which the next call must
-  // not see.
+  // Whether the model resized or transposed its input, or replaced its data, in place. The next
+  // call must not get such a tensor.
   bool Reshaped(const Input& input, const CallForm::Operand& operand) const;
   void Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size);
   void Repoint(const at::Tensor& shell, void* data) const;

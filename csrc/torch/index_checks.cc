@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "dtype.h"
+
 namespace torchcall {
 namespace {
 
@@ -28,16 +30,17 @@ IndexChecks::IndexChecks(const TcPlanSpec& spec, const CallForm& form)
     if (check.rows_of >= 0) form.operands.at(check.rows_of);
     const c10::ScalarType dtype = operand.cast.value_or(operand.dtype);
     if (!c10::isIntegralType(dtype, /*includeBool=*/false)) {
-      throw std::invalid_argument(operand.name + ": expected integers, which index checks need");
+      throw std::invalid_argument(operand.name + ": expected an integer dtype, got " +
+                                  DtypeName(dtype));
     }
   }
 }
 
 void IndexChecks::Run(const CallForm& form, const std::function<at::Tensor(int64_t)>& input) const {
   for (const TcIndexCheck& check : checks_) {
-    // Neither copies a dense int64 tensor, the usual case.
+    // Neither call copies a contiguous int64 tensor, the usual case.
     const at::Tensor indices = input(check.operand).to(c10::ScalarType::Long).contiguous();
-    // A negative entry becomes a large one.
+    // Unsigned, so that a negative entry is too large.
     const auto* entries = reinterpret_cast<const uint64_t*>(indices.const_data_ptr<int64_t>());
     const int64_t count = indices.numel();
     const auto refuse = [&](const std::string& expected, int64_t i) {
@@ -52,7 +55,7 @@ void IndexChecks::Run(const CallForm& form, const std::function<at::Tensor(int64
       continue;
     }
     const auto rows = static_cast<uint64_t>(input(check.rows_of).size(0));
-    uint64_t outside = 0;  // without a branch, so that the loop is vectorised
+    uint64_t outside = 0;  // no branch in the loop: compilers vectorise it
     for (int64_t i = 0; i < count; ++i) outside |= static_cast<uint64_t>(entries[i] >= rows);
     if (outside == 0) continue;
     int64_t i = 0;

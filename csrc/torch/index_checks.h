@@ -1,5 +1,5 @@
-// Range checks of integer inputs. A model follows an index wherever it points: compiled code may
-// end the process, and other engines may return a number for an entry that the model does not know.
+// Range checks of integer inputs. With an index out of range, compiled code may crash the process,
+// and other engines may return a number for an entry that the model does not support.
 
 #ifndef TORCHCALL_TORCH_INDEX_CHECKS_H_
 #define TORCHCALL_TORCH_INDEX_CHECKS_H_
@@ -14,11 +14,11 @@ namespace torchcall {
 
 class IndexChecks {
  public:
-  // Throws std::invalid_argument for an operand that does not hold integers.
+  // Throws std::invalid_argument for an operand that is not of an integer dtype.
   IndexChecks(const TcPlanSpec& spec, const CallForm& form);
 
-  // Checks inputs in CPU memory, as the model gets them. Throws std::invalid_argument that names
-  // the operand, the first entry at fault, and what was expected there.
+  // Checks the inputs that the model gets, which must be in CPU memory. Throws
+  // std::invalid_argument with the operand's name, the first invalid entry and what was expected.
   void Run(const CallForm& form, const std::function<at::Tensor(int64_t)>& input) const;
 
  private:

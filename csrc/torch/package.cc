@@ -19,7 +19,8 @@ std::vector<at::Tensor> PackageLoader::Run(const std::vector<at::Tensor>& argume
   if (!one_at_a_time_) return loader_.run(arguments);
   lock.lock();
   std::vector<at::Tensor> results = loader_.run(arguments);
-  if (!ran_) Synchronize(device_);  // a first run folds constants, which other streams must see
+  // The first run computes constants that runs on other streams read.
+  if (!ran_) Synchronize(device_);
   ran_ = true;
   return results;
 }
@@ -67,7 +68,7 @@ std::string PackageModel::Serialize() const {
   throw std::invalid_argument("expected a TorchScript module, got a package");
 }
 
-// The order of a package's arguments is settled where its call spec is read.
+// PackageCall (Python) has compared the arguments with the package's call spec.
 void PackageModel::CheckArguments(const TcNode*, int64_t, int64_t) const {}
 
 std::unique_ptr<Plan> PackageModel::NewPlan(const TcPlanSpec& spec) {

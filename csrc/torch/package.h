@@ -1,5 +1,5 @@
 // An AOTInductor package: machine code that torch compiled ahead of time. It takes and returns flat
-// lists of tensors; which argument each is, the caller knows from the package's call spec.
+// lists of tensors. Its call spec maps them to arguments and results.
 
 #ifndef TORCHCALL_TORCH_PACKAGE_H_
 #define TORCHCALL_TORCH_PACKAGE_H_
@@ -30,8 +30,8 @@ class PackageLoader {
 
  private:
   const c10::Device device_;
-  // Elsewhere than on a CPU a call only enqueues, and the loader's own bookkeeping of several
-  // runners asks the device for events, which a capture forbids: one call at a time.
+  // True except on a CPU. With several runners, torch's loader queries CUDA events to find a free
+  // one, which is forbidden during a capture. Calls only enqueue work there, so one suffices.
   const bool one_at_a_time_;
   bool ran_ = false;
   std::mutex mutex_;
@@ -40,14 +40,14 @@ class PackageLoader {
 
 class PackageModel : public Model {
  public:
-  // The package must have been compiled for this machine: its code runs as it is. Throws what torch
+  // The caller has checked that the package was compiled for this machine. Throws what torch
   // throws.
   PackageModel(const std::string& path, c10::Device home, int32_t num_runners);
 
-  // `schema` holds the two lines of the call spec: torch's pytree of the arguments, as a tuple of
-  // a tuple and a dict, and that of the results.
+  // `schema` holds the two lines of the call spec: torch's pytrees of the arguments, a tuple of a
+  // tuple and a dict, and of the results.
   TcModelInfo info() const override;
-  // A package of another call spec is another model.
+  // Throws std::invalid_argument if the call specs differ.
   void Replace(const Model& fresh) override;
   std::string Serialize() const override;
   void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const override;
@@ -55,7 +55,7 @@ class PackageModel : public Model {
 
   // Throws std::invalid_argument for a device of another kind than the package's.
   std::shared_ptr<PackageLoader> loader(c10::Device device) const;
-  // The one of a graph that is about to be captured; a good time to let go of old ones.
+  // The loader for a graph that is about to be captured. Also releases replaced loaders.
   std::shared_ptr<PackageLoader> Hold(c10::Device device) const;
 
  private:
@@ -68,8 +68,8 @@ class PackageModel : public Model {
 
 class PackagePlan : public ContextPlan {
  public:
-  // `spec.arguments` is a tuple of the operands in the package's order, `spec.results` one of its
-  // results, None where nobody asks for one.
+  // `spec.arguments` is a tuple of the operands in the package's order. `spec.results` is a tuple
+  // of its results, with None for those that the program does not use.
   PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec);
 
   std::shared_ptr<const void> Hold(DLDevice device) const override {
@@ -79,12 +79,12 @@ class PackagePlan : public ContextPlan {
  private:
   class Context;
   std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
-  // The package's own checks count its arguments; a user knows the operands.
+  // Replaces the position of an argument in torch's error text by the operand's name.
   std::string WithNames(std::string text) const;
 
   std::shared_ptr<PackageModel> model_;
-  std::vector<int64_t> order_;   // the operand of each of the package's arguments
-  std::vector<int64_t> wanted_;  // the output that each of its results is, -1: none
+  std::vector<int64_t> order_;   // per argument of the package: the operand
+  std::vector<int64_t> wanted_;  // per result of the package: the output, or -1 if unused
 };
 
 }  // namespace torchcall

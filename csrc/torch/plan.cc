@@ -9,7 +9,7 @@
 namespace torchcall {
 namespace {
 
-// More contexts than threads that can be inside a call at once would only hold memory.
+// A pool larger than the number of concurrent calls would only waste memory.
 constexpr size_t kMostPooled = 64;
 
 }  // namespace
@@ -58,7 +58,7 @@ std::unique_ptr<CallContext> ContextPlan::Acquire(TcPlace place) {
   return NewContext(place);
 }
 
-void ContextPlan::GiveBack(std::unique_ptr<CallContext> context) noexcept {
+void ContextPlan::ReturnToPool(std::unique_ptr<CallContext> context) noexcept {
   if (!pools_ || context->place.purpose == TC_RECORD) return;
   const std::lock_guard<std::mutex> lock(pool_mutex_);
   if (pool_.size() < kMostPooled) pool_.push_back(std::move(context));  // within its capacity
@@ -68,7 +68,7 @@ void ContextPlan::Invoke(CallContext& call, const DLTensor* inputs, const DLTens
   const c10::Device device = DeviceOf(call.place.device);
   form().ReadLengths(inputs, device, call.sizes);
   call.inputs.Point(inputs, call.sizes);
-  // Elsewhere to read an entry would mean to wait for the device.
+  // On other devices, reading an entry would wait for the device.
   if (device.is_cpu()) {
     index_checks().Run(form(), [&](int64_t i) { return call.inputs[i]; });
   }
@@ -76,7 +76,7 @@ void ContextPlan::Invoke(CallContext& call, const DLTensor* inputs, const DLTens
   const int64_t written = call.inputs.FindUnforeseenWrite();
   if (written >= 0) {
     throw std::runtime_error(form().operands[written].name +
-                             ": expected to be read only, but the model wrote to it in place");
+                             ": expected to be read only, got an in-place write by the model");
   }
   for (size_t i = 0; i < form().outputs.size(); ++i) {
     form().CopyOut(form().outputs[i], *call.outputs[i], call.sizes, device, outputs[i].data);
@@ -85,7 +85,7 @@ void ContextPlan::Invoke(CallContext& call, const DLTensor* inputs, const DLTens
 
 bool ContextPlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
   std::unique_ptr<CallContext> call = Acquire(place);
-  // What a model that raises retained until then must not dangle either.
+  // Inputs that a failing model retained must not dangle either: release them before rethrowing.
   std::exception_ptr failure;
   try {
     Invoke(*call, inputs, outputs);
@@ -98,10 +98,10 @@ bool ContextPlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPla
   if (retained.lost >= 0) {
     throw std::invalid_argument(
         form().operands[retained.lost].name +
-        ": the model retained it after the call, and there was no memory for a copy; what it "
-        "retained cannot be read");
+        ": expected memory for a copy of this input, which the model retained after the call, got "
+        "none; the retained tensor cannot be read");
   }
-  if (retained.count == 0) GiveBack(std::move(call));
+  if (retained.count == 0) ReturnToPool(std::move(call));
   return retained.count > 0;
 }
 

@@ -1,4 +1,4 @@
-// One call, settled when the JAX program is traced.
+// A plan: everything about one call that is fixed when the JAX program is traced.
 
 #ifndef TORCHCALL_TORCH_PLAN_H_
 #define TORCHCALL_TORCH_PLAN_H_
@@ -20,7 +20,7 @@
 namespace torchcall {
 
 // Why a call that retains an input cannot be captured.
-inline constexpr const char* kRetainsInput = "it keeps an input after the call";
+inline constexpr const char* kRetainsInput = "it retains an input after the call";
 
 class Plan {
  public:
@@ -28,16 +28,17 @@ class Plan {
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  // Thread-safe. Returns why calls like an observed one cannot be captured; empty: no reason known.
+  // Thread-safe. Where the place's purpose is to observe the call: returns why such calls cannot be
+  // captured. Otherwise, or if no reason is known, returns an empty string.
   std::string Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
-  // A share of what calls on the device compute with now.
+  // Shares ownership of the weights that calls on the device use now.
   virtual std::shared_ptr<const void> Hold(DLDevice device) const = 0;
 
  protected:
   Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, Autograd autograd);
 
-  // Runs the model on the place's device and stream, and copies the results out. Returns whether
-  // it retained an input.
+  // Runs the model on the place's device and stream, and copies its results to `outputs`. Returns
+  // whether the model retained an input.
   virtual bool Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) = 0;
   const CallForm& form() const { return form_; }
   const IndexChecks& index_checks() const { return index_checks_; }
@@ -48,11 +49,11 @@ class Plan {
   CallForm form_;
   IndexChecks index_checks_;
   Autograd autograd_;
-  int64_t copied_per_call_ = 0;  // inputs that the model gets as private copies
+  int64_t copied_per_call_ = 0;  // inputs of which the model gets a private copy
 };
 
-// The tensors, containers and results of one call. Used by one thread at a time, and on one stream:
-// what it owns is used in that stream's order.
+// The tensors, containers and results of one call. Used by one thread at a time and on one stream
+// only, so that the stream orders all uses of its memory.
 class CallContext {
  public:
   CallContext(TcPlace place, CallInputs inputs, size_t num_lengths, size_t num_outputs)
@@ -61,29 +62,29 @@ class CallContext {
   CallContext(const CallContext&) = delete;
   CallContext& operator=(const CallContext&) = delete;
 
-  // Runs the model on `inputs`, and leaves the addresses of its results in `outputs`.
+  // Runs the model on `inputs` and stores the addresses of its results in `outputs`.
   virtual void Invoke() = 0;
-  // Releases all that Invoke made, also where it threw, or was not reached.
+  // Releases everything that Invoke made. Also called if Invoke threw or was not called.
   virtual CallInputs::Retained Release() noexcept = 0;
 
   const TcPlace place;
   CallInputs inputs;
-  std::vector<int64_t> sizes;  // what each of the plan's lengths comes to in this call
+  std::vector<int64_t> sizes;  // the value of each of the plan's lengths in this call
   std::vector<const at::Tensor*> outputs;
 };
 
-// A plan whose contexts are pooled: tensors and containers are made once and pointed at the buffers
-// of each call.
+// A plan with a pool of contexts. A context's tensors and containers are made once; each call
+// points the tensors at its own buffers.
 class ContextPlan : public Plan {
  protected:
-  // `pools`: whether a context may serve another call.
+  // `pools`: whether later calls may reuse a context.
   ContextPlan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form,
               Autograd autograd, bool pools);
 
   // Called on the place's device and stream.
   virtual std::unique_ptr<CallContext> NewContext(TcPlace place) const = 0;
-  // Stores a context for a later call.
-  void GiveBack(std::unique_ptr<CallContext> context) noexcept;
+  // Returns a context to the pool.
+  void ReturnToPool(std::unique_ptr<CallContext> context) noexcept;
 
  private:
   bool Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) override;

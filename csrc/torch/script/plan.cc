@@ -75,7 +75,7 @@ std::unique_ptr<ScriptPlan> ScriptPlan::Make(std::shared_ptr<ScriptModel> model,
   std::unique_ptr<ScriptPlan> plan(
       new ScriptPlan(std::move(model), spec, std::move(form), std::move(arguments)));
   // Build the arguments once, so that a structure that does not fit the signature fails here.
-  plan->GiveBack(plan->NewContext(kCpuPlace));
+  plan->ReturnToPool(plan->NewContext(kCpuPlace));
   return plan;
 }
 

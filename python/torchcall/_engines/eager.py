@@ -17,7 +17,7 @@ from torchcall._call.specs import is_static, torch_dtype
 from torchcall._call.tree import Node, items_of
 from torchcall._cuda import observation as _observation
 from torchcall._engines.fakes import infer_outputs
-from torchcall._engines.isolation import restored, stand_in
+from torchcall._engines.isolation import restored, tracing_copy
 from torchcall._engines.replicas import Replicas
 
 
@@ -76,7 +76,7 @@ class EagerRunner:
 
     def held(self, device: str) -> object:
         """What a CUDA graph of a call on the device goes on reading."""
-        return self._replicas.tensors(device)
+        return self._replicas.tensors_read_on(device)
 
     def _enqueue(self, device: str, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
         """`_run` where calls return before the device is through with them."""
@@ -90,7 +90,7 @@ class EagerRunner:
             return self._run(take, tensors)
         finally:
             for module in taken:
-                self._replicas.used(device, module)
+                self._replicas.retain_if_replaced(device, module)
 
     def _run(
         self, take: Callable[[], Callable[..., Any]], tensors: list[Any]
@@ -209,7 +209,7 @@ class EagerSource:
         """
         if freeze:
             raise ValueError("freeze=True: expected a TorchScript module, got an eager one")
-        self._replicas.forget()
+        self._replicas.release_copies()
         if isinstance(self._module, torch.nn.Module):
             weights = (*self._module.parameters(), *self._module.buffers())
             if any(weight.is_meta for weight in weights):
@@ -248,10 +248,10 @@ class EagerCall:
             InferenceError: it cannot be traced.
         """
         args, kwargs = self._call.as_the_model_sees_it()
-        module = self._replicas.to_follow()
+        module = self._replicas.cpu_module()
         with _without_compilation(), restored(module):
             return infer_outputs(
-                lambda: stand_in(module), args, kwargs, requires_grad=self._call.requires_grad
+                lambda: tracing_copy(module), args, kwargs, requires_grad=self._call.requires_grad
             )
 
     def results(self, outputs: Any) -> list[Node]:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from torchcall._call.specs import torch_dtype, torch_dtype_name
 
-# Operators that only read a list.
+# Operators that read a list and do not change it.
 _READS = {
     "aten::tensor",
     "aten::as_tensor",
@@ -26,28 +26,28 @@ _READS = {
 _DTYPES = {"float": None, "int": torch.int64, "bool": torch.bool, "complex": torch.complex64}
 
 
-class NotFollowableError(ValueError):
+class NotTraceableError(ValueError):
     """The model cannot be traced with fake tensors."""
 
 
-def followable(module: Any) -> Callable[..., Any]:
-    """A function over fake tensors with the outputs' shapes and dtypes of `module`.
+def traceable(module: Any) -> Callable[..., Any]:
+    """A function of fake tensors, whose outputs have the shapes and dtypes of `module`'s.
 
     Inside TorchScript, `torch.tensor([...])` writes the list into the tensor's memory. Fake tensors
-    have none, so the process would end. Such a node is replaced by one that makes a tensor of the
+    have no memory, so this would crash the process. Such nodes are replaced by `torch.zeros` of the
     same shape and dtype.
 
     Args:
-        module: a script module or function. Returned itself where there is nothing to replace.
+        module: a script module or function. It is returned itself if there is nothing to replace.
 
     Raises:
-        NotFollowableError: a tensor is made of a list of unknown length or of a tensor's values, or
-            a part of the model runs on another thread.
+        NotTraceableError: a tensor is made from a list of unknown length, `tolist()` reads a
+            tensor's values, or `torch.jit.fork` runs a part of the model on another thread.
     """
     graph = module.inlined_graph
     for kind, what in (("prim::tolist", "tolist()"), ("prim::fork", "torch.jit.fork")):
         if graph.findNode(kind) is not None:
-            raise NotFollowableError(f"fake tensors cannot follow {what}")
+            raise NotTraceableError(f"fake tensors cannot trace {what}")
     from_lists = [
         node
         for kind in ("aten::tensor", "aten::as_tensor")
@@ -64,7 +64,7 @@ def followable(module: Any) -> Callable[..., Any]:
     parameters = [a for a in schema.arguments if not (is_method and a.name == "self")]
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        # A function made of a graph has no default values.
+        # A function made from a graph has no default values.
         values = dict(zip((p.name for p in parameters), args, strict=False)) | kwargs
         for parameter in parameters:
             if parameter.name not in values and parameter.has_default_value():
@@ -81,7 +81,7 @@ def _replace(graph: Any, node: Any) -> None:
     dtype = node.inputsAt(1)
     if dtype.type().kind() == "NoneType":
         if element not in _DTYPES:
-            raise NotFollowableError(f"fake tensors cannot follow a tensor made of a {element}")
+            raise NotTraceableError(f"fake tensors cannot trace a tensor made from a {element}")
         dtype = graph.insertConstant(_DTYPES[element] or torch.get_default_dtype())
     none = graph.insertConstant(None)
     zeros = graph.create("aten::zeros", [graph.insertConstant(shape), dtype, none, none, none], 1)
@@ -91,7 +91,7 @@ def _replace(graph: Any, node: Any) -> None:
 
 
 def _shape_of(value: Any) -> tuple[list[int], str]:
-    """Lengths of nested lists, and the type of what is in the innermost."""
+    """The lengths of nested lists, outermost first, and the type of the innermost elements."""
     shape = []
     while value.type().kind() == "ListType":
         if value.node().kind() == "prim::Constant":
@@ -100,8 +100,10 @@ def _shape_of(value: Any) -> tuple[list[int], str]:
                 shape.append(len(items))
                 items = items[0] if items else None
             return shape, str(value.type()).replace("List[", "").rstrip("]")
-        if value.node().kind() != "prim::ListConstruct" or not _stays_as_made(value):
-            raise NotFollowableError("fake tensors cannot follow a tensor made of a variable list")
+        if value.node().kind() != "prim::ListConstruct" or not _is_only_read(value):
+            raise NotTraceableError(
+                "fake tensors cannot trace a tensor made from a list of variable length"
+            )
         items = list(value.node().inputs())
         shape.append(len(items))
         if not items:
@@ -110,12 +112,12 @@ def _shape_of(value: Any) -> tuple[list[int], str]:
     return shape, str(value.type())
 
 
-def _stays_as_made(value: Any) -> bool:
+def _is_only_read(value: Any) -> bool:
     return all(use.user.kind() in _READS for use in value.uses())
 
 
 class InferenceError(ValueError):
-    """The outputs are unknown without running the model."""
+    """The outputs' shapes and dtypes cannot be found without running the model."""
 
 
 _NAMED_TUPLES: dict[tuple[str, tuple[str, ...]], type[Any]] = {}
@@ -132,20 +134,20 @@ def infer_outputs(
     """The pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
 
     Args:
-        load: returns the model as a function of fake tensors; its weights are not moved.
-        args: positional arguments; arrays as `jax.ShapeDtypeStruct`s whose dtypes are those that
-            the module gets, everything else as it is.
+        load: returns the model as a function of fake tensors, with weights on the CPU.
+        args: positional arguments; arrays as `jax.ShapeDtypeStruct`s with the dtypes that the
+            module gets, everything else unchanged.
         kwargs: keyword arguments, likewise.
-        requires_grad: whether gradients are recorded meanwhile.
+        requires_grad: whether autograd records while the model is traced.
 
     Raises:
-        InferenceError: with torch's own message.
+        InferenceError: the model cannot be traced; contains torch's message.
     """
     operations = _Operations()
     try:
-        # Independent of the mode of the calling thread.
+        # The calling thread's modes must not affect the result.
         with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
-            follow = load()
+            traced = load()
         with (
             _quiet_logger("torch._subclasses.fake_tensor"),
             torch.device("cpu"),
@@ -155,16 +157,16 @@ def infer_outputs(
             operations,
             torch.inference_mode(False),
             torch.set_grad_enabled(requires_grad),
-            # The plain graph: profiling fake tensors would specialise the caller's module on them.
+            # No profiling: it would specialise the caller's module for fake tensors.
             optimized_execution(False),
         ):
             fake_args, fake_kwargs = jax.tree.map(_fake, (args, kwargs), is_leaf=_is_leaf)
-            return _specs_of(follow(*fake_args, **fake_kwargs), "")
+            return _specs_of(traced(*fake_args, **fake_kwargs), "")
     except InferenceError:
         raise
-    except NotFollowableError as error:
+    except NotTraceableError as error:
         raise InferenceError(
-            f"{error}, so the outputs' shapes are not known; pass output_spec=..."
+            f"{error}, so the outputs' shapes are unknown; pass output_spec=..."
         ) from error
     except Exception as error:
         # torch raises many types here, RuntimeError and its fake-tensor exceptions among them.
@@ -172,7 +174,7 @@ def infer_outputs(
 
 
 class _Operations(TorchDispatchMode):
-    """Notes the error of the first operation that failed: TorchScript's interpreter may lose it."""
+    """Records the error of the first failed operation, which TorchScript's interpreter may lose."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -190,7 +192,7 @@ class _Operations(TorchDispatchMode):
 
 @contextmanager
 def _quiet_logger(name: str) -> Iterator[None]:
-    """Silences a logger of torch: the error carries the same traceback."""
+    """Disables a logger of torch, whose output would repeat the traceback in the error."""
     logger = logging.getLogger(name)
     was_disabled, logger.disabled = logger.disabled, True
     try:
@@ -224,13 +226,13 @@ def _explain(text: str, first_error: str) -> str:
             f"requires_grad=False ({reason})"
         )
     return (
-        "following the model with fake tensors, to learn its outputs' shapes, ended in an error; "
-        f"if the model is right, pass output_spec=...\n{reason}"
+        "tracing the model with fake tensors, which finds its outputs' shapes, failed; if the "
+        f"model itself works, pass output_spec=...\n{reason}"
     )
 
 
 def _reason(text: str, first_error: str) -> str:
-    """The cause first, then the TorchScript traceback, which the interpreter puts before it."""
+    """The cause, then the TorchScript traceback; the interpreter reports them in reverse order."""
     before, found, after = text.partition("Traceback of TorchScript")
     if not found:
         return text.strip()
@@ -244,7 +246,7 @@ def _reason(text: str, first_error: str) -> str:
 
 
 def _named_tuple(value: Any) -> type[Any]:
-    """One class per name and fields: torch makes a new one for each module that it loads."""
+    """One class per name and fields, because torch makes a new class for each loaded module."""
     return _NAMED_TUPLES.setdefault((type(value).__name__, value._fields), type(value))
 
 

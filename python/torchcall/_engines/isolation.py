@@ -1,4 +1,4 @@
-"""Keeps fake tensors out of the caller's module while it is traced with them."""
+"""Protects the caller's module while it is traced with fake tensors."""
 
 import copy
 import functools
@@ -8,33 +8,34 @@ from typing import Any
 
 import torch
 
-# Levels of closures that are searched behind a function.
+# How many levels of functions in closures and attributes are searched.
 _DEPTH = 3
 
 
-def stand_in(module: Callable[..., Any]) -> Callable[..., Any]:
-    """A copy of a module whose attributes, buffers and gradients tracing may set.
+def tracing_copy(module: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of a module for tracing, which may set its attributes, buffers and gradients.
 
-    Its parameters are new ones on the same memory. Buffers are copies, because counters in them are
-    updated even among fake tensors. Anything but a module is returned as it is.
+    Its parameters are new objects that share the original's memory. Its buffers are real copies,
+    because tracing may update them (counters, for example). Anything that is not a module, or
+    cannot be copied, is returned itself.
     """
     if not isinstance(module, torch.nn.Module):
         return module
-    twins = {
+    parameters = {
         id(weight): torch.nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
         for weight in module.parameters()
     }
     try:
-        return copy.deepcopy(module, dict(twins))
-    except Exception:  # whatever an attribute raises that cannot be copied
+        return copy.deepcopy(module, dict(parameters))
+    except Exception:  # raised by an attribute that cannot be copied
         return module
 
 
 @contextmanager
 def restored(function: Callable[..., Any]) -> Iterator[None]:
-    """Restores attributes and gradients of the modules and tensors behind a function."""
+    """Restores attributes and gradients of the modules and tensors that a function refers to."""
     modules, tensors = {}, {}
-    for value in behind(function):
+    for value in referenced_values(function):
         if isinstance(value, torch.nn.Module):
             modules |= {id(part): part for part in value.modules()}
             tensors |= {id(weight): weight for weight in value.parameters()}
@@ -53,12 +54,12 @@ def restored(function: Callable[..., Any]) -> Iterator[None]:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    """`vars` of a module with copies of its dictionaries of buffers, parameters and submodules."""
+    """`vars` of a module, with copies of its dicts of buffers, parameters and submodules."""
     return {k: type(v)(v) if type(v) is dict else v for k, v in vars(module).items()}
 
 
-def behind(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
-    """The values a callable refers to: its object, its closure, and the globals that it names."""
+def referenced_values(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
+    """What a callable refers to: bound object, attributes, closure, and the globals it names."""
     yield value
     if depth == 0:
         return
@@ -80,6 +81,6 @@ def behind(value: Any, depth: int = _DEPTH) -> Iterator[Any]:
         reached += list(getattr(value, "__dict__", {}).values())
     for found in reached:
         if callable(found):
-            yield from behind(found, depth - 1)
+            yield from referenced_values(found, depth - 1)
         else:
             yield found

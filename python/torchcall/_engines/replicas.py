@@ -1,4 +1,4 @@
-"""One copy of a module for each device that calls use."""
+"""One replica of a module for each device that calls use."""
 
 import copy
 import threading
@@ -8,85 +8,89 @@ from typing import Any
 
 import torch
 
-from torchcall._engines.isolation import behind
+from torchcall._engines.isolation import referenced_values
 
-_DEPTH = 4  # of containers in containers: a table of lists of tensors, in a module's attributes
+_DEPTH = 4  # of nested containers that are searched for tensors
 
 
 class Replicas:
-    """The module itself on the device where its weights are, a copy of it on any other.
+    """The module itself on the device that holds its weights, and a copy on each other device.
 
     A copy is made at the first call on its device. A callable that is not a module has no weights
-    to move and serves every device as it is.
+    to move: it is used on every device.
     """
 
     def __init__(self, module: Callable[..., Any]) -> None:
         self._module = module
-        self._on: dict[str, Callable[..., Any]] = {}
-        self._old: list[tuple[str, Callable[..., Any]]] = []
+        self._by_device: dict[str, Callable[..., Any]] = {}
+        self._replaced: list[tuple[str, Callable[..., Any]]] = []
         self._lock = threading.Lock()
         self.copied = False
 
     def on(self, device: str) -> Callable[..., Any]:
         """The module on this device, "cpu" or "cuda:<number>"."""
-        found = self._on.get(device)
+        found = self._by_device.get(device)
         if found is not None:
             return found
         with self._lock:
-            if device not in self._on:
-                self._on[device] = self._make(torch.device(device))
-            return self._on[device]
+            if device not in self._by_device:
+                self._by_device[device] = self._make(torch.device(device))
+            return self._by_device[device]
 
-    def used(self, device: str, module: Callable[..., Any]) -> None:
-        """Takes a module back from a call that has enqueued work which reads it.
+    def retain_if_replaced(self, device: str, module: Callable[..., Any]) -> None:
+        """Retains `module`, whose weights work enqueued on the device reads, if it was replaced.
 
-        Its memory does not wait for the call's stream: if the module is no longer the device's,
-        the call must not release it.
+        torch's allocator reuses memory without waiting for the call's stream. If `release_copies`
+        replaced the module during the call, the call must not release the last reference.
         """
-        if self._on.get(device) is not module:
+        if self._by_device.get(device) is not module:
             with self._lock:
-                self._old.append((device, module))
+                self._replaced.append((device, module))
 
-    def to_follow(self) -> Callable[..., Any]:
+    def cpu_module(self) -> Callable[..., Any]:
         """The module with its weights on the CPU, for tracing with fake tensors."""
         return self._moved(torch.device("cpu"))
 
-    def forget(self) -> None:
-        """Releases the copies, because the weights have changed."""
+    def release_copies(self) -> None:
+        """Releases the copies, so that the next calls copy the module's present weights."""
         with self._lock:
-            self._old += self._on.items()
-            self._on.clear()
-            with suppress(RuntimeError):  # tried again later
-                self._let_go()
+            self._replaced += self._by_device.items()
+            self._by_device.clear()
+            with suppress(RuntimeError):  # the next call tries again
+                self._release_replaced()
 
-    def tensors(self, device: str) -> list[torch.Tensor]:
-        """The tensors behind the callable there: in attributes, closures, globals, containers.
+    def tensors_read_on(self, device: str) -> list[torch.Tensor]:
+        """The tensors that the callable can read: in attributes, closures, globals and containers.
 
-        A captured graph reads them at their addresses, even after they have been replaced.
+        A captured CUDA graph reads them at their addresses even after the callable has replaced
+        them, so the graph has to retain them.
         """
-        with self._lock, suppress(RuntimeError):  # tried again later
-            self._let_go()
+        with self._lock, suppress(RuntimeError):  # the next call tries again
+            self._release_replaced()
         found: dict[int, torch.Tensor] = {}
-        for value in behind(self.on(device)):
+        for value in referenced_values(self.on(device)):
             parts = value.modules() if isinstance(value, torch.nn.Module) else ()
-            for held in (value, *(vars(part) for part in parts)):
-                _collect(held, found, _DEPTH)
+            for value_or_attributes in (value, *(vars(part) for part in parts)):
+                _collect(value_or_attributes, found, _DEPTH)
         return list(found.values())
 
-    def _let_go(self) -> None:
-        """Releases what was replaced, once its devices have finished with it. The lock is held.
+    def _release_replaced(self) -> None:
+        """Releases replaced modules after their devices have finished all work. The lock is held.
 
-        Modules in use are returned by their calls. No capture may be running.
+        A module whose call is still running is retained by that call (`retain_if_replaced`).
+
+        Raises:
+            RuntimeError: a CUDA capture is running, during which a device cannot be synchronised.
         """
-        for name in {name for name, _ in self._old} - {"cpu"}:
+        for name in {name for name, _ in self._replaced} - {"cpu"}:
             torch.cuda.synchronize(torch.device(name))
-        self._old.clear()
+        self._replaced.clear()
 
     def _make(self, device: torch.device) -> Callable[..., Any]:
         module = self._moved(device)
         self.copied = self.copied or module is not self._module
         if device.type == "cuda" and isinstance(module, torch.nn.Module):
-            # Weights are copied on other streams, for which the calls' streams would not wait.
+            # The weights are copied on other streams; the calls' streams do not wait for those.
             torch.cuda.synchronize(device)
         return module
 
