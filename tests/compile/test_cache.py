@@ -129,7 +129,7 @@ def test_concurrent_writers_and_readers_see_whole_entries(tmp_path):
 
     def write(source):
         for _ in range(10):
-            _cache.keep("k" * 64, source)
+            _cache.store("k" * 64, source)
 
     writers = [threading.Thread(target=write, args=(source,)) for source in sources]
     for writer in writers:

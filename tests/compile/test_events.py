@@ -69,7 +69,7 @@ def test_a_module_that_fixes_a_size_gets_a_capacity(
     assert capacity_of(own) == {"N": 9, "E": example["cell_offsets"].shape[0], "B": 2}
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "not for any shapes: the module decides by N <= 500" in printed.err
+    assert "not for any shapes: the module branches on N <= 500" in printed.err
     assert "instead for a capacity of 9 atoms" in printed.err
     with pytest.raises(torchcall.CompileError, match="dynamic=False makes a package for"):
         compiled(module, tmp_path / "n.pt2", example, dynamic=True)
@@ -207,7 +207,7 @@ def test_a_package_that_differs_is_not_written(uncompiled, tmp_path, example, mo
 
     monkeypatch.setattr(events, "aoti_load_package", wrong)
     (tmp_path / "m.pt2").write_text("before")
-    with pytest.raises(torchcall.CompileError, match="expected what the module gives to within"):
+    with pytest.raises(torchcall.CompileError, match="expected the module's result to within"):
         compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
     assert (tmp_path / "m.pt2").read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]

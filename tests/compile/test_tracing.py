@@ -169,5 +169,5 @@ def test_another_result_is_a_difference_with_its_case(example):
     references.compare(right)
     with pytest.raises(DifferentError, match=r"\['energy'\] for two of everything"):
         references.compare(wrong)
-    with pytest.raises(DifferentError, match=r"expected float64 \(2,\) as the module, got"):
+    with pytest.raises(DifferentError, match=r"expected the module\'s float64 \(2,\), got"):
         references.compare(lambda graph: right(graph) | {"energy": torch.zeros(1)})

@@ -1,4 +1,4 @@
-"""From any module to a package: export, compilation, comparison with the module, cache."""
+"""Compiles any module into a package: export, compilation, checks against the module, cache."""
 
 from torchcall._compile._errors import CompileError
 from torchcall._compile._public import compile

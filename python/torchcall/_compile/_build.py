@@ -1,4 +1,4 @@
-"""From an exported program to a package, with torch's compiler."""
+"""Compiles an exported program into a package, with torch's compiler."""
 
 import contextlib
 import hashlib
@@ -30,11 +30,11 @@ from torchcall._engines.package_file import METADATA_KEY
 def shapes_of(
     program: ExportedProgram,
 ) -> tuple[list[list[int | str]], list[list[int | str]], dict[str, tuple[int, int]]]:
-    """Shapes of the inputs and outputs with named axes, and the range of each axis.
+    """Shapes of inputs and outputs, with names for variable axes, and the range of each axis.
 
     Raises:
-        SpecialisedError: sizes depend on one another other than by equality, or the program was
-            chosen by a decision about sizes that their ranges do not state.
+        SpecialisedError: a size is an expression in other sizes, or the program is valid only for
+            some of the sizes in the ranges, because the module branches on a size.
     """
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     names: dict[Any, str] = {}
@@ -47,7 +47,7 @@ def shapes_of(
                 result.append(int(expression))
                 continue
             if not expression.is_Symbol or (known_only and expression not in names):
-                raise SpecialisedError(f"a size depends on others as {expression}")
+                raise SpecialisedError(f"a size depends on other sizes: {expression}")
             result.append(names.setdefault(expression, f"n{len(names)}"))
         return result
 
@@ -56,11 +56,11 @@ def shapes_of(
     outputs = [shape(str(name), known_only=True) for name in signature.user_outputs]
     mode = detect_fake_mode([value for value in values.values() if value is not None])
     env = mode.shape_env if mode else None
-    for guard in _decisions(program):
-        # By the ranges alone: torch would also take each decision as evidence for itself.
+    for guard in _guards(program):
+        # Uses the ranges only: torch would otherwise assume that each guard holds.
         bounds: Any = None if env is None else env.bound_sympy(env.simplify(guard.expr))
         if bounds is not None and bounds.lower is not sympy.true:
-            raise SpecialisedError(f"the module decides by {guard.expr} {guard.sloc}")
+            raise SpecialisedError(f"the module branches on {guard.expr} {guard.sloc}")
     limits: Any = program.range_constraints
     ranges = {name: (int(limits[s].lower), _upper(limits[s].upper)) for s, name in names.items()}
     return inputs, outputs, ranges
@@ -71,7 +71,7 @@ def _upper(limit: Any) -> int:
 
 
 def content_of(module: torch.nn.Module, *constants: Mapping[str, Any], structure: str = "") -> str:
-    """SHA-256 of a graph's operators and constants: different for different models."""
+    """SHA-256 of a graph's operators and constants, which identifies the model."""
     digest = hashlib.sha256(structure.encode())
     for path, part in module.named_modules():
         if isinstance(part, torch.fx.GraphModule):
@@ -87,7 +87,7 @@ def content_of(module: torch.nn.Module, *constants: Mapping[str, Any], structure
 
 
 def _plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Constants that tracing put on the module as attributes."""
+    """Constants that tracing stored as attributes of the module."""
     found: dict[str, torch.Tensor] = {}
     for path, part in module.named_modules():
         for name, value in vars(part).items():
@@ -97,22 +97,25 @@ def _plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def options(device: torch.device) -> dict[str, Any]:
-    """Options of torch's compiler, beside the metadata."""
+    """Options for torch's compiler, without the metadata."""
     if device.type != "cpu":
         return {}
     return {
-        # No pool of worker processes, which would outlive the compilation.
+        # No pool of worker processes: it would outlive the compilation.
         "compile_threads": 1,
-        # One thread needs no parallel regions and no atomic sums; more are counted at run time.
+        # 1: no parallel regions and atomic sums. -1: the number of threads is read at run time.
         "cpp.threads": 1 if torch.get_num_threads() == 1 else -1,
-        # With torch's 512, loops start threads that take longer to start than the loop takes.
+        # With torch's default, 512, starting the threads takes longer than the loop.
         "cpp.min_chunk_size": 4096,
     }
 
 
 @contextlib.contextmanager
 def _threads_of_the_machine() -> Iterator[None]:
-    """For any other number, torch's compiler makes the number a constant of the package."""
+    """Sets torch's number of threads to the number of cores, unless it is 1.
+
+    torch's compiler makes any other number a constant of the package.
+    """
     before, cores = torch.get_num_threads(), os.cpu_count()
     if before in (1, cores) or cores is None:
         yield
@@ -124,8 +127,8 @@ def _threads_of_the_machine() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _decisions(program: ExportedProgram) -> list[Any]:
-    """What was decided by the sizes of the program's example so far."""
+def _guards(program: ExportedProgram) -> list[Any]:
+    """The guards on sizes that tracing and compilation have added so far."""
     values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
     mode = detect_fake_mode(values)
     return list(mode.shape_env.guards) if mode and mode.shape_env else []
@@ -137,16 +140,17 @@ def build(
     """Compiles the program into a package.
 
     Raises:
-        SpecialisedError: the compiler chose code that is right for some sizes only.
-        CompileError: there is no C++ compiler, or an operator or generated code does not compile.
+        SpecialisedError: the compiler generated code that is valid for some sizes only.
+        CompileError: there is no C++ compiler, or an operator or the generated code does not
+            compile.
     """
-    before = len(_decisions(program))
+    before = len(_guards(program))
     configs = {
         **options(device),
         "aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata)},
     }
     try:
-        # With the flag, choices between equivalent operators do not narrow what sizes may be.
+        # With the flag, choices between equivalent operators do not restrict the sizes.
         symbols: Any = _config
         with _threads_of_the_machine(), symbols.patch(backed_size_oblivious=True):
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
@@ -161,10 +165,10 @@ def build(
             ) from error
         if isinstance(cause, CppCompileError):
             raise CompileError(
-                f"torchcall: {name}: compile: the C++ compiler refuses the generated code\n"
+                f"torchcall: {name}: compile: the C++ compiler failed on the generated code\n"
                 f"{message_of(cause)}"
             ) from error
         raise cannot_export(name, "compiled", error) from error
-    if decisions := _decisions(program)[before:]:
-        first = decisions[0]
-        raise SpecialisedError(f"torch's compiler decides by {first.expr} {first.sloc}")
+    if added := _guards(program)[before:]:
+        first = added[0]
+        raise SpecialisedError(f"torch's compiler branches on {first.expr} {first.sloc}")

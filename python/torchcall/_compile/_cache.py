@@ -1,4 +1,4 @@
-"""Packages that were compiled before, by what went into them."""
+"""The cache of compiled packages. The key is a hash of everything that determines a package."""
 
 import contextlib
 import hashlib
@@ -25,11 +25,12 @@ def cache_folder() -> Path:
 
 
 def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:
-    """SHA-256 of all that decides what is compiled and written.
+    """SHA-256 of everything that determines a package.
 
     Args:
-        metadata: with the hash of the graph and its weights, torch's version, device and capacity.
-        options: the compiler's.
+        metadata: the package's; contains a hash of the graph and weights, torch's version, the
+            device and the capacity.
+        options: the options of torch's compiler.
     """
     isa = str(pick_vec_isa())
     if metadata["device"] == "cuda":
@@ -39,9 +40,9 @@ def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:
 
 
 def find(key: str) -> Path | None:
-    """The entry for a key, if there is one whose bytes are those that were written.
+    """The undamaged entry for a key, or None.
 
-    An entry's name ends in the hash of its bytes. Entries that are damaged are removed.
+    An entry's name ends in the hash of its bytes. Damaged entries are removed.
     """
     with contextlib.suppress(OSError):
         for entry in sorted(cache_folder().glob(f"{key}-*.pt2")):
@@ -51,11 +52,10 @@ def find(key: str) -> Path | None:
     return None
 
 
-def keep(key: str, package: Path) -> None:
-    """Puts a copy of a package into the cache; a cache that cannot be written is left alone.
+def store(key: str, package: Path) -> None:
+    """Copies a package into the cache. Does nothing if the cache cannot be written.
 
-    Written under a name of its own and renamed at the end, so readers and other writers never
-    see half a file.
+    The copy is written to a temporary file and renamed, so no reader sees an incomplete entry.
     """
     with contextlib.suppress(OSError):
         folder = cache_folder()
@@ -67,12 +67,12 @@ def keep(key: str, package: Path) -> None:
 
 @contextlib.contextmanager
 def temporary_beside(path: Path) -> Iterator[Path]:
-    """A new empty file in the folder of `path`, whose name ends in `.pt2`; removed if still there.
+    """A new empty `.pt2` file in the folder of `path`, removed at the end unless it was renamed.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    # Not by tempfile, whose files only their owner can read.
+    # Not by `tempfile`: only the owner could read its files.
     name = path.parent / f".{path.stem[:40]}-{secrets.token_hex(8)}.pt2"
     os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:

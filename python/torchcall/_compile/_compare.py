@@ -1,4 +1,4 @@
-"""Comparisons of compiled results with the module's own."""
+"""Compares a package's results with those of its module."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as torch_pytree
 
-# Relative to the largest number of a kind: sums in another order, and fused multiplications.
+# Relative to the largest absolute value. Covers another order of sums and fused multiply-adds.
 TOLERANCE = {
     torch.float32: 1e-4,
     torch.float64: 1e-10,
@@ -19,20 +19,20 @@ TOLERANCE = {
 
 
 class DifferentError(Exception):
-    """A result differs from the module's; the text says which and where."""
+    """A result differs from the module's. The text names the result and the case."""
 
 
 def compare_results(
     references: list[tuple[str, tuple[Any, ...], list[torch.Tensor]]], evaluate: Callable[..., Any]
 ) -> None:
-    """Compares flat results for several arguments.
+    """Compares flat results for several cases.
 
     Args:
-        references: what is special about the arguments, the arguments, the module's results.
-        evaluate: what was compiled.
+        references: per case: a description, the arguments, the module's results.
+        evaluate: the compiled function.
 
     Raises:
-        DifferentError: at the first difference that rounding does not explain.
+        DifferentError: at the first difference larger than rounding errors.
     """
     for what, args, expected in references:
         try:
@@ -50,20 +50,18 @@ def compare_results(
 def compare_tensors(
     what: str, found: torch.Tensor, expected: torch.Tensor, tolerance: float, size: float
 ) -> None:
-    """Compares a result with the module's, to within `tolerance * size`.
+    """Checks that `|found - expected| ≤ tolerance * size`, and that shapes and dtypes are equal.
 
     Raises:
-        DifferentError: another shape, dtype or number.
+        DifferentError: they differ.
     """
     if found.shape != expected.shape or found.dtype != expected.dtype:
-        raise DifferentError(
-            f"{what}: expected {_form(expected)} as the module, got {_form(found)}"
-        )
+        raise DifferentError(f"{what}: expected the module's {_form(expected)}, got {_form(found)}")
     same = torch.isclose(found, expected, rtol=0.0, atol=tolerance * size, equal_nan=True)
     if not bool(same.all()):
         worst = _difference(found, expected)
         raise DifferentError(
-            f"{what}: expected what the module gives to within {tolerance * size:.1e}, got a "
+            f"{what}: expected the module's result to within {tolerance * size:.1e}, got a "
             f"difference of {worst:.1e}"
         )
 

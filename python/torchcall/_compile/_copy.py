@@ -1,4 +1,4 @@
-"""A copy of a module for inference, that leaves the module as it is."""
+"""Copies a module for inference, without changing it."""
 
 import copy
 from typing import Any
@@ -11,26 +11,26 @@ from torchcall._compile._errors import CompileError, message_of
 def copy_of(
     module: object, name: str, dtype: torch.dtype | None, device: torch.device
 ) -> torch.nn.Module:
-    """A copy in eval mode, whose weights are constants.
+    """A copy in eval mode whose weights do not require gradients.
 
-    Not by `copy.deepcopy`: modules of e3nn turn into TorchScript when they are pickled or copied.
+    Does not use `copy.deepcopy`, which converts modules of e3nn to TorchScript.
 
     Args:
         module: what the caller passed.
-        name: its class.
-        dtype: what weights and buffers are cast to; None leaves them.
-        device: where they go.
+        name: the name of its class.
+        dtype: the dtype of the copy's weights and buffers; None: unchanged.
+        device: the device of the copy.
 
     Raises:
-        TypeError: it is no eager module.
+        TypeError: it is not an eager module.
         CompileError: it cannot be copied.
     """
     module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
     expected = "torchcall: compile: module: expected an eager torch.nn.Module"
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
-            f"{expected}, got a torch.jit.ScriptModule, which keeps its sizes to itself; pass the "
-            "module that it was scripted from, or use it as it is with TorchMliap.from_module"
+            f"{expected}, got a torch.jit.ScriptModule, which torch cannot export; pass the module "
+            "that it was scripted from, or use it uncompiled with TorchMliap.from_module"
         )
     if not isinstance(module, torch.nn.Module):
         got = f"the class {module.__name__}" if isinstance(module, type) else name
@@ -39,15 +39,15 @@ def copy_of(
         copied = _copied(module, {})
     except Exception as error:
         raise CompileError(
-            f"torchcall: {name}: compile: expected a module that can be copied, got one that "
-            f"cannot\n{message_of(error)}"
+            f"torchcall: {name}: compile: expected a module that can be copied, got an "
+            f"error\n{message_of(error)}"
         ) from error
     copied = copied.to(device=device) if dtype is None else copied.to(device=device, dtype=dtype)
     return copied.eval().requires_grad_(False)
 
 
 def scripted_parts(module: torch.nn.Module) -> list[str]:
-    """Names of the parts that are TorchScript, without parts of these."""
+    """Names of the outermost TorchScript submodules."""
     found: list[str] = []
     for name, part in module.named_modules():
         inside = any(name.startswith(f"{other}.") for other in found)
@@ -60,14 +60,14 @@ def _copied(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
     if id(module) in memo:
         return memo[id(module)]
     if isinstance(module, torch.jit.ScriptModule):
-        with torch.no_grad():  # else its parameters would be results of operations
+        with torch.no_grad():  # otherwise the copied parameters would not be leaves
             memo[id(module)] = copy.deepcopy(module)
         return memo[id(module)]
     result: torch.nn.Module = object.__new__(type(module))
     memo[id(module)] = result
     state = vars(module).copy()
     fields: dict[str, Any] = vars(result)
-    # The parts first: attributes may refer to them.
+    # Submodules first: attributes may refer to them.
     fields["_modules"] = {
         name: None if part is None else _copied(part, memo)
         for name, part in state.pop("_modules").items()
@@ -93,9 +93,9 @@ def _tensor(tensor: torch.Tensor | None, memo: dict[int, Any]) -> torch.Tensor |
 def _attribute(value: Any, memo: dict[int, Any]) -> Any:
     if isinstance(value, torch.Tensor):
         return _tensor(value, memo)
-    if isinstance(value, torch.fx.Graph):  # what a GraphModule runs is code made from it
+    if isinstance(value, torch.fx.Graph):  # a GraphModule runs code generated from its graph
         return value
     try:
         return copy.deepcopy(value, memo)
-    except Exception:  # locks, open files, whatever refuses: shared
+    except Exception:  # locks, open files, …: shared with the original
         return value

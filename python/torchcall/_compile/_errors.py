@@ -1,4 +1,4 @@
-"""Errors of modules that cannot be compiled: the operation, its place, and what still works."""
+"""Errors for modules that cannot be compiled: the operation, its source line, alternatives."""
 
 import sysconfig
 import traceback
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-STILL_WORKS = (
-    "What still works: the module without compilation, as torch.jit.script(module) where it can be "
-    "scripted, or as it is, which runs it in Python"
+REMEDY = (
+    "Use the module without compilation: as torch.jit.script(module) if it can be scripted, or as "
+    "an eager module, which runs in Python"
 )
 
 _ADVICE = (
@@ -19,23 +19,23 @@ _ADVICE = (
     "\nFor more information",
     "\nPotential framework",
 )
-_LARGEST_MESSAGE = 1200  # characters of torch's own words
+_LARGEST_MESSAGE = 1200  # characters of torch's message
 
 
 class CompileError(RuntimeError):
-    """A module could not be made into a package."""
+    """A module could not be compiled into a package."""
 
 
 class SpecialisedError(Exception):
-    """A graph holds for some shapes only; the text says which axis and where that was decided."""
+    """A graph is valid for some shapes only. The text names the axis and the line that fixes it."""
 
 
 class ToolchainError(CompileError):
-    """The machine cannot compile, whatever the module."""
+    """This machine cannot compile any module."""
 
 
 class Watch(TorchFunctionMode):
-    """Remembers which torch function raised first while it was active."""
+    """Records the first torch function that raises while the mode is active."""
 
     failed: str | None = None
 
@@ -51,26 +51,26 @@ class Watch(TorchFunctionMode):
 def cannot_export(
     name: str, stage: str, error: BaseException, watch: Watch | None = None
 ) -> CompileError:
-    """An error for a module that is fine in eager mode.
+    """The error for a module that runs in eager mode but cannot be compiled.
 
     Args:
-        name: the module's class.
-        stage: what was being done, such as "traced" in "cannot be traced".
+        name: the name of the module's class.
+        stage: a participle, such as "traced" in "cannot be traced".
         error: what torch raised.
-        watch: what was active meanwhile.
+        watch: the mode that was active.
     """
     operation = _operation(error) or (watch.failed if watch else None)
     place = _place(error)
     what = f"operation {operation}" if operation else "an operation that torch does not name"
     where = f", {place}" if place else ""
     return CompileError(
-        f"torchcall: {name}: compile: the module cannot be {stage}: {what}{where}. {STILL_WORKS}.\n"
+        f"torchcall: {name}: compile: the module cannot be {stage}: {what}{where}. {REMEDY}.\n"
         f"{message_of(error)}"
     )
 
 
 def message_of(error: BaseException) -> str:
-    """torch's own words, without the advice that only torch's developers can follow."""
+    """torch's message, without advice for torch's developers."""
     text = f"{type(error).__name__}: {error}".strip()
     for advice in _ADVICE:
         text = text.partition(advice)[0]
@@ -80,22 +80,22 @@ def message_of(error: BaseException) -> str:
 
 
 def _operation(error: BaseException) -> str | None:
-    """The operator that an exception of torch carries, its causes included."""
+    """The operator that an exception of torch, or one of its causes, names."""
     for link in _chain(error):
         function = getattr(link, "func", None)
         if isinstance(function, torch._ops.OperatorBase):
             return str(function)
         for line in str(link).splitlines():
-            if line.strip().startswith("target: "):  # how inductor reports what it cannot lower
+            if line.strip().startswith("target: "):  # an operator that inductor lacks
                 return line.strip().removeprefix("target: ")
     return None
 
 
 def _place(error: BaseException) -> str | None:
-    """The innermost line of code that is neither torch's nor ours."""
+    """The innermost line of code outside torch, torchcall and the standard library."""
     for link in _chain(error):
         for frame in reversed(traceback.extract_tb(link.__traceback__)):
-            if _is_machinery(frame.filename):
+            if _is_internal(frame.filename):
                 continue
             line = f": `{frame.line}`" if frame.line else ""
             return f"at {Path(frame.filename).name}:{frame.lineno} in {frame.name}{line}"
@@ -107,7 +107,7 @@ _HERE = str(Path(__file__).parents[1])
 _STANDARD = sysconfig.get_paths()["stdlib"]
 
 
-def _is_machinery(filename: str) -> bool:
+def _is_internal(filename: str) -> bool:
     if filename.startswith((_TORCH, _HERE, "<")):
         return True
     return filename.startswith(_STANDARD) and "site-packages" not in filename

@@ -1,4 +1,4 @@
-"""What a package states about itself, as `_engines.package_file` reads it."""
+"""Metadata that `torchcall.compile` writes into a package and `_engines.package_file` reads."""
 
 from typing import Any
 
@@ -20,12 +20,12 @@ def metadata_of(
     """The metadata.
 
     Args:
-        name: of the module's class.
-        device: what the package is compiled for.
+        name: the name of the module's class.
+        device: the device that the package is compiled for.
         content: hash of operators and weights.
         inputs, outputs: a `row` for each, in the order of the package's flat lists.
-        axes: what each named axis may be, made by `axis`.
-        user: for the layer that wrote the package; the engine does not read it.
+        axes: an `axis` for each named axis.
+        user: data of the layer above, such as `mliap`; the engine does not read it.
     """
     return {
         "format": FORMAT,
@@ -44,10 +44,11 @@ def row(name: str, dtype: torch.dtype, shape: list[int | str], **more: Any) -> d
     """One input or output.
 
     Args:
-        name: by which errors and `rows_of` refer to it.
+        name: what errors and `rows_of` call it.
         dtype: its dtype.
-        shape: sizes, and names of axes.
-        **more: `rows_of`: the input whose rows the entries number; `members`: the entries allowed.
+        shape: per axis its size, or its name if the size varies.
+        **more: for integer inputs: `rows_of`, the input whose rows the entries index; or `members`,
+            the allowed entries.
     """
     return {"name": name, "dtype": dtype_name(dtype), "shape": list(shape), **more}
 
@@ -55,7 +56,7 @@ def row(name: str, dtype: torch.dtype, shape: list[int | str], **more: Any) -> d
 def axis(
     minimum: int, maximum: int | None = None, capacity: int | None = None
 ) -> dict[str, int | None]:
-    """Sizes from `minimum` to `maximum`; only `capacity` where that is given."""
+    """Sizes from `minimum` to `maximum`; the size is `capacity` if that is given."""
     return {"minimum": minimum, "maximum": maximum, "capacity": capacity}
 
 

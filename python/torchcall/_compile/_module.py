@@ -1,4 +1,4 @@
-"""Any module: its example, its exported program, the axes that may vary, its comparison."""
+"""Compiles any module: exports it, finds the axes that may vary, compares the results."""
 
 import contextlib
 from collections.abc import Callable
@@ -32,18 +32,18 @@ from torchcall._compile._metadata import axis, dtype_name, metadata_of, row
 from torchcall._compile._progress import Progress
 from torchcall._compile._run import check_flags, checked_device, produce, writing
 
-_LARGEST = 1 << 62  # sizes beyond are no limit
+_LARGEST = 1 << 62  # a larger maximum of an axis means that there is none
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A program and the sizes that it serves.
+    """An exported program and the sizes that it supports.
 
     Attributes:
-        program: torch's.
-        shapes: of each flat input: sizes, and names of axes.
-        results: likewise of each output.
-        axes: what each named axis may be.
+        program: torch's exported program.
+        shapes: per flat input and axis: the size, or the axis' name if its size varies.
+        results: likewise for the outputs.
+        axes: per name: the metadata's `axis`.
     """
 
     program: ExportedProgram
@@ -53,7 +53,7 @@ class Exported:
 
 
 class _Positional(torch.nn.Module):
-    """The module over positional arguments, which get copies where it writes to them."""
+    """A module of positional arguments only. `copies`: it writes to them, so it gets copies."""
 
     def __init__(self, inner: Callable[..., Any], *, copies: bool) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def run(
     cache: bool,
     progress: Progress,
 ) -> Path:
-    """`torchcall.compile` with the progress to report to."""
+    """`torchcall.compile`, with progress reports."""
     place = checked_device(device)
     check_flags(dynamic, cache)
     args = example_of(example, place)
@@ -85,7 +85,7 @@ def run(
         with progress.stage("running the module on the example"):
             subject = Subject(module, name, args, place)
         if getattr(module, "training", False):
-            progress.note("the module is in training mode; it is compiled as in eval mode")
+            progress.note("the module is in training mode; its copy is compiled in eval mode")
 
         def attempt(exported: Exported) -> None:
             references = subject.references(exported)
@@ -116,9 +116,9 @@ def run(
             except (SpecialisedError, DifferentError, CompileError) as error:
                 if dynamic is True:
                     raise CompileError(
-                        f"torchcall: {name}: compile: dynamic: expected a module that serves more "
-                        f"than the example's sizes, got one that does not: {error}; dynamic=False "
-                        "makes a package for the example's sizes"
+                        f"torchcall: {name}: compile: dynamic: expected a module that supports "
+                        f"other sizes than the example's, got one that does not: {error}; "
+                        "dynamic=False compiles it for the example's sizes"
                     ) from error
                 progress.note(f"fixed to the example's sizes: {str(error).splitlines()[0]}")
         with progress.stage(f"exporting {name} for the example's sizes"):
@@ -127,19 +127,19 @@ def run(
             attempt(exported)
         except (SpecialisedError, DifferentError) as error:
             raise CompileError(
-                f"torchcall: {name}: compile: expected the module's own results, got others: "
-                f"{error}. A model that draws random numbers, or that keeps state from call to "
-                "call, cannot be compiled"
+                f"torchcall: {name}: compile: expected the module's results, got different ones: "
+                f"{error}. A model that draws random numbers, or that changes its state between "
+                "calls, cannot be compiled"
             ) from error
     return Path(path)
 
 
 class Subject:
-    """A copy of a module, its example, and what it returns for it.
+    """A copy of the module to compile, with its example arguments and their results.
 
     Raises:
-        TypeError: it is no eager module, or returns something else than tensors.
-        CompileError: it fails on the example, or changes its own buffers.
+        TypeError: it is not an eager module, or it returns leaves that are not tensors.
+        CompileError: it fails on the example, or changes its buffers.
     """
 
     def __init__(
@@ -156,12 +156,12 @@ class Subject:
         except Exception as error:
             raise CompileError(
                 f"torchcall: {name}: compile: expected a module that can be called with the "
-                f"example, got one that fails on it\n{message_of(error)}"
+                f"example, got an error\n{message_of(error)}"
             ) from error
         if _versions(buffers) != state:
             raise CompileError(
                 f"torchcall: {name}: compile: expected a module without state, got one that "
-                "changes its own buffers"
+                "changes its buffers"
             )
         self.inputs = _named("args", args)
         self.outputs = _named("output", out)
@@ -182,16 +182,16 @@ class Subject:
         )
 
     def evaluate(self, args: tuple[Any, ...]) -> list[torch.Tensor]:
-        """The module's own flat results."""
+        """The module's results, flat."""
         out = self._module(*_copied(args))
         return [leaf.detach() for leaf in torch_pytree.tree_leaves(out)]
 
     def export(self, *, dynamic: bool) -> Exported:
-        """The module as an exported program.
+        """Exports the module. `dynamic`: axes may vary if the module allows it.
 
         Raises:
-            SpecialisedError: `dynamic`, and no axis may vary, or one depends on another.
-            CompileError: it cannot be exported.
+            SpecialisedError: with `dynamic`: no axis may vary, or a size depends on another.
+            CompileError: the module cannot be exported.
         """
         watch = Watch()
         try:
@@ -211,10 +211,10 @@ class Subject:
         return Exported(program, shapes, results, axes)
 
     def _traced(self, failed: CompileError) -> ExportedProgram:
-        """The operators of one call, for modules that differentiate inside.
+        """Exports the operators of one call, for modules that differentiate in their forward.
 
         Raises:
-            CompileError: `failed`, if that does not work either.
+            CompileError: `failed`, if tracing fails, too; or tracing succeeds and exporting fails.
         """
         leaves, spec = torch_pytree.tree_flatten(self.args)
         structure: list[Any] = []
@@ -229,9 +229,9 @@ class Subject:
         fakes = [mode.from_tensor(leaf) for leaf in leaves]
         try:
             with mode, torch.enable_grad():
-                # Over fake tensors of our own, "real" means: as they are.
-                follow = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)
-                graph = follow(*fakes)
+                # "real" leaves the tensors unchanged; they are fake already.
+                trace = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)
+                graph = trace(*fakes)
         except Exception:
             raise failed from failed.__cause__
 
@@ -247,7 +247,7 @@ class Subject:
             raise cannot_export(self.name, "exported", error) from error
 
     def metadata(self, exported: Exported) -> dict[str, Any]:
-        """What the package states about itself."""
+        """The package's metadata."""
         program = exported.program
         return metadata_of(
             name=self.name,
@@ -273,10 +273,10 @@ class Subject:
     def references(
         self, exported: Exported
     ) -> list[tuple[str, tuple[Any, ...], list[torch.Tensor]]]:
-        """The module's results for the example, and for longer inputs that repeat it.
+        """The module's results for the example and for longer inputs that repeat its rows.
 
-        Repetition keeps indices in range. A longer input on which the module itself fails is
-        skipped: it is not one that the module serves.
+        With repeated rows, indices stay in range. Longer inputs on which the module fails are
+        skipped, because the module does not support them.
         """
         cases = [("the example", self.args)]
         sizes = {
@@ -322,10 +322,10 @@ def _exported(module: torch.nn.Module, args: tuple[Any, ...], *, dynamic: bool) 
 
 
 def example_of(example: Any, device: torch.device) -> tuple[Any, ...]:
-    """The example as tensors of its own on the device.
+    """A copy of the example, as tensors on the device.
 
     Raises:
-        TypeError: it is no tuple of pytrees of arrays; the message names the leaf.
+        TypeError: it is not a tuple of pytrees of arrays; the message names the leaf.
     """
     expected = "torchcall: compile: example: expected a tuple of the positional arguments"
     if type(example) is not tuple:
@@ -343,7 +343,7 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
             return value.detach().clone()
         got = f"dtype {dtype_name(value.dtype)}"
     elif isinstance(value, Tracer):
-        got = "one that is traced; compile outside jit"
+        got = "a traced one; compile outside jit"
     elif isinstance(value, jax.Array | np.ndarray | np.generic):
         array = np.array(value)
         if str(array.dtype) in DTYPE_NAMES:
@@ -361,7 +361,7 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def _named(root: str, tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with their paths, in the order in which torch flattens."""
+    """Leaves with their paths, in torch's order."""
     pairs, _ = torch_pytree.tree_flatten_with_path(tree)
     return [(root + torch_pytree.keystr(path), leaf) for path, leaf in pairs]
 
@@ -377,4 +377,4 @@ def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
 def _report_fixed(subject: Subject, exported: Exported, progress: Progress) -> None:
     for (path, _), shape in zip(subject.inputs, exported.shapes, strict=True):
         if not all(isinstance(size, str) for size in shape):
-            progress.note(f"{path} has the shape ({', '.join(map(str, shape))}): numbers are fixed")
+            progress.note(f"{path}: shape ({', '.join(map(str, shape))}), numbers are fixed sizes")

@@ -1,4 +1,4 @@
-"""Lines on stderr that say what is being done, and for how long."""
+"""Progress on stderr: one line for each stage, with its time."""
 
 import os
 import sys
@@ -9,22 +9,23 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """One line for each stage, its seconds at the end; nothing at all where `shown` is False.
+    """Prints one line for each stage, which ends in its time in seconds.
 
     Args:
-        shown: None: on a terminal, or as the environment variable TORCHCALL_PROGRESS says (0, 1).
+        shown: whether to print. None: as the environment variable TORCHCALL_PROGRESS says (0 or 1);
+            without it, if stderr is a terminal.
     """
 
     def __init__(self, shown: bool | None = None) -> None:
         self.terminal = bool(getattr(sys.stderr, "isatty", bool)())
         if shown is None:
-            wish = os.environ.get("TORCHCALL_PROGRESS", "")
-            shown = wish not in ("0", "") or (self.terminal and wish != "0")
+            setting = os.environ.get("TORCHCALL_PROGRESS", "")
+            shown = setting not in ("0", "") or (self.terminal and setting != "0")
         self.shown = shown
 
     @contextmanager
     def stage(self, text: str) -> Iterator[None]:
-        """Shows `text` at once, and how long the body took when it ends; counts on a terminal."""
+        """Shows `text`, and the time of the body at its end; on a terminal also while it runs."""
         if not self.shown:
             yield
             return
@@ -36,9 +37,9 @@ class Progress:
             while not done.wait(1.0):
                 self._write(f"\r{label}{time.perf_counter() - start:6.0f} s")
 
-        watcher = threading.Thread(target=count, name="torchcall-compile-progress", daemon=True)
+        counter = threading.Thread(target=count, name="torchcall-compile-progress", daemon=True)
         if self.terminal:
-            watcher.start()
+            counter.start()
         ending = "failed"
         try:
             yield
@@ -46,13 +47,13 @@ class Progress:
         finally:
             done.set()
             if self.terminal:
-                watcher.join()
+                counter.join()
             seconds = f"{time.perf_counter() - start:6.1f} s"
             self._write(f"{chr(13) + label if self.terminal else ''}{seconds} {ending}".rstrip())
             self._write("\n")
 
     def note(self, text: str) -> None:
-        """Shows a line of its own."""
+        """Prints one line."""
         if self.shown:
             self._write(f"torchcall: compile: {text}\n")
 
@@ -61,5 +62,5 @@ class Progress:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except (OSError, ValueError, AttributeError):  # closed, or none
+        except (OSError, ValueError, AttributeError):  # stderr is closed or None
             pass

@@ -1,4 +1,4 @@
-"""What every compilation shares: its options, its target, the cache, the build and its checks."""
+"""Steps that every compilation shares: options, output file, cache, build, checks."""
 
 import contextlib
 import os
@@ -23,10 +23,10 @@ _LOCK = threading.RLock()
 
 
 def check_flags(dynamic: object, cache: object) -> None:
-    """Checks the options that have a few values.
+    """Checks the options `dynamic` and `cache`.
 
     Raises:
-        ValueError: naming the option.
+        ValueError: an option has another value; the message names it.
     """
     for name, value, allowed in (
         ("dynamic", dynamic, ("auto", True, False)),
@@ -39,15 +39,15 @@ def check_flags(dynamic: object, cache: object) -> None:
 
 @contextlib.contextmanager
 def writing(path: str | Path, device: torch.device, progress: Progress) -> Iterator[Path]:
-    """A temporary file beside `path` that replaces it in one step when the body succeeds.
+    """A temporary file beside `path`, which it replaces atomically when the body succeeds.
 
-    One thread at a time; torch's modes are set for compiling, and restored.
+    Other threads that compile wait. torch's modes are set for compilation and restored.
 
     Raises:
-        TypeError, ValueError, OSError: the path is not usable.
+        TypeError, ValueError, OSError: the path cannot be used.
     """
     target = checked_path(path)
-    with _LOCK, _undisturbed(device), _temporary(target) as temporary:
+    with _LOCK, _compilation_modes(device), _temporary(target) as temporary:
         yield temporary
         os.replace(temporary, target)
     progress.note(f"wrote {target}")
@@ -64,20 +64,20 @@ def produce(
     cache: bool,
     progress: Progress,
 ) -> None:
-    """Takes the package from the cache, or builds it; compares its results with the module's.
+    """Takes the package from the cache or builds it, and compares its results with the module's.
 
     Args:
         name: what errors call the module.
-        metadata: what the package states about itself; its hash is the cache's key.
-        device: what it is compiled for.
+        metadata: the package's metadata, part of the cache's key.
+        device: the device to compile for.
         export: makes the program to compile.
-        compare: raises `DifferentError` where a loaded package differs from the module.
+        compare: raises `DifferentError` if a loaded package's results differ from the module's.
         to: the file to fill.
         cache: whether to use the cache.
-        progress: what to report to.
+        progress: where to report the stages.
 
     Raises:
-        DifferentError, SpecialisedError, CompileError: it cannot be built, or it differs.
+        DifferentError, SpecialisedError, CompileError: it cannot be built, or its results differ.
     """
     key = _cache.key_of(metadata, options(device)) if cache else ""
     if key and (entry := _cache.find(key)):
@@ -86,7 +86,7 @@ def produce(
             try:
                 compare(aoti_load_package(str(to)))
                 return
-            except (DifferentError, RuntimeError):  # made under other circumstances: built again
+            except (DifferentError, RuntimeError):  # not valid here: build it again
                 entry.unlink(missing_ok=True)
     with progress.stage("exporting"):
         program = export()
@@ -95,10 +95,11 @@ def produce(
     with progress.stage("checking its results against the module"):
         compare(aoti_load_package(str(to)))
     if key:
-        _cache.keep(key, to)
+        _cache.store(key, to)
 
 
 def checked_device(device: str | torch.device) -> torch.device:
+    """The device. Raises ValueError unless it is a CPU or a CUDA device that torch can use."""
     try:
         place = torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -115,6 +116,7 @@ def _expected(got: str) -> str:
 
 
 def checked_path(path: str | Path) -> Path:
+    """The path. Raises TypeError, ValueError or IsADirectoryError unless it names a `.pt2` file."""
     if not isinstance(path, str | Path):
         raise TypeError(
             f"torchcall: compile: path: expected a str or a Path, got {type(path).__name__}"
@@ -133,7 +135,7 @@ def checked_path(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
-    """A file beside the target, made first: a folder that cannot be written is an early error."""
+    """A file beside the target. Made first, so that a read-only folder is an early error."""
     with contextlib.ExitStack() as stack:
         try:
             temporary = stack.enter_context(_cache.temporary_beside(target))
@@ -141,15 +143,15 @@ def _temporary(target: Path) -> Iterator[Path]:
             reason = getattr(error, "strerror", None) or str(error)
             kind = type(error) if isinstance(error, OSError) else ValueError
             raise kind(
-                f"torchcall: compile: path: expected a folder that can be written, got "
+                f"torchcall: compile: path: expected a writable folder, got "
                 f"{target.parent}: {reason}"
             ) from error
         yield temporary
 
 
 @contextlib.contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Enables autograd, disables autocast, hides torch's warnings; restores all at the end."""
+def _compilation_modes(device: torch.device) -> Iterator[None]:
+    """Enables autograd, disables autocast and warnings. Restores these, the seed and variables."""
     environment = dict(os.environ)
     with (
         warnings.catch_warnings(),
@@ -162,7 +164,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
         try:
             yield
         finally:
-            # torch's compiler sets variables for its subprocesses.
+            # torch's compiler sets environment variables for its subprocesses.
             for name in set(os.environ) - set(environment):
                 del os.environ[name]
             os.environ.update(environment)

@@ -100,9 +100,9 @@ def _write(job: _Job, dynamic: Literal["auto"] | bool) -> None:
         _attempt(job, dynamic=False)
     except (SpecialisedError, DifferentError) as error:
         raise CompileError(
-            f"torchcall: {name}: compile: expected what the module itself gives, got something "
-            f"else: {error}. A model that draws random numbers, or that keeps state from call to "
-            "call, cannot be compiled"
+            f"torchcall: {name}: compile: expected the module's results, got different "
+            f"ones: {error}. A model that draws random numbers, or that changes its state between "
+            "calls, cannot be compiled"
         ) from error
 
 

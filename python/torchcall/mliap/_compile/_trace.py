@@ -140,7 +140,7 @@ def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
         found = _violation(expression, names) if isinstance(expression, sympy.Ne) else None
         if found is None:
             text = str(expression.subs({s: sympy.Symbol(n) for s, n in names.items()}))
-            raise SpecialisedError(f"the module decides by {text} {guard.sloc}")
+            raise SpecialisedError(f"the module branches on {text} {guard.sloc}")
         result.append(found)
     return result
 
