@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 7
+#define TC_ABI_VERSION 8
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -38,7 +38,7 @@ typedef enum {
 // One node of a pytree in preorder: a container is followed by its `size` children, a dict by
 // `size` pairs of a key node and a value node.
 typedef enum {
-  TC_TENSOR = 0,  // `integer` is the position among the operands (or the outputs)
+  TC_TENSOR = 0,  // `integer` is the position among the inputs (or the outputs)
   TC_INT = 1,
   TC_FLOAT = 2,
   TC_BOOL = 3,
@@ -73,27 +73,27 @@ typedef struct {
   int32_t training;              // the module is in training mode
 } TcModelInfo;
 
-// An int32 scalar operand that says how many entries of padded axes are valid. It is not an
+// An int32 scalar input that says how many entries of padded axes are valid. It is not an
 // argument of the model, which sees max(valid + extra, least) entries of every axis that is
 // narrowed by it, and never more than the axis has.
 typedef struct {
-  int64_t operand;
+  int64_t input;
   int64_t extra;
   int64_t least;
 } TcLength;
 
-// The axis of an operand or output that a length narrows. An output is narrowed along axis 0 only;
+// The axis of an input or output that a length narrows. An output is narrowed along axis 0 only;
 // the rest of it is filled with zeros.
 typedef struct {
   int32_t length;  // position among the plan's lengths, -1: not narrowed
   int32_t axis;
 } TcNarrowing;
 
-// Which entries an operand of integers may have. Calls on a CPU check it before the model runs;
+// Which entries an input of integers may have. Calls on a CPU check it before the model runs;
 // elsewhere reading an entry would mean waiting for the device.
 typedef struct {
-  int64_t operand;
-  // Entries are rows of this operand: from 0 to the size of its axis 0, as the model sees it.
+  int64_t input;
+  // Entries are rows of this input: from 0 to the size of its axis 0, as the model sees it.
   // -1: they are from 0 to 127, those whose bits are set in `allowed`.
   int64_t rows_of;
   uint64_t allowed[2];
@@ -103,9 +103,9 @@ typedef struct {
 // several at once, each with a frame of its own. Addresses of tensors are those of at::TensorImpl.
 typedef struct {
   void* self;  // NULL: none
-  // Begins a call. Makes the tensors that the model gets, new ones for every call, one per operand,
-  // on the device, of the operand's shape and of the dtype that it is cast to; without elements for
-  // an operand that is shared, NULL for a length. They live until `close`, which follows every
+  // Begins a call. Makes the tensors that the model gets, new ones for every call, one per input,
+  // on the device, of the input's shape and of the dtype that it is cast to; without elements for
+  // an input that is shared, NULL for a length. They live until `close`, which follows every
   // `open` that succeeds, on the same thread.
   TcStatus (*open)(void* self, DLDevice device, int64_t num_inputs, void** frame, void** tensors,
                    TcSink error);
@@ -118,15 +118,15 @@ typedef struct {
   // What the model computes with on the device now, to be released before `release` is called.
   TcStatus (*hold)(void* self, DLDevice device, void** held, TcSink error);
   void (*release_held)(void* self, void* held);
-} TcCallable;
+} TcEager;
 
 // Everything about one call that is settled when the JAX program is traced. All pointers are read
 // during `plan_create` only.
 typedef struct {
-  const DLTensor* inputs;   // shapes and dtypes of the operands as XLA hands them over
-  const DLDataType* casts;  // per operand; bits == 0: no cast
+  const DLTensor* inputs;   // shapes and dtypes of XLA's operands, which are the inputs here
+  const DLDataType* casts;  // per input; bits == 0: no cast
   const TcNarrowing* input_narrowings;
-  const int32_t* input_copies;  // per operand: whether the model always gets a private copy
+  const int32_t* input_copies;  // per input: whether the model always gets a private copy
   const char* const* input_names;
   int64_t num_inputs;
   const DLTensor* outputs;
@@ -142,7 +142,7 @@ typedef struct {
   int32_t selects_outputs;  // dicts may hold further keys, and floats are cast to the outputs'
   const TcIndexCheck* index_checks;
   int64_t num_index_checks;
-  TcCallable callable;  // of a model of callables; a plan that was created releases it
+  TcEager eager;  // of an eager model; a plan that was created releases it
 } TcPlanSpec;
 
 // What a model's calls did beside computing.
@@ -189,9 +189,8 @@ typedef struct {
   // it has runners can be under way at once on a CPU, one per device elsewhere.
   TcStatus (*model_from_package)(const char* path, DLDevice home, int32_t num_runners,
                                  TcModel** out, TcSink error);
-  // A model whose plans each bring a callable.
-  TcStatus (*model_of_callables)(const char* name, TcModelOptions options, TcModel** out,
-                                 TcSink error);
+  // An eager model: each of its plans brings its code, `TcPlanSpec::eager`.
+  TcStatus (*model_of_eager)(const char* name, TcModelOptions options, TcModel** out, TcSink error);
   // Takes over the weights and code of `fresh`; calls under way finish with the old ones.
   TcStatus (*model_replace)(TcModel* model, TcModel* fresh, TcSink error);
   TcStatus (*model_info)(TcModel* model, TcModelInfo* out, TcSink error);

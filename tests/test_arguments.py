@@ -330,7 +330,7 @@ def test_random_key_is_an_error():
 
 BAD_INPUT_SPECS = [
     pytest.param("float32", "str", id="a string"),
-    pytest.param(((torch.float32,), None), "2 entries, got 1", id="too short"),
+    pytest.param(((torch.float32,), None), "different lengths of tuple", id="too short"),
     pytest.param(((None, None), {"k": None}), "k", id="an unknown key"),
     pytest.param(torch.uint16, "uint16", id="a dtype that JAX lacks"),
     pytest.param(((np.float32, None), None), "type", id="a NumPy dtype"),

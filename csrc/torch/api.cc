@@ -85,7 +85,7 @@ std::string Description() {
     throw;
   } catch (const std::invalid_argument& e) {
     return e.what();
-  } catch (const CallableError& e) {
+  } catch (const EagerError& e) {
     return Explained(e.what());
   } catch (const std::exception& e) {
     return Explained(Raised(e.what()));
@@ -152,9 +152,8 @@ TcStatus ModelFromPackage(const char* path, DLDevice home, int32_t num_runners, 
   });
 }
 
-TcStatus ModelOfCallables(const char* name, TcModelOptions options, TcModel** out, TcSink error) {
-  return Guarded(error,
-                 [&] { *out = new TcModel{std::make_shared<CallableModel>(name, options)}; });
+TcStatus EagerModelOf(const char* name, TcModelOptions options, TcModel** out, TcSink error) {
+  return Guarded(error, [&] { *out = new TcModel{std::make_shared<EagerModel>(name, options)}; });
 }
 
 TcStatus ModelReplace(TcModel* model, TcModel* fresh, TcSink error) {
@@ -220,7 +219,7 @@ extern "C" __attribute__((visibility("default"))) const TcEngineApi* torchcall_e
       torchcall::ModelFromLiveModule,
       torchcall::ModelFromLiveFunction,
       torchcall::ModelFromPackage,
-      torchcall::ModelOfCallables,
+      torchcall::EagerModelOf,
       torchcall::ModelReplace,
       torchcall::ModelInfo,
       torchcall::ModelSerialize,

@@ -46,33 +46,33 @@ at::Tensor View(void* data, c10::IntArrayRef sizes, c10::ScalarType dtype, c10::
 CallForm::CallForm(const TcPlanSpec& spec) : selects_outputs(spec.selects_outputs != 0) {
   lengths.assign(spec.lengths, spec.lengths + spec.num_lengths);
   capacities.assign(lengths.size(), std::numeric_limits<int32_t>::max());
-  for (int64_t i = 0; i < spec.num_inputs; ++i) AddOperand(spec, i);
+  for (int64_t i = 0; i < spec.num_inputs; ++i) AddInput(spec, i);
   for (int64_t i = 0; i < spec.num_outputs; ++i) AddOutput(spec, i);
 }
 
-void CallForm::AddOperand(const TcPlanSpec& spec, int64_t i) {
-  Operand operand;
-  operand.name = spec.input_names[i];
-  operand.shape = ShapeOf(spec.inputs[i]);
-  operand.dtype = DtypeOf(spec.inputs[i].dtype, spec.input_names[i]);
-  operand.narrowing = spec.input_narrowings[i];
+void CallForm::AddInput(const TcPlanSpec& spec, int64_t i) {
+  Input input;
+  input.name = spec.input_names[i];
+  input.shape = ShapeOf(spec.inputs[i]);
+  input.dtype = DtypeOf(spec.inputs[i].dtype, spec.input_names[i]);
+  input.narrowing = spec.input_narrowings[i];
   for (const TcLength& length : lengths) {
-    operand.is_length = operand.is_length || length.operand == i;
+    input.is_length = input.is_length || length.input == i;
   }
-  if (operand.is_length) {
-    if (operand.dtype != c10::ScalarType::Int || !operand.shape.empty()) {
-      throw std::invalid_argument(operand.name + ": expected int32 (), got " +
-                                  TypeAndShape(operand.dtype, operand.shape));
+  if (input.is_length) {
+    if (input.dtype != c10::ScalarType::Int || !input.shape.empty()) {
+      throw std::invalid_argument(input.name + ": expected int32 (), got " +
+                                  TypeAndShape(input.dtype, input.shape));
     }
   } else {
-    operand.copied = spec.input_copies[i] != 0;
+    input.copied = spec.input_copies[i] != 0;
     if (spec.casts[i].bits != 0) {
       const c10::ScalarType cast = DtypeOf(spec.casts[i], spec.input_names[i]);
-      if (cast != operand.dtype) operand.cast = cast;
+      if (cast != input.dtype) input.cast = cast;
     }
   }
-  LimitLength(operand.narrowing, operand.shape);
-  operands.push_back(std::move(operand));
+  LimitLength(input.narrowing, input.shape);
+  inputs.push_back(std::move(input));
 }
 
 void CallForm::AddOutput(const TcPlanSpec& spec, int64_t i) {
@@ -97,9 +97,9 @@ void CallForm::ReadLengths(const DLTensor* inputs, c10::Device device,
   }
   for (size_t i = 0; i < lengths.size(); ++i) {
     const TcLength& length = lengths[i];
-    const int64_t valid = *static_cast<const int32_t*>(inputs[length.operand].data);
+    const int64_t valid = *static_cast<const int32_t*>(inputs[length.input].data);
     if (valid < 0 || valid > capacities[i]) {
-      throw std::invalid_argument(operands[length.operand].name + ": expected 0 to " +
+      throw std::invalid_argument(this->inputs[length.input].name + ": expected 0 to " +
                                   std::to_string(capacities[i]) + " entries, the capacity, got " +
                                   std::to_string(valid));
     }
@@ -113,28 +113,28 @@ void CallForm::LimitLength(const TcNarrowing& narrowing, const std::vector<int64
   capacity = std::min(capacity, shape.at(narrowing.axis));
 }
 
-std::vector<int64_t> CallForm::ShapeSeen(const Operand& operand,
+std::vector<int64_t> CallForm::ShapeSeen(const Input& input,
                                          const std::vector<int64_t>& sizes) const {
-  std::vector<int64_t> shape = operand.shape;
-  const TcNarrowing& narrowing = operand.narrowing;
+  std::vector<int64_t> shape = input.shape;
+  const TcNarrowing& narrowing = input.narrowing;
   if (narrowing.length >= 0) shape[narrowing.axis] = sizes[narrowing.length];
   return shape;
 }
 
-void CallForm::CopyIn(const Operand& operand, const void* buffer, const std::vector<int64_t>& sizes,
+void CallForm::CopyIn(const Input& input, const void* buffer, const std::vector<int64_t>& sizes,
                       c10::Device device, void* destination) const {
-  const TcNarrowing& narrowing = operand.narrowing;
+  const TcNarrowing& narrowing = input.narrowing;
   const bool is_prefix = narrowing.length < 0 || narrowing.axis == 0;
-  const std::vector<int64_t> shape = ShapeSeen(operand, sizes);
-  const size_t bytes = BytesOf(shape, operand.dtype);
+  const std::vector<int64_t> shape = ShapeSeen(input, sizes);
+  const size_t bytes = BytesOf(shape, input.dtype);
   if (bytes == 0) return;
-  if (device.is_cpu() && !operand.cast && is_prefix && bytes < kLarge) {
+  if (device.is_cpu() && !input.cast && is_prefix && bytes < kLarge) {
     std::memcpy(destination, buffer, bytes);
     return;
   }
-  at::Tensor view = View(const_cast<void*>(buffer), operand.shape, operand.dtype, device);
+  at::Tensor view = View(const_cast<void*>(buffer), input.shape, input.dtype, device);
   if (narrowing.length >= 0) view = view.narrow(narrowing.axis, 0, shape[narrowing.axis]);
-  View(destination, shape, operand.cast.value_or(operand.dtype), device)
+  View(destination, shape, input.cast.value_or(input.dtype), device)
       .copy_(view, /*non_blocking=*/true);
 }
 

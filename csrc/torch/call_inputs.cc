@@ -43,17 +43,17 @@ CallInputs::CallInputs(const CallForm& form, c10::Device device, bool dense)
   // Not inference tensors, whatever mode the calls run in: a model that retains an input may
   // differentiate with respect to it.
   const TorchStateGuard guard(Autograd::kOff);
-  for (size_t i = 0; i < form.operands.size(); ++i) {
-    const CallForm::Operand& operand = form.operands[i];
+  for (size_t i = 0; i < form.inputs.size(); ++i) {
+    const CallForm::Input& described = form.inputs[i];
     Input& input = inputs_.emplace_back();
-    if (operand.is_length) continue;
-    const bool strided = operand.narrowing.length >= 0 && operand.narrowing.axis > 0;
-    const bool separate = operand.cast || operand.copied || (dense && strided);
+    if (described.is_length) continue;
+    const bool strided = described.narrowing.length >= 0 && described.narrowing.axis > 0;
+    const bool separate = described.cast || described.copied || (dense && strided);
     const auto options = at::TensorOptions().device(device);
-    input.shell = View(nullptr, operand.shape, operand.dtype, device);
-    input.given =
-        separate ? at::empty(operand.shape, options.dtype(operand.cast.value_or(operand.dtype)))
-                 : input.shell;
+    input.shell = View(nullptr, described.shape, described.dtype, device);
+    input.given = separate ? at::empty(described.shape,
+                                       options.dtype(described.cast.value_or(described.dtype)))
+                           : input.shell;
   }
 }
 
@@ -79,7 +79,7 @@ void CallInputs::Point(const DLTensor* buffers, const std::vector<int64_t>& size
     Input& input = inputs_[i];
     if (!input.given.defined()) continue;
     Repoint(input.shell, buffers[i].data);
-    const TcNarrowing& narrowing = form_.operands[i].narrowing;
+    const TcNarrowing& narrowing = form_.inputs[i].narrowing;
     if (narrowing.length >= 0) Narrow(input, narrowing, sizes[narrowing.length]);
     if (!input.given.is_same(input.shell)) {
       input.given.copy_(input.shell, /*non_blocking=*/true);
@@ -117,16 +117,17 @@ bool CallInputs::IsRetained(const Input& input) const {
          StorageUses(input.given) > input.storage_uses;
 }
 
-bool CallInputs::Reshaped(const Input& input, const CallForm::Operand& operand) const {
+bool CallInputs::Reshaped(const Input& input, const CallForm::Input& described) const {
   const at::Tensor& given = input.given;
-  if (given.layout() != at::kStrided || given.dim() != static_cast<int64_t>(operand.shape.size()) ||
+  if (given.layout() != at::kStrided ||
+      given.dim() != static_cast<int64_t>(described.shape.size()) ||
       given.scalar_type() != input.dtype || given.storage_offset() != 0 ||
       StorageOf(given) != input.storage) {
     return true;
   }
   // Each call sets the sizes of narrowed inputs, and the strides too where `given` is separate.
-  if (operand.narrowing.length < 0) {
-    return given.sizes() != c10::IntArrayRef(operand.shape) ||
+  if (described.narrowing.length < 0) {
+    return given.sizes() != c10::IntArrayRef(described.shape) ||
            given.strides() != c10::IntArrayRef(input.strides);
   }
   return given.is_same(input.shell) && given.strides() != c10::IntArrayRef(input.strides);
@@ -145,7 +146,7 @@ CallInputs::Retained CallInputs::Finish(bool all) noexcept {
     if (input.given.unsafeGetTensorImpl()->autograd_meta() != nullptr && !IsRetained(input)) {
       input.given.unsafeGetTensorImpl()->set_autograd_meta(nullptr);
     }
-    if (!all && !Reshaped(input, form_.operands[i]) && !IsRetained(input)) {
+    if (!all && !Reshaped(input, form_.inputs[i]) && !IsRetained(input)) {
       Repoint(input.shell, nullptr);
       continue;
     }

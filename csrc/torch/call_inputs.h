@@ -69,7 +69,7 @@ class CallInputs {
   bool IsRetained(const Input& input) const;
   // Whether the model resized or transposed its input, or replaced its data, in place. The next
   // call must not get such a tensor.
-  bool Reshaped(const Input& input, const CallForm::Operand& operand) const;
+  bool Reshaped(const Input& input, const CallForm::Input& described) const;
   void Narrow(const Input& input, const TcNarrowing& narrowing, int64_t size);
   void Repoint(const at::Tensor& shell, void* data) const;
 

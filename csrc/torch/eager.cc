@@ -7,12 +7,12 @@
 
 namespace torchcall {
 
-// Never in inference mode: the callable may retain what it computes.
-CallableModel::CallableModel(std::string name, TcModelOptions options)
+// Never in inference mode: the model may retain what it computes.
+EagerModel::EagerModel(std::string name, TcModelOptions options)
     : name_(std::move(name)),
       autograd_(options.requires_grad ? Autograd::kRecord : Autograd::kOff) {}
 
-TcModelInfo CallableModel::info() const {
+TcModelInfo EagerModel::info() const {
   TcModelInfo info{};
   info.name = name_.c_str();
   info.schema = "";
@@ -20,27 +20,27 @@ TcModelInfo CallableModel::info() const {
   return info;
 }
 
-// The callable is the caller's own; what it computes with is not held here.
-void CallableModel::Replace(const Model&) {}
+// The module is the caller's own; its weights are not held here.
+void EagerModel::Replace(const Model&) {}
 
-std::string CallableModel::Serialize() const {
+std::string EagerModel::Serialize() const {
   throw std::invalid_argument("expected a TorchScript module, got a Python callable");
 }
 
-void CallableModel::CheckArguments(const TcNode*, int64_t, int64_t) const {}
+void EagerModel::CheckArguments(const TcNode*, int64_t, int64_t) const {}
 
-std::unique_ptr<Plan> CallableModel::NewPlan(const TcPlanSpec& spec) {
-  return std::make_unique<CallablePlan>(std::static_pointer_cast<CallableModel>(shared_from_this()),
-                                        spec);
+std::unique_ptr<Plan> EagerModel::NewPlan(const TcPlanSpec& spec) {
+  return std::make_unique<EagerPlan>(std::static_pointer_cast<EagerModel>(shared_from_this()),
+                                     spec);
 }
 
 namespace {
 
-bool IsShared(const CallForm::Operand& operand) {
-  return !operand.is_length && !operand.copied && !operand.cast;
+bool IsShared(const CallForm::Input& input) {
+  return !input.is_length && !input.copied && !input.cast;
 }
 
-// Collects the error that a callable reports.
+// Collects the error that the code reports.
 class Report {
  public:
   TcSink sink() {
@@ -49,7 +49,7 @@ class Report {
             }};
   }
   void RaiseIf(TcStatus status) const {
-    if (status != TC_OK) throw CallableError(text_);
+    if (status != TC_OK) throw EagerError(text_);
   }
 
  private:
@@ -75,15 +75,15 @@ class Borrowed {
 }  // namespace
 
 // One call under way.
-class CallablePlan::Frame {
+class EagerPlan::Frame {
  public:
-  Frame(const CallablePlan& plan, TcPlace place)
-      : table_(plan.callable_->table),
+  Frame(const EagerPlan& plan, TcPlace place)
+      : table_(plan.code_->table),
         form_(plan.form()),
         device_(DeviceOf(place.device)),
         inspects_(plan.shares_ || place.purpose != TC_COMPUTE),
         sizes_(form_.lengths.size()),
-        inputs_(form_.operands.size()),
+        inputs_(form_.inputs.size()),
         retained_(inspects_ ? inputs_.size() : 0),
         shared_(plan.shares_ ? inputs_.size() : 0),
         outputs_(form_.outputs.size()) {
@@ -102,16 +102,16 @@ class CallablePlan::Frame {
     form_.ReadLengths(buffers, device_, sizes_);
     for (size_t i = 0; i < inputs_.size(); ++i) {
       if (inputs_[i] == nullptr) continue;
-      const CallForm::Operand& operand = form_.operands[i];
+      const CallForm::Input& input = form_.inputs[i];
       const Borrowed tensor(inputs_[i]);
-      if (IsShared(operand)) {
+      if (IsShared(input)) {
         Share(i, *tensor, buffers[i].data);
         continue;
       }
-      if (operand.narrowing.length >= 0) {
-        tensor->set_sizes_contiguous(form_.ShapeSeen(operand, sizes_));
+      if (input.narrowing.length >= 0) {
+        tensor->set_sizes_contiguous(form_.ShapeSeen(input, sizes_));
       }
-      form_.CopyIn(operand, buffers[i].data, sizes_, device_, tensor->mutable_data());
+      form_.CopyIn(input, buffers[i].data, sizes_, device_, tensor->mutable_data());
     }
   }
 
@@ -162,12 +162,12 @@ class CallablePlan::Frame {
  private:
   // Points an empty tensor at XLA's buffer, of which a length may leave a prefix.
   void Share(size_t i, const at::Tensor& tensor, void* buffer) {
-    const CallForm::Operand& operand = form_.operands[i];
+    const CallForm::Input& input = form_.inputs[i];
     at::TensorImpl* impl = tensor.unsafeGetTensorImpl();
-    impl->set_sizes_contiguous(operand.shape);
+    impl->set_sizes_contiguous(input.shape);
     const std::vector<int64_t> strides = tensor.strides().vec();
     const size_t bytes = static_cast<size_t>(tensor.numel()) * tensor.element_size();
-    impl->set_sizes_and_strides(form_.ShapeSeen(operand, sizes_), strides);
+    impl->set_sizes_and_strides(form_.ShapeSeen(input, sizes_), strides);
     c10::StorageImpl* storage = StorageOf(tensor);
     storage->set_data_ptr_noswap({buffer, device_});
     storage->set_nbytes(bytes);
@@ -175,7 +175,7 @@ class CallablePlan::Frame {
     shared_[i] = impl->storage();
   }
 
-  const TcCallable& table_;
+  const TcEager& table_;
   const CallForm& form_;
   const c10::Device device_;
   bool inspects_;
@@ -190,15 +190,15 @@ class CallablePlan::Frame {
   int64_t wrongly_retained_ = -1;
 };
 
-CallablePlan::CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpec& spec)
+EagerPlan::EagerPlan(std::shared_ptr<EagerModel> model, const TcPlanSpec& spec)
     : Plan(model, spec, CallForm(spec), model->autograd()) {
-  for (const CallForm::Operand& operand : form().operands) {
-    shares_ = shares_ || IsShared(operand);
+  for (const CallForm::Input& input : form().inputs) {
+    shares_ = shares_ || IsShared(input);
   }
-  callable_ = std::make_shared<Callable>(spec.callable);
+  code_ = std::make_shared<Code>(spec.eager);
 }
 
-bool CallablePlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
+bool EagerPlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
   Frame frame(*this, place);
   frame.Fill(inputs);
   if (place.device.device_type == kDLCPU) {
@@ -208,7 +208,7 @@ bool CallablePlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPl
   frame.CopyOut(outputs);
   frame.Inspect();
   const auto refuse = [&](int64_t input, const char* what) {
-    throw std::invalid_argument(form().operands[input].name +
+    throw std::invalid_argument(form().inputs[input].name +
                                 ": share_inputs=True: expected an input that the model does not " +
                                 what + "; leave the option out, or clone the input first");
   };
@@ -217,13 +217,12 @@ bool CallablePlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPl
   return frame.any_retained();
 }
 
-std::shared_ptr<const void> CallablePlan::Hold(DLDevice device) const {
+std::shared_ptr<const void> EagerPlan::Hold(DLDevice device) const {
   Report error;
   void* held = nullptr;
-  error.RaiseIf(callable_->table.hold(callable_->table.self, device, &held, error.sink()));
-  return {held, [callable = callable_](void* address) {
-            callable->table.release_held(callable->table.self, address);
-          }};
+  error.RaiseIf(code_->table.hold(code_->table.self, device, &held, error.sink()));
+  return {held,
+          [code = code_](void* address) { code->table.release_held(code->table.self, address); }};
 }
 
 }  // namespace torchcall

@@ -14,16 +14,16 @@
 
 namespace torchcall {
 
-// What the callable reported, in its own words.
-class CallableError : public std::runtime_error {
+// What the code reported.
+class EagerError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// Every plan brings the callable that runs it.
-class CallableModel : public Model {
+// Every plan brings the code that runs it.
+class EagerModel : public Model {
  public:
-  CallableModel(std::string name, TcModelOptions options);
+  EagerModel(std::string name, TcModelOptions options);
 
   TcModelInfo info() const override;
   void Replace(const Model& fresh) override;
@@ -39,29 +39,29 @@ class CallableModel : public Model {
 };
 
 // Each call gets tensors of its own, so what the model does with an input, or retains of it,
-// reaches nobody else. An operand that is neither copied nor cast is shared: its tensor refers to
+// reaches nobody else. An input that is neither copied nor cast is shared: its tensor refers to
 // XLA's buffer, and the model must neither retain nor write to it.
-class CallablePlan : public Plan {
+class EagerPlan : public Plan {
  public:
-  CallablePlan(std::shared_ptr<CallableModel> model, const TcPlanSpec& spec);
+  EagerPlan(std::shared_ptr<EagerModel> model, const TcPlanSpec& spec);
 
   std::shared_ptr<const void> Hold(DLDevice device) const override;
 
  private:
   class Frame;
   // Released when the last who holds it is gone.
-  struct Callable {
-    explicit Callable(const TcCallable& callable) : table(callable) {}
-    ~Callable() { table.release(table.self); }
-    Callable(const Callable&) = delete;
-    Callable& operator=(const Callable&) = delete;
-    const TcCallable table;
+  struct Code {
+    explicit Code(const TcEager& eager) : table(eager) {}
+    ~Code() { table.release(table.self); }
+    Code(const Code&) = delete;
+    Code& operator=(const Code&) = delete;
+    const TcEager table;
   };
 
   bool Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) override;
 
-  std::shared_ptr<const Callable> callable_;
-  bool shares_ = false;  // any operand
+  std::shared_ptr<const Code> code_;
+  bool shares_ = false;  // some input
 };
 
 }  // namespace torchcall

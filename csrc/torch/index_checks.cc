@@ -26,11 +26,11 @@ std::string Listed(const TcIndexCheck& check) {
 IndexChecks::IndexChecks(const TcPlanSpec& spec, const CallForm& form)
     : checks_(spec.index_checks, spec.index_checks + spec.num_index_checks) {
   for (const TcIndexCheck& check : checks_) {
-    const CallForm::Operand& operand = form.operands.at(check.operand);
-    if (check.rows_of >= 0) form.operands.at(check.rows_of);
-    const c10::ScalarType dtype = operand.cast.value_or(operand.dtype);
+    const CallForm::Input& input = form.inputs.at(check.input);
+    if (check.rows_of >= 0) form.inputs.at(check.rows_of);
+    const c10::ScalarType dtype = input.cast.value_or(input.dtype);
     if (!c10::isIntegralType(dtype, /*includeBool=*/false)) {
-      throw std::invalid_argument(operand.name + ": expected an integer dtype, got " +
+      throw std::invalid_argument(input.name + ": expected an integer dtype, got " +
                                   DtypeName(dtype));
     }
   }
@@ -39,12 +39,12 @@ IndexChecks::IndexChecks(const TcPlanSpec& spec, const CallForm& form)
 void IndexChecks::Run(const CallForm& form, const std::function<at::Tensor(int64_t)>& input) const {
   for (const TcIndexCheck& check : checks_) {
     // Neither call copies a contiguous int64 tensor, the usual case.
-    const at::Tensor indices = input(check.operand).to(c10::ScalarType::Long).contiguous();
+    const at::Tensor indices = input(check.input).to(c10::ScalarType::Long).contiguous();
     // Unsigned, so that a negative entry is too large.
     const auto* entries = reinterpret_cast<const uint64_t*>(indices.const_data_ptr<int64_t>());
     const int64_t count = indices.numel();
     const auto refuse = [&](const std::string& expected, int64_t i) {
-      throw std::invalid_argument(form.operands[check.operand].name + ": expected " + expected +
+      throw std::invalid_argument(form.inputs[check.input].name + ": expected " + expected +
                                   ", got " + std::to_string(static_cast<int64_t>(entries[i])) +
                                   " at entry " + std::to_string(i));
     };

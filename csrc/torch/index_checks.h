@@ -14,11 +14,11 @@ namespace torchcall {
 
 class IndexChecks {
  public:
-  // Throws std::invalid_argument for an operand that is not of an integer dtype.
+  // Throws std::invalid_argument for an input that is not of an integer dtype.
   IndexChecks(const TcPlanSpec& spec, const CallForm& form);
 
   // Checks the inputs that the model gets, which must be in CPU memory. Throws
-  // std::invalid_argument with the operand's name, the first invalid entry and what was expected.
+  // std::invalid_argument with the input's name, the first invalid entry and what was expected.
   void Run(const CallForm& form, const std::function<at::Tensor(int64_t)>& input) const;
 
  private:

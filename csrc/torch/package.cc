@@ -82,7 +82,7 @@ class PackagePlan::Context : public CallContext {
       : CallContext(place, CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/true),
                     plan.form().lengths.size(), plan.form().outputs.size()),
         plan_(plan) {
-    for (const int64_t operand : plan.order_) arguments_.push_back(inputs[operand]);
+    for (const int64_t i : plan.order_) arguments_.push_back(inputs[i]);
     inputs.CountUses();
   }
 
@@ -144,7 +144,7 @@ std::string PackagePlan::WithNames(std::string text) const {
   size_t argument = order_.size();  // from_chars does not throw: this runs inside a `catch`
   std::from_chars(text.data() + at + kMark.size(), text.data() + end, argument);
   if (argument >= order_.size()) return text;
-  return text.replace(at, end + 1 - at, form().operands[order_[argument]].name);
+  return text.replace(at, end + 1 - at, form().inputs[order_[argument]].name);
 }
 
 }  // namespace torchcall

@@ -68,7 +68,7 @@ class PackageModel : public Model {
 
 class PackagePlan : public ContextPlan {
  public:
-  // `spec.arguments` is a tuple of the operands in the package's order. `spec.results` is a tuple
+  // `spec.arguments` is a tuple of the inputs in the package's order. `spec.results` is a tuple
   // of its results, with None for those that the program does not use.
   PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec);
 
@@ -79,11 +79,11 @@ class PackagePlan : public ContextPlan {
  private:
   class Context;
   std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
-  // Replaces the position of an argument in torch's error text by the operand's name.
+  // Replaces the position of an argument in torch's error text by the input's name.
   std::string WithNames(std::string text) const;
 
   std::shared_ptr<PackageModel> model_;
-  std::vector<int64_t> order_;   // per argument of the package: the operand
+  std::vector<int64_t> order_;   // per argument of the package: the input
   std::vector<int64_t> wanted_;  // per result of the package: the output, or -1 if unused
 };
 

@@ -19,7 +19,7 @@ Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, 
       form_(std::move(form)),
       index_checks_(spec, form_),
       autograd_(autograd) {
-  for (const CallForm::Operand& operand : form_.operands) copied_per_call_ += operand.copied;
+  for (const CallForm::Input& input : form_.inputs) copied_per_call_ += input.copied;
 }
 
 std::string Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
@@ -75,7 +75,7 @@ void ContextPlan::Invoke(CallContext& call, const DLTensor* inputs, const DLTens
   call.Invoke();
   const int64_t written = call.inputs.FindUnforeseenWrite();
   if (written >= 0) {
-    throw std::runtime_error(form().operands[written].name +
+    throw std::runtime_error(form().inputs[written].name +
                              ": expected to be read only, got an in-place write by the model");
   }
   for (size_t i = 0; i < form().outputs.size(); ++i) {
@@ -97,7 +97,7 @@ bool ContextPlan::Compute(const DLTensor* inputs, const DLTensor* outputs, TcPla
   if (failure) std::rethrow_exception(failure);
   if (retained.lost >= 0) {
     throw std::invalid_argument(
-        form().operands[retained.lost].name +
+        form().inputs[retained.lost].name +
         ": expected memory for a copy of this input, which the model retained after the call, got "
         "none; the retained tensor cannot be read");
   }

@@ -85,6 +85,11 @@ std::vector<TcNode> Nodes(const std::vector<PyNode>& py) {
   return nodes;
 }
 
+template <typename T>
+T Field(nb::handle object, const char* name) {
+  return nb::cast<T>(object.attr(name));
+}
+
 class PyModel {
  public:
   PyModel(ModelHandle handle, TcModelOptions options)
@@ -187,9 +192,9 @@ std::unique_ptr<PyModel> ModelFromPackage(const std::string& path, std::optional
   });
 }
 
-std::unique_ptr<PyModel> ModelOfCallables(const std::string& name, bool requires_grad) {
+std::unique_ptr<PyModel> EagerModelOf(const std::string& name, bool requires_grad) {
   return MakeModel(false, requires_grad, [&](TcModelOptions options, TcModel** out, TcSink error) {
-    return TorchHalf().model_of_callables(name.c_str(), options, out, error);
+    return TorchHalf().model_of_eager(name.c_str(), options, out, error);
   });
 }
 
@@ -212,22 +217,37 @@ std::unique_ptr<PyModel> ModelFromLive(nb::handle object, bool freeze, bool requ
 // The Python owner of a registered plan; executables hold shares of their own.
 class PyPlan {
  public:
-  PyPlan(const PyModel& model, const std::string& name, const std::vector<PyArray>& inputs,
-         const std::vector<PyArray>& outputs, const std::vector<PyLength>& lengths,
-         const std::vector<PyNode>& arguments, const std::vector<PyNode>& results,
-         bool selects_outputs, const std::vector<PyIndexCheck>& index_checks,
-         const std::optional<nb::object>& callable, const std::string& cuda_graph,
-         const std::string& graph_refusal) {
-    CallPlan::Structure structure = {
-        Lengths(lengths),        Nodes(arguments), Nodes(results), selects_outputs, {}, {},
-        GraphModeOf(cuda_graph), graph_refusal};
-    for (const auto& [operand, rows_of, allowed] : index_checks) {
-      structure.index_checks.push_back(
-          {operand, rows_of, {std::get<0>(allowed), std::get<1>(allowed)}});
+  // `spec` is a PlanSpec of python/torchcall/_call/plan.py.
+  PyPlan(const PyModel& model, const std::string& name, nb::handle spec) {
+    const auto py_lengths = Field<std::vector<PyLength>>(spec, "lengths");
+    const auto py_arguments = Field<std::vector<PyNode>>(spec, "arguments");
+    const auto py_results = Field<std::vector<PyNode>>(spec, "results");
+    const auto py_checks = Field<std::vector<PyIndexCheck>>(spec, "index_checks");
+    const std::vector<TcLength> lengths = Lengths(py_lengths);
+    const std::vector<TcNode> arguments = Nodes(py_arguments);
+    const std::vector<TcNode> results = Nodes(py_results);
+    std::vector<TcIndexCheck> checks;
+    for (const auto& [operand, rows_of, allowed] : py_checks) {
+      checks.push_back({operand, rows_of, {std::get<0>(allowed), std::get<1>(allowed)}});
     }
-    if (callable) structure.callable = PythonCallable(*callable);
-    plan_ = std::make_shared<CallPlan>(name, model.get(), model.counters(), ArraySpecs(inputs),
-                                       ArraySpecs(outputs), structure);
+    TcPlanSpec native = {};
+    native.lengths = lengths.data();
+    native.num_lengths = static_cast<int64_t>(lengths.size());
+    native.arguments = arguments.data();
+    native.num_arguments = static_cast<int64_t>(arguments.size());
+    native.results = results.data();
+    native.num_results = static_cast<int64_t>(results.size());
+    native.selects_outputs = Field<bool>(spec, "selects_outputs");
+    native.index_checks = checks.data();
+    native.num_index_checks = static_cast<int64_t>(checks.size());
+    const GraphOption graph = {GraphModeOf(Field<std::string>(spec, "cuda_graph")),
+                               Field<std::string>(spec, "graph_refusal")};
+    std::vector<ArraySpec> operands = ArraySpecs(Field<std::vector<PyArray>>(spec, "operands"));
+    std::vector<ArraySpec> outputs = ArraySpecs(Field<std::vector<PyArray>>(spec, "outputs"));
+    const nb::object runner = spec.attr("eager_runner");
+    if (!runner.is_none()) native.eager = EagerCode(runner);
+    plan_ = std::make_shared<NativePlan>(name, model.get(), model.counters(), std::move(operands),
+                                         std::move(outputs), native, graph);
     live.fetch_add(1);
   }
   ~PyPlan() {
@@ -239,7 +259,7 @@ class PyPlan {
   PyPlan(const PyPlan&) = delete;
   PyPlan& operator=(const PyPlan&) = delete;
 
-  const std::shared_ptr<CallPlan>& plan() const { return plan_; }
+  const std::shared_ptr<NativePlan>& plan() const { return plan_; }
   // What the handler does, on addresses: the way in for tests.
   void RunOnCuda(const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
                  int ordinal, uintptr_t stream) const {
@@ -255,7 +275,7 @@ class PyPlan {
     return pointers;
   }
 
-  std::shared_ptr<CallPlan> plan_;
+  std::shared_ptr<NativePlan> plan_;
 };
 
 // A plan's entry in the registry, for as long as a program needs it.
@@ -343,7 +363,7 @@ NB_MODULE(_bridge, m) {
                           "requires_grad: bool) -> Model | None"))
       .def_static("from_package", &ModelFromPackage, nb::arg("path"), nb::arg("cuda").none(),
                   nb::arg("num_runners"))
-      .def_static("of_callables", &ModelOfCallables, nb::arg("name"), nb::arg("requires_grad"))
+      .def_static("of_eager", &EagerModelOf, nb::arg("name"), nb::arg("requires_grad"))
       .def("stats", &PyModel::Stats, nb::sig("def stats(self) -> dict[str, int]"))
       .def_prop_ro("devices", &PyModel::Devices)
       .def_prop_ro("fallback", &PyModel::fallback)
@@ -364,20 +384,14 @@ NB_MODULE(_bridge, m) {
           [](PyModel& self, const std::string& content) { self.counters()->set_content(content); })
       .def_prop_ro("training", [](const PyModel& self) { return self.info().training != 0; });
 
-  nb::class_<PyPlan>(m, "Plan")
-      .def(nb::init<const PyModel&, const std::string&, const std::vector<PyArray>&,
-                    const std::vector<PyArray>&, const std::vector<PyLength>&,
-                    const std::vector<PyNode>&, const std::vector<PyNode>&, bool,
-                    const std::vector<PyIndexCheck>&, const std::optional<nb::object>&,
-                    const std::string&, const std::string&>(),
-           nb::arg("model"), nb::arg("name"), nb::arg("inputs"), nb::arg("outputs"),
-           nb::arg("lengths"), nb::arg("arguments"), nb::arg("results"), nb::arg("selects_outputs"),
-           nb::arg("index_checks"), nb::arg("callable").none(), nb::arg("cuda_graph"),
-           nb::arg("graph_refusal"))
+  nb::class_<PyPlan>(m, "NativePlan")
+      .def(nb::init<const PyModel&, const std::string&, nb::handle>(), nb::arg("model"),
+           nb::arg("name"), nb::arg("spec"),
+           nb::sig("def __init__(self, model: Model, name: str, spec: typing.Any) -> None"))
       .def_prop_ro("content", [](const PyPlan& self) { return self.plan()->content(); })
       .def("run_on_cuda", &PyPlan::RunOnCuda, nb::arg("inputs"), nb::arg("outputs"),
            nb::arg("ordinal"), nb::arg("stream"));
-  nb::class_<PyRegistration>(m, "Registration")
+  nb::class_<PyRegistration>(m, "NativeRegistration")
       .def(nb::init<const PyPlan&, int64_t>(), nb::arg("plan"), nb::arg("id"))
       .def_prop_ro("ordinal", &PyRegistration::ordinal);
   BindCapture(m);

@@ -69,67 +69,55 @@ size_t ArraySpec::Bytes(const DtypeEntry& as) const {
   return bytes;
 }
 
-CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
-                   std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
-                   const Structure& structure)
+NativePlan::NativePlan(std::string model_name, TcModel* model,
+                       std::shared_ptr<CallCounters> counters, std::vector<ArraySpec> operands,
+                       std::vector<ArraySpec> results, TcPlanSpec spec, GraphOption graph)
     : model_name_(std::move(model_name)),
       counters_(std::move(counters)),
-      inputs_(std::move(inputs)),
-      outputs_(std::move(outputs)) {
+      operands_(std::move(operands)),
+      results_(std::move(results)) {
   std::vector<DLDataType> casts;
   std::vector<TcNarrowing> input_narrowings;
   std::vector<int32_t> input_copies;
   std::vector<TcNarrowing> output_narrowings;
   std::vector<const char*> input_names;
   std::vector<const char*> output_names;
-  for (ArraySpec& spec : inputs_) {
-    input_tensors_.push_back(TensorOf(spec, *spec.dtype));
-    casts.push_back(spec.cast ? spec.cast->dl : DLDataType{0, 0, 0});
-    input_narrowings.push_back(spec.narrowing);
-    input_copies.push_back(spec.copied);
-    input_names.push_back(spec.name.c_str());
-    if (spec.copied || (spec.cast && spec.cast != spec.dtype)) {
-      bytes_copied_per_call_ += spec.Bytes(spec.cast ? *spec.cast : *spec.dtype);
+  for (ArraySpec& array : operands_) {
+    operand_tensors_.push_back(TensorOf(array, *array.dtype));
+    casts.push_back(array.cast ? array.cast->dl : DLDataType{0, 0, 0});
+    input_narrowings.push_back(array.narrowing);
+    input_copies.push_back(array.copied);
+    input_names.push_back(array.name.c_str());
+    if (array.copied || (array.cast && array.cast != array.dtype)) {
+      bytes_copied_per_call_ += array.Bytes(array.cast ? *array.cast : *array.dtype);
     }
   }
-  for (ArraySpec& spec : outputs_) {
-    output_tensors_.push_back(TensorOf(spec, *spec.dtype));
-    output_narrowings.push_back(spec.narrowing);
-    output_names.push_back(spec.name.c_str());
-    bytes_copied_per_call_ += spec.Bytes(*spec.dtype);
+  for (ArraySpec& array : results_) {
+    result_tensors_.push_back(TensorOf(array, *array.dtype));
+    output_narrowings.push_back(array.narrowing);
+    output_names.push_back(array.name.c_str());
+    bytes_copied_per_call_ += array.Bytes(*array.dtype);
   }
-  const TcPlanSpec spec = {
-      input_tensors_.data(),
-      casts.data(),
-      input_narrowings.data(),
-      input_copies.data(),
-      input_names.data(),
-      static_cast<int64_t>(inputs_.size()),
-      output_tensors_.data(),
-      output_narrowings.data(),
-      output_names.data(),
-      static_cast<int64_t>(outputs_.size()),
-      structure.lengths.data(),
-      static_cast<int64_t>(structure.lengths.size()),
-      structure.arguments.data(),
-      static_cast<int64_t>(structure.arguments.size()),
-      structure.results.data(),
-      static_cast<int64_t>(structure.results.size()),
-      structure.selects_outputs,
-      structure.index_checks.data(),
-      static_cast<int64_t>(structure.index_checks.size()),
-      structure.callable,
-  };
+  spec.inputs = operand_tensors_.data();
+  spec.casts = casts.data();
+  spec.input_narrowings = input_narrowings.data();
+  spec.input_copies = input_copies.data();
+  spec.input_names = input_names.data();
+  spec.num_inputs = static_cast<int64_t>(operands_.size());
+  spec.outputs = result_tensors_.data();
+  spec.output_narrowings = output_narrowings.data();
+  spec.output_names = output_names.data();
+  spec.num_outputs = static_cast<int64_t>(results_.size());
   TcPlan* plan = nullptr;
   ErrorText error;
   if (TorchHalf().plan_create(model, &spec, &plan, error.sink()) != TC_OK) {
-    if (structure.callable.self != nullptr) structure.callable.release(structure.callable.self);
+    if (spec.eager.self != nullptr) spec.eager.release(spec.eager.self);
     throw std::invalid_argument("torchcall: " + model_name_ + ": " + error.text());
   }
   plan_.reset(plan);
   PlanCalls calls = {model_name_,
-                     structure.graph_mode,
-                     structure.graph_refusal,
+                     graph.mode,
+                     graph.refusal,
                      {},
                      {},
                      counters_,
@@ -144,36 +132,36 @@ CallPlan::CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallC
                        }
                        return [hold] { TorchHalf().hold_release(hold); };
                      }};
-  for (const ArraySpec& array : inputs_) calls.input_bytes.push_back(array.Bytes(*array.dtype));
-  for (const ArraySpec& array : outputs_) calls.output_bytes.push_back(array.Bytes(*array.dtype));
+  for (const ArraySpec& array : operands_) calls.input_bytes.push_back(array.Bytes(*array.dtype));
+  for (const ArraySpec& array : results_) calls.output_bytes.push_back(array.Bytes(*array.dtype));
   cuda_calls_ = std::make_unique<CudaCalls>(std::move(calls));
 }
 
-ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results, TcPlace place) {
+ffi::Error NativePlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results, TcPlace place) {
   const auto fail = [&](ffi::ErrorCode code, const std::string& what) {
     return ffi::Error(code, "torchcall: " + model_name_ + ": " + what);
   };
-  if (operands.size() != inputs_.size() || results.size() != outputs_.size()) {
+  if (operands.size() != operands_.size() || results.size() != results_.size()) {
     return fail(ffi::ErrorCode::kInvalidArgument,
-                "expected " + std::to_string(inputs_.size()) + " operands and " +
-                    std::to_string(outputs_.size()) + " outputs, got " +
+                "expected " + std::to_string(operands_.size()) + " operands and " +
+                    std::to_string(results_.size()) + " outputs, got " +
                     std::to_string(operands.size()) + " and " + std::to_string(results.size()));
   }
-  CallArray<void*> inputs(inputs_.size());
-  CallArray<void*> outputs(outputs_.size());
-  for (size_t i = 0; i < inputs_.size(); ++i) {
+  CallArray<void*> inputs(operands_.size());
+  CallArray<void*> outputs(results_.size());
+  for (size_t i = 0; i < operands_.size(); ++i) {
     const auto buffer = operands.get<ffi::AnyBuffer>(i);
     if (!buffer) return buffer.error();
-    if (!Fits(*buffer, inputs_[i])) {
-      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(inputs_[i], *buffer));
+    if (!Fits(*buffer, operands_[i])) {
+      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(operands_[i], *buffer));
     }
     inputs[i] = buffer->untyped_data();
   }
-  for (size_t i = 0; i < outputs_.size(); ++i) {
+  for (size_t i = 0; i < results_.size(); ++i) {
     auto buffer = results.get<ffi::AnyBuffer>(i);
     if (!buffer) return buffer.error();
-    if (!Fits(**buffer, outputs_[i])) {
-      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(outputs_[i], **buffer));
+    if (!Fits(**buffer, results_[i])) {
+      return fail(ffi::ErrorCode::kInvalidArgument, Mismatch(results_[i], **buffer));
     }
     outputs[i] = (*buffer)->untyped_data();
   }
@@ -185,7 +173,7 @@ ffi::Error CallPlan::Run(ffi::RemainingArgs operands, ffi::RemainingRets results
   return ffi::Error::Success();
 }
 
-void CallPlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place) {
+void NativePlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place) {
   if (IsForked()) {
     throw std::runtime_error(
         "expected the process that imported torch, got a forked child; start workers with the "
@@ -205,11 +193,11 @@ void CallPlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place) {
   cuda_calls_->Run(inputs, outputs, place.device.device_id, place.stream);
 }
 
-std::string CallPlan::RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const {
-  CallArray<DLTensor> operands(inputs_.size());
-  CallArray<DLTensor> results(outputs_.size());
-  Fill(operands, input_tensors_, inputs, place.device);
-  Fill(results, output_tensors_, outputs, place.device);
+std::string NativePlan::RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const {
+  CallArray<DLTensor> operands(operands_.size());
+  CallArray<DLTensor> results(results_.size());
+  Fill(operands, operand_tensors_, inputs, place.device);
+  Fill(results, result_tensors_, outputs, place.device);
   ErrorText error;
   const TcStatus status =
       TorchHalf().plan_run(plan_.get(), operands.data(), results.data(), place, error.sink());
@@ -223,7 +211,7 @@ PlanRegistry& PlanRegistry::Get() {
   return *registry;
 }
 
-int64_t PlanRegistry::Add(int64_t id, std::shared_ptr<CallPlan> plan) {
+int64_t PlanRegistry::Add(int64_t id, std::shared_ptr<NativePlan> plan) {
   std::string content = plan->content();
   const std::unique_lock lock(mutex_);
   int64_t ordinal = 0;
@@ -233,7 +221,7 @@ int64_t PlanRegistry::Add(int64_t id, std::shared_ptr<CallPlan> plan) {
 }
 
 void PlanRegistry::Remove(int64_t id, int64_t ordinal) {
-  std::shared_ptr<CallPlan> last;  // destroyed after the lock is released
+  std::shared_ptr<NativePlan> last;  // destroyed after the lock is released
   const std::unique_lock lock(mutex_);
   const auto found = plans_.find({id, ordinal});
   if (found == plans_.end()) return;
@@ -241,7 +229,7 @@ void PlanRegistry::Remove(int64_t id, int64_t ordinal) {
   plans_.erase(found);
 }
 
-std::shared_ptr<CallPlan> PlanRegistry::Find(int64_t id, int64_t ordinal) const {
+std::shared_ptr<NativePlan> PlanRegistry::Find(int64_t id, int64_t ordinal) const {
   const auto current = [](const Entry& entry) { return entry.plan->content() == entry.content; };
   const std::shared_lock lock(mutex_);
   const auto exact = plans_.find({id, ordinal});

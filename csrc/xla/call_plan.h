@@ -1,4 +1,4 @@
-// A call plan as the handler runs it, and the registry through which an XLA executable finds it.
+// A plan as the handler runs it, and the registry in which an XLA executable finds it.
 
 #ifndef TORCHCALL_XLA_CALL_PLAN_H_
 #define TORCHCALL_XLA_CALL_PLAN_H_
@@ -30,44 +30,39 @@ struct ArraySpec {
   size_t Bytes(const DtypeEntry& as) const;
 };
 
-class CallPlan {
- public:
-  // What the torch half needs besides the operands and outputs; read at once.
-  struct Structure {
-    std::vector<TcLength> lengths;
-    std::vector<TcNode> arguments;
-    std::vector<TcNode> results;
-    bool selects_outputs;
-    std::vector<TcIndexCheck> index_checks;
-    TcCallable callable;  // taken over
-    GraphMode graph_mode;
-    std::string graph_refusal;  // see PlanCalls
-  };
+// Whether calls on a CUDA device may be replays of a graph, and why not, where they may not.
+struct GraphOption {
+  GraphMode mode;
+  std::string refusal;  // see PlanCalls
+};
 
-  // Throws std::invalid_argument with torch's words.
-  CallPlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
-           std::vector<ArraySpec> inputs, std::vector<ArraySpec> outputs,
-           const Structure& structure);
+class NativePlan {
+ public:
+  // Completes `spec`, which lacks the arrays, and takes over its eager code. Throws
+  // std::invalid_argument with torch's message.
+  NativePlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
+             std::vector<ArraySpec> operands, std::vector<ArraySpec> results, TcPlanSpec spec,
+             GraphOption graph);
 
   // Thread-safe; needs no GIL. On a CUDA device it enqueues on the stream.
   xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results,
                       TcPlace place);
-  // The same over buffers whose shapes and dtypes the caller answers for. Throws what went wrong.
-  void RunOn(void* const* inputs, void* const* outputs, TcPlace place);
+  // The same on buffers whose shapes and dtypes the caller guarantees. Throws what went wrong.
+  void RunOn(void* const* operands, void* const* results, TcPlace place);
 
   // Digest of the model's code and weights as they are now; see CallCounters.
   std::string content() const { return counters_->content(); }
 
  private:
-  // The model itself. Throws what went wrong; returns what an observed call tells.
-  std::string RunPlainly(void* const* inputs, void* const* outputs, TcPlace place) const;
+  // Runs the model. Throws what went wrong; returns what an observed call reports.
+  std::string RunPlainly(void* const* operands, void* const* results, TcPlace place) const;
 
   std::string model_name_;
   std::shared_ptr<CallCounters> counters_;
-  std::vector<ArraySpec> inputs_;
-  std::vector<ArraySpec> outputs_;
-  std::vector<DLTensor> input_tensors_;  // templates: all but the data pointer
-  std::vector<DLTensor> output_tensors_;
+  std::vector<ArraySpec> operands_;
+  std::vector<ArraySpec> results_;
+  std::vector<DLTensor> operand_tensors_;  // templates: all but the data pointer
+  std::vector<DLTensor> result_tensors_;
   int64_t bytes_copied_per_call_ = 0;
   PlanHandle plan_;
   std::unique_ptr<CudaCalls> cuda_calls_;  // after the plan: its graphs go first
@@ -87,14 +82,14 @@ class PlanRegistry {
   static PlanRegistry& Get();
 
   // Returns the plan's ordinal.
-  int64_t Add(int64_t id, std::shared_ptr<CallPlan> plan);
+  int64_t Add(int64_t id, std::shared_ptr<NativePlan> plan);
   void Remove(int64_t id, int64_t ordinal);
   // Throws std::invalid_argument where there is no such plan, or its model has other weights now.
-  std::shared_ptr<CallPlan> Find(int64_t id, int64_t ordinal) const;
+  std::shared_ptr<NativePlan> Find(int64_t id, int64_t ordinal) const;
 
  private:
   struct Entry {
-    std::shared_ptr<CallPlan> plan;
+    std::shared_ptr<NativePlan> plan;
     std::string content;  // of the model when the plan was registered
   };
 

@@ -11,14 +11,14 @@
 namespace torchcall {
 namespace {
 
-// What calls of one callable on one device need. Made by the first of them, under the GIL.
+// What calls of one eager model on one device need. Made by the first of them, under the GIL.
 struct Bound {
   PyObject* make;       // makes a tensor like a template
   PyObject* templates;  // a list of tensors, None for a length
   PyObject* run;        // called on a list of tensors like them
 };
 
-struct Callable {
+struct Code {
   PyObject* runner;
   std::map<std::string, Bound> bound;  // by device; used under the GIL
 };
@@ -73,17 +73,17 @@ std::string NameOf(DLDevice device) {
 }
 
 // nullptr, with an exception set, where Python raised.
-const Bound* Bind(Callable* callable, DLDevice device) {
+const Bound* Bind(Code* code, DLDevice device) {
   const std::string name = NameOf(device);
-  const auto found = callable->bound.find(name);
-  if (found != callable->bound.end()) return &found->second;
-  PyObject* made = PyObject_CallMethod(callable->runner, "bind", "s", name.c_str());
+  const auto found = code->bound.find(name);
+  if (found != code->bound.end()) return &found->second;
+  PyObject* made = PyObject_CallMethod(code->runner, "bind", "s", name.c_str());
   if (made == nullptr) return nullptr;
   const Bound bound = {Py_NewRef(PyTuple_GET_ITEM(made, 0)), Py_NewRef(PyTuple_GET_ITEM(made, 1)),
                        Py_NewRef(PyTuple_GET_ITEM(made, 2))};
   Py_DECREF(made);
   // Python may have let another call be the first meanwhile.
-  const auto [entry, is_new] = callable->bound.try_emplace(name, bound);
+  const auto [entry, is_new] = code->bound.try_emplace(name, bound);
   if (!is_new) Release(bound);
   return &entry->second;
 }
@@ -93,7 +93,7 @@ TcStatus Open(void* self, DLDevice device, int64_t num_inputs, void** opened, vo
   const Inside inside;
   if (!inside) return FailFinalizing(error);
   auto frame = std::make_unique<Frame>();
-  frame->bound = Bind(static_cast<Callable*>(self), device);
+  frame->bound = Bind(static_cast<Code*>(self), device);
   if (frame->bound == nullptr) return FailWithPythonError(error);
   frame->tensors = PyList_New(num_inputs);
   if (frame->tensors == nullptr) return FailWithPythonError(error);
@@ -141,22 +141,22 @@ void ReleaseOutputs(void*, void* opened, int32_t* retained) {
 
 void Close(void*, void* opened) { delete static_cast<Frame*>(opened); }
 
-void ReleaseCallable(void* self) {
-  auto* callable = static_cast<Callable*>(self);
+void ReleaseCode(void* self) {
+  auto* code = static_cast<Code*>(self);
   if (const Inside inside; inside) {
     const Gil gil;
-    for (const auto& [name, bound] : callable->bound) Release(bound);
-    Py_DECREF(callable->runner);
+    for (const auto& [name, bound] : code->bound) Release(bound);
+    Py_DECREF(code->runner);
   }
-  delete callable;
+  delete code;
 }
 
 TcStatus Hold(void* self, DLDevice device, void** held, TcSink error) {
   const Inside inside;
   if (!inside) return FailFinalizing(error);
   const Gil gil;
-  *held = PyObject_CallMethod(static_cast<Callable*>(self)->runner, "held", "s",
-                              NameOf(device).c_str());
+  *held =
+      PyObject_CallMethod(static_cast<Code*>(self)->runner, "held", "s", NameOf(device).c_str());
   return *held == nullptr ? FailWithPythonError(error) : TC_OK;
 }
 
@@ -169,9 +169,9 @@ void ReleaseHeld(void*, void* held) {
 
 }  // namespace
 
-TcCallable PythonCallable(nanobind::object runner) {
-  auto* callable = new Callable{runner.release().ptr(), {}};
-  return {callable, &Open, &Run, &ReleaseOutputs, &Close, &ReleaseCallable, &Hold, &ReleaseHeld};
+TcEager EagerCode(nanobind::object runner) {
+  auto* code = new Code{runner.release().ptr(), {}};
+  return {code, &Open, &Run, &ReleaseOutputs, &Close, &ReleaseCode, &Hold, &ReleaseHeld};
 }
 
 }  // namespace torchcall

@@ -1,4 +1,4 @@
-// Python callables behind the seam's TcCallable: the GIL is taken here, and nowhere else in a call.
+// Python callables behind the seam's TcEager: the GIL is taken here, and nowhere else in a call.
 
 #ifndef TORCHCALL_XLA_EAGER_H_
 #define TORCHCALL_XLA_EAGER_H_
@@ -13,8 +13,8 @@ namespace torchcall {
 // `make(template)`; a template is None for a length. `run(list of these)` returns a tuple of
 // tensors, or a str that says what went wrong.
 // `runner.held(device)` returns what a graph that is captured now goes on using. Whoever gets the
-// TcCallable must see to its release. Needs the GIL.
-TcCallable PythonCallable(nanobind::object runner);
+// TcEager must see to its release. Needs the GIL.
+TcEager EagerCode(nanobind::object runner);
 
 }  // namespace torchcall
 

@@ -19,7 +19,7 @@ namespace ffi = xla::ffi;
 template <DLDeviceType platform>
 struct CallState {
   static ffi::TypeId id;
-  std::shared_ptr<CallPlan> plan;
+  std::shared_ptr<NativePlan> plan;
 };
 template <DLDeviceType platform>
 ffi::TypeId CallState<platform>::id = {};
@@ -40,7 +40,7 @@ ffi::ErrorOr<std::unique_ptr<State>> Instantiate(int64_t plan, int64_t ordinal) 
   }
 }
 
-ffi::Error Execute(CallPlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
+ffi::Error Execute(NativePlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
                    TcPlace place) {
   try {
     try {

@@ -28,7 +28,7 @@ class Model:
     @staticmethod
     def from_package(path: str, cuda: int | None, num_runners: int) -> Model: ...
     @staticmethod
-    def of_callables(name: str, requires_grad: bool) -> Model: ...
+    def of_eager(name: str, requires_grad: bool) -> Model: ...
     def stats(self) -> dict[str, int]: ...
     @property
     def devices(self) -> list[str]: ...
@@ -60,30 +60,16 @@ class Model:
     @property
     def training(self) -> bool: ...
 
-class Plan:
-    def __init__(
-        self,
-        model: Model,
-        name: str,
-        inputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None, bool]],
-        outputs: Sequence[tuple[str, str, Sequence[int], str | None, tuple[int, int] | None, bool]],
-        lengths: Sequence[tuple[int, int, int]],
-        arguments: Sequence[tuple[int, None | int | float | str]],
-        results: Sequence[tuple[int, None | int | float | str]],
-        selects_outputs: bool,
-        index_checks: Sequence[tuple[int, int, tuple[int, int]]],
-        callable: object | None,
-        cuda_graph: str,
-        graph_refusal: str,
-    ) -> None: ...
+class NativePlan:
+    def __init__(self, model: Model, name: str, spec: Any) -> None: ...
     @property
     def content(self) -> str: ...
     def run_on_cuda(
         self, inputs: Sequence[int], outputs: Sequence[int], ordinal: int, stream: int
     ) -> None: ...
 
-class Registration:
-    def __init__(self, plan: Plan, id: int) -> None: ...
+class NativeRegistration:
+    def __init__(self, plan: NativePlan, id: int) -> None: ...
     @property
     def ordinal(self) -> int: ...
 

@@ -12,9 +12,9 @@ import torch
 from jax.core import Tracer
 
 from torchcall import _bridge
-from torchcall._call.narrowing import CallOptions
+from torchcall._call.call import CallOptions
 from torchcall._call.plan import CallPlan
-from torchcall._call.planning import CallRequest, Prepared, leaf_specs, plan_key, prepare
+from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
 from torchcall._call.specs import is_static
 from torchcall._engines import source_of, unpickle
@@ -131,7 +131,7 @@ class TorchModuleWrapper:
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda x: x is None)
         operands = [leaf for leaf in leaves if not is_static(leaf)]
         operands += lengths
-        prepared = self._prepare(args, kwargs, leaves, treedef, options)
+        prepared = self._prepare(leaves, treedef, options)
         traced = any(isinstance(operand, Tracer) for operand in operands)
         outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
         return jax.tree.unflatten(prepared.structure, outputs)
@@ -217,12 +217,7 @@ class TorchModuleWrapper:
     # Plans
 
     def _prepare(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        leaves: list[Any],
-        treedef: Any,
-        options: CallOptions = _NO_OPTIONS,
+        self, leaves: list[Any], treedef: Any, options: CallOptions = _NO_OPTIONS
     ) -> Prepared:
         self._refuse_fork()
         try:
@@ -230,35 +225,14 @@ class TorchModuleWrapper:
             key = plan_key(treedef, specs, options)
             prepared = self._prepared.get(key)
             if prepared is None:
-                prepared = prepare(
-                    self._model, self._name, self._request(args, kwargs, specs, treedef, options)
-                )
+                call = describe_call(treedef, specs, self._options, options)
+                engine_call = self._source.prepare_call(self._model, call)
+                prepared = prepare(self._model, self._name, call, engine_call)
                 self._remember(key, prepared)
         except (ValueError, TypeError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(self._say(str(error))) from error.__cause__
         return prepared
-
-    def _request(
-        self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        specs: list[Any],
-        treedef: Any,
-        options: CallOptions,
-    ) -> CallRequest:
-        return CallRequest(
-            args=args,
-            kwargs=kwargs,
-            specs=specs,
-            treedef=treedef,
-            input_spec=self._options["input_spec"],
-            output_spec=self._options["output_spec"],
-            requires_grad=self._options["requires_grad"],
-            cuda_graph=self._options["cuda_graph"],
-            look_at=lambda call: self._source.look_at(self._model, call),
-            options=options,
-        )
 
     def _refuse_fork(self) -> None:
         if os.getpid() != self._pid:

@@ -9,7 +9,7 @@ from devices.potentials import Forces, eager_forces, force_input, script
 from torch import Tensor, nn
 
 from torchcall import TorchModuleWrapper
-from torchcall._call.narrowing import CallOptions
+from torchcall._call.call import CallOptions
 from torchcall.demo._system import load_example
 from torchcall.mliap import AtomGraph, TorchMliap, neighbor_list, pad_graph
 from torchcall.mliap._model import _narrowing

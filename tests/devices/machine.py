@@ -15,7 +15,7 @@ from standin.torch_graphs import simulated_cuda
 
 import torchcall
 from torchcall import TorchModuleWrapper, _bridge
-from torchcall._call.narrowing import CallOptions
+from torchcall._call.call import CallOptions
 from torchcall._cuda import capture as _capture
 
 STREAM, OTHER_STREAM = 0x7F00, 0x7F10
@@ -58,7 +58,7 @@ class PreparedCall:
         self, f: TorchModuleWrapper, args: tuple[Any, ...], options: CallOptions | None
     ) -> None:
         leaves, treedef = jax.tree.flatten((args, {}), is_leaf=lambda x: x is None)
-        prepared = f._prepare(args, {}, leaves, treedef, options or CallOptions())
+        prepared = f._prepare(leaves, treedef, options or CallOptions())
         self.plan, self._structure = prepared.plan, prepared.structure
 
     def __call__(

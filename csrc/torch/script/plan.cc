@@ -58,11 +58,11 @@ ScriptPlan::Arguments::Arguments(const ScriptModel& model, const TcPlanSpec& spe
 std::unique_ptr<ScriptPlan::Arguments> ScriptPlan::Analyse(const ScriptModel& model,
                                                            const TcPlanSpec& spec, CallForm& form) {
   auto arguments = std::make_unique<Arguments>(model, spec);
-  for (size_t i = 0; i < form.operands.size(); ++i) {
-    if (form.operands[i].is_length) continue;
+  for (size_t i = 0; i < form.inputs.size(); ++i) {
+    if (form.inputs[i].is_length) continue;
     const size_t argument = arguments->builder.argument_of_input().at(i);
     const InputUse& use = model.use().inputs.at(argument);
-    form.operands[i].copied = form.operands[i].copied || use.tensors_written;
+    form.inputs[i].copied = form.inputs[i].copied || use.tensors_written;
     arguments->rebuild = arguments->rebuild || use.tensors_written || use.containers_written;
   }
   return arguments;

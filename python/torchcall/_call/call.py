@@ -1,4 +1,4 @@
-"""A call as the engines see it, and what an engine settles for its plan."""
+"""One call, and what its engine adds to it."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from torchcall._call.narrowing import Narrowing
 from torchcall._call.specs import is_static
 from torchcall._call.tree import Node
 
@@ -31,29 +32,61 @@ class IndexCheck(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class CallOptions:
+    """Internal options of a call, which `torchcall.mliap` uses.
+
+    Attributes:
+        outputs: a pytree of `jax.ShapeDtypeStruct`, the outputs that the caller wants. Further keys
+            of the model's dicts are dropped, and floats are cast. None: as the wrapper's
+            `output_spec` says.
+        narrowing: the padded axes of which the model sees a prefix, if any.
+        index_checks: range checks of integer operands, numbered among the arrays in JAX's order.
+            Calls on a CPU make them before the model runs; on a GPU, that would mean waiting.
+    """
+
+    outputs: Any = None
+    narrowing: Narrowing | None = None
+    index_checks: tuple[IndexCheck, ...] = ()
+
+    def key(self) -> Any:
+        """Hashable, equal where one plan serves."""
+        leaves, treedef = jax.tree.flatten(self.outputs)
+        outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+        narrowing = None if self.narrowing is None else self.narrowing.key()
+        return outputs, treedef, narrowing, self.index_checks
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
-    """What is known of a call before its outputs are.
+    """One call as it is traced: its arguments, and the options that apply to it.
 
     Attributes:
         treedef: the structure of `(args, kwargs)`, None counting as a leaf.
-        names: per leaf, as errors name it.
         specs: per leaf: its `jax.ShapeDtypeStruct`, or the static Python value itself.
+        names: per leaf, as errors name it.
         casts: per leaf: NumPy's name of the dtype that the model gets, or None.
+        output_spec: the wrapper's option.
         requires_grad: whether the model may differentiate inside.
-        selects_outputs: whether only some of the outputs are asked for.
-        outputs_known: whether the caller says what comes out.
+        cuda_graph: the wrapper's option.
+        options: internal options.
     """
 
     treedef: Any
-    names: list[str]
     specs: list[Any]
+    names: list[str]
     casts: list[str | None]
+    output_spec: Any
     requires_grad: bool
-    selects_outputs: bool
-    outputs_known: bool
+    cuda_graph: str
+    options: CallOptions
 
-    def as_the_model_sees_it(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`(args, kwargs)` of specs after the casts."""
+    @property
+    def selects_outputs(self) -> bool:
+        """Whether the caller wants only some of the outputs."""
+        return self.options.outputs is not None
+
+    def cast_arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`(args, kwargs)` as specs, after the casts."""
         return jax.tree.unflatten(
             self.treedef,
             [
@@ -64,8 +97,8 @@ class Call:
             ],
         )
 
-    def as_given(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """`(args, kwargs)` of specs."""
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`(args, kwargs)` as specs, before the casts."""
         return jax.tree.unflatten(self.treedef, self.specs)
 
     @property
@@ -75,12 +108,12 @@ class Call:
 
 
 class EngineCall(Protocol):
-    """A call that an engine has looked at.
+    """An engine's part of a call.
 
     Attributes:
         arguments: the model's arguments, a tuple (positional) and a dict (keywords) in preorder.
-        copies: per operand, whether the model gets a private copy, for it may write to it.
-        index_checks: what each call makes sure of before it runs code compiled ahead of time.
+        copies: per operand, whether the model always gets a private copy.
+        index_checks: checks that the model itself asks for.
         device: "cpu" or "cuda" for code that runs there alone, else None.
     """
 
@@ -90,21 +123,21 @@ class EngineCall(Protocol):
     device: str | None
 
     def infer_outputs(self) -> Any:
-        """The pytree of `jax.ShapeDtypeStruct` that the model returns, without running it.
+        """Returns the model's outputs as a pytree of `jax.ShapeDtypeStruct`, without running it.
 
         Raises:
-            ValueError: it cannot be told; the message says what to do.
+            ValueError: they cannot be inferred; the message says what to do.
         """
         ...
 
     def results(self, outputs: Any) -> list[Node]:
-        """What the model must return for these outputs, in preorder.
+        """Returns the structure of the model's result for these outputs, in preorder.
 
         Raises:
-            ValueError, TypeError: the model cannot return such a thing.
+            ValueError, TypeError: the model cannot return these outputs.
         """
         ...
 
-    def callable(self, outputs: Any, n_lengths: int) -> Any:
-        """What runs a model that only Python can run (see `EagerRunner`), None for any other."""
+    def eager_runner(self, outputs: Any, n_lengths: int) -> Any:
+        """Returns the `EagerRunner` of an eager model, None for other engines."""
         ...

@@ -1,11 +1,9 @@
-"""What `torchcall.mliap` asks of a call: some of the outputs, and a prefix of padded axes."""
+"""Narrowing: the model sees a prefix of padded axes."""
 
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
-
-from torchcall._call.call import IndexCheck
 
 
 class Axis(NamedTuple):
@@ -28,7 +26,7 @@ class Narrowing:
         inputs: per leaf of `(args, kwargs)`, in JAX's order, the axis or None.
         outputs: a pytree prefix of the outputs, with an `Axis` or None at its leaves.
         extra: entries beyond the valid ones, the phantoms.
-        least: entries that every axis keeps.
+        least: the smallest number of entries that the model sees.
     """
 
     names: tuple[str, ...]
@@ -41,30 +39,6 @@ class Narrowing:
         """Hashable, equal where one plan serves."""
         leaves, treedef = jax.tree.flatten(self.outputs, is_leaf=is_axis)
         return self.names, self.inputs, tuple(leaves), treedef, self.extra, self.least
-
-
-@dataclasses.dataclass(frozen=True)
-class CallOptions:
-    """What a call may ask for beyond what a wrapper's users can.
-
-    Attributes:
-        outputs: a pytree of `jax.ShapeDtypeStruct`, what the caller takes of the model's outputs.
-            Further keys of its dicts are dropped, and floats are cast. None: what the wrapper says.
-        narrowing: the padded axes of which the model sees a prefix, if any.
-        index_checks: range checks of integer operands, numbered among the arrays in JAX's order.
-            Calls on a CPU make them before the model runs; on a GPU, that would mean waiting.
-    """
-
-    outputs: Any = None
-    narrowing: Narrowing | None = None
-    index_checks: tuple[IndexCheck, ...] = ()
-
-    def key(self) -> Any:
-        """Hashable, equal where one plan serves."""
-        leaves, treedef = jax.tree.flatten(self.outputs)
-        outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        narrowing = None if self.narrowing is None else self.narrowing.key()
-        return outputs, treedef, narrowing, self.index_checks
 
 
 def is_axis(value: object) -> bool:

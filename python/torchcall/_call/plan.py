@@ -1,11 +1,12 @@
-"""Call plans: everything about one call that is known when the JAX program is traced."""
+"""Plans: everything about one call that is known when the JAX program is traced."""
 
 import hashlib
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from torchcall import _bridge
 from torchcall._call.call import IndexCheck
@@ -14,35 +15,41 @@ from torchcall._call.tree import Node
 
 
 class Operand(NamedTuple):
-    """An array that XLA hands over: its name, cast and narrowing, and whether it is copied."""
+    """An array that XLA passes in; the fields are those of an entry of `PlanSpec.operands`."""
 
     name: str
-    spec: jax.ShapeDtypeStruct
+    dtype: str
+    shape: list[int]
     cast: str | None = None
     narrow: Axis | None = None
     copied: bool = False
 
 
-class Output(NamedTuple):
-    """An array that the model returns."""
+class PlanSpec(NamedTuple):
+    """What the native plan needs to know: `TcPlanSpec` of csrc/engine.h, in Python's types.
 
-    name: str
-    spec: jax.ShapeDtypeStruct
-    narrow: Axis | None = None
+    Attributes:
+        operands: the arrays that XLA passes in, lengths last.
+        outputs: the arrays that the model returns, in the same form.
+        lengths: (operand, extra, least) of each length.
+        arguments, results: the pytrees that the model takes and returns, in preorder.
+        selects_outputs: whether dicts may have further keys, and floats are cast.
+        index_checks: range checks of integer operands.
+        eager_runner: what runs an eager model, or None.
+        cuda_graph: the wrapper's option.
+        graph_refusal: why calls cannot be replays of a CUDA graph, or "".
+    """
 
-
-class PlanStructure(NamedTuple):
-    """What a plan needs beside its operands and outputs; see `EngineCall` and csrc/engine.h."""
-
-    lengths: Sequence[tuple[int, int, int]]
+    operands: list[Operand]
+    outputs: list[Operand]
+    lengths: list[tuple[int, int, int]]
     arguments: list[Node]
     results: list[Node]
     selects_outputs: bool
     index_checks: list[IndexCheck]
-    callable: Any
+    eager_runner: Any
     cuda_graph: str
     graph_refusal: str
-    device: str | None
 
 
 class CallPlan:
@@ -53,43 +60,40 @@ class CallPlan:
 
     Attributes:
         model_name: what errors call the model.
-        device: "cpu" or "cuda" for a package, which serves that alone, else None.
+        device: "cpu" or "cuda" for a package, which runs there alone, else None.
         requires_graph: whether a call must be a replay of a CUDA graph.
         operand_dtypes: dtype of each operand.
         outputs: shape and dtype of each output.
+
+    Args:
+        model: the native model.
+        model_name: as above.
+        spec: what the native plan needs.
+        device: as above.
+        compiled: makes the jitted function that runs a plan outside any program.
     """
 
     def __init__(
         self,
         model: _bridge.Model,
         model_name: str,
-        inputs: Sequence[Operand],
-        outputs: Sequence[Output],
-        structure: PlanStructure,
+        spec: PlanSpec,
+        device: str | None,
+        compiled: "Callable[[CallPlan], Callable[..., Any]]",
     ) -> None:
-        native_inputs = [
-            (o.name, str(o.spec.dtype), list(o.spec.shape), o.cast, o.narrow, o.copied)
-            for o in inputs
-        ]
-        native_outputs = [
-            (o.name, str(o.spec.dtype), list(o.spec.shape), None, o.narrow, False) for o in outputs
-        ]
-        described = structure._replace(callable=None)  # its address says nothing
-        self._description = repr((native_inputs, native_outputs, described, model.options))
+        described = spec._replace(eager_runner=None)  # its address means nothing
+        self._description = repr((tuple(described), model.options))
         self._live_model = (model_name, model.fingerprint)
         self._registration: Callable[[], Registration | None] = lambda: None
         self.model_name = model_name
-        self.device = structure.device
-        self.requires_graph = structure.cuda_graph == "require"
-        self.operand_dtypes = [operand.spec.dtype for operand in inputs]
-        self.outputs = [output.spec for output in outputs]
-        self._native = _bridge.Plan(
-            model,
-            model_name,
-            native_inputs,
-            native_outputs,
-            *structure[:-1],
-        )
+        self.device = device
+        self.requires_graph = spec.cuda_graph == "require"
+        self.operand_dtypes = [jnp.dtype(operand.dtype) for operand in spec.operands]
+        self.outputs = [
+            jax.ShapeDtypeStruct(output.shape, jnp.dtype(output.dtype)) for output in spec.outputs
+        ]
+        self._native = _bridge.NativePlan(model, model_name, spec)
+        self._compiled = compiled
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
 
     def set_eager(self, compiled: Callable[..., Any]) -> None:
@@ -106,14 +110,12 @@ class CallPlan:
         parameters weakly, and would keep any other alive.
         """
         run = self._eager()
-        if run is None:  # its wrapper is gone; a program that still knows the plan runs it
-            from torchcall._call.primitive import compiled
-
-            run = compiled(self)
+        if run is None:  # its wrapper is gone, but a program still uses the plan
+            run = self._compiled(self)
         return run(*operands)
 
     @property
-    def native(self) -> _bridge.Plan:
+    def native(self) -> _bridge.NativePlan:
         """The native plan."""
         return self._native
 
@@ -148,7 +150,7 @@ class Registration:
         self.plan = plan
         self.id = plan_id
         self.content = content
-        self._native = _bridge.Registration(plan.native, plan_id)
+        self._native = _bridge.NativeRegistration(plan.native, plan_id)
         self.ordinal = self._native.ordinal
         _registrations[plan_id] = self
 

@@ -1,16 +1,15 @@
 """From the arguments of one call to its plan: names, casts, structure, outputs."""
 
-import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
 import torch
 
 from torchcall import _bridge
-from torchcall._call.call import Call, EngineCall
-from torchcall._call.narrowing import CallOptions, Narrowing, is_axis
-from torchcall._call.plan import CallPlan, Operand, Output, PlanStructure
+from torchcall._call.call import Call, CallOptions, EngineCall
+from torchcall._call.narrowing import Axis, Narrowing, is_axis
+from torchcall._call.plan import CallPlan, Operand, PlanSpec
 from torchcall._call.primitive import compiled
 from torchcall._call.specs import (
     DTYPE_NAMES,
@@ -23,33 +22,6 @@ from torchcall._call.specs import (
     type_name,
 )
 from torchcall._call.tree import broadcast_prefix
-
-
-@dataclasses.dataclass(frozen=True)
-class CallRequest:
-    """A call as the wrapper sees it.
-
-    Attributes:
-        args, kwargs: the arguments.
-        specs: per leaf of `(args, kwargs)`, None counting as one: its `jax.ShapeDtypeStruct`, or
-            the static Python value itself.
-        treedef: the structure of `(args, kwargs)` over those leaves.
-        input_spec, output_spec, requires_grad: the wrapper's options.
-        cuda_graph: likewise.
-        look_at: the engine's look at the call.
-        options: what the call asks for besides.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    specs: list[Any]
-    treedef: Any
-    input_spec: Any
-    output_spec: Any
-    requires_grad: bool
-    cuda_graph: str
-    look_at: Callable[[Call], EngineCall]
-    options: CallOptions
 
 
 class Prepared:
@@ -85,62 +57,80 @@ def plan_key(treedef: Any, specs: list[Any], options: CallOptions) -> Hashable:
     return treedef, leaves, options.key(), jax.dtypes.canonicalize_dtype(float)
 
 
-def prepare(model: _bridge.Model, model_name: str, request: CallRequest) -> Prepared:
+def describe_call(
+    treedef: Any, specs: list[Any], wrapper_options: Mapping[str, Any], options: CallOptions
+) -> Call:
+    """Makes the description of a call.
+
+    Args:
+        treedef: the structure of `(args, kwargs)`, None counting as a leaf.
+        specs: per leaf: its `jax.ShapeDtypeStruct`, or the static Python value itself.
+        wrapper_options: those of `TorchModuleWrapper`.
+        options: internal options.
+
+    Raises:
+        ValueError: `input_spec` does not fit the arguments.
+    """
+    names = _leaf_names(treedef)
+    return Call(
+        treedef=treedef,
+        specs=specs,
+        names=names,
+        casts=_casts(wrapper_options["input_spec"], treedef, specs, names),
+        output_spec=wrapper_options["output_spec"],
+        requires_grad=wrapper_options["requires_grad"],
+        cuda_graph=wrapper_options["cuda_graph"],
+        options=options,
+    )
+
+
+def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: EngineCall) -> Prepared:
     """Makes the plan of a call.
 
     Raises:
         ValueError, TypeError: naming the operand, output or option that is at fault.
     """
-    names = _leaf_names(request.treedef)
-    casts = _casts(request, names)
-    call = Call(
-        treedef=request.treedef,
-        names=names,
-        specs=request.specs,
-        casts=casts,
-        requires_grad=request.requires_grad,
-        selects_outputs=request.options.outputs is not None,
-        outputs_known=request.options.outputs is not None or request.output_spec is not None,
-    )
-    looked_at = request.look_at(call)
-    narrowing, checks = request.options.narrowing, request.options.index_checks
-    axes = (None,) * len(names) if narrowing is None else narrowing.inputs
+    narrowing = call.options.narrowing
+    axes = (None,) * len(call.names) if narrowing is None else narrowing.inputs
     operands = [
-        Operand(names[i], request.specs[i], casts[i], axes[i], copied)
-        for i, copied in zip(call.arrays, looked_at.copies, strict=True)
+        _operand(call.names[i], call.specs[i], axes[i], call.casts[i], copied)
+        for i, copied in zip(call.arrays, engine_call.copies, strict=True)
     ]
-    output_tree = _output_tree(looked_at, request)
+    output_tree = _output_tree(call, engine_call)
     outputs, structure = _outputs(output_tree, narrowing)
     lengths = []
     if narrowing is not None:
         scalar = jax.ShapeDtypeStruct((), jax.numpy.int32)
-        first = len(operands)
-        lengths = [
-            (first + i, narrowing.extra, narrowing.least) for i in range(len(narrowing.names))
-        ]
-        operands += [Operand(f"length {name}", scalar) for name in narrowing.names]
-    plan = CallPlan(
-        model,
-        model_name,
-        operands,
-        outputs,
-        PlanStructure(
-            lengths=lengths,
-            arguments=looked_at.arguments,
-            results=looked_at.results(output_tree),
-            selects_outputs=call.selects_outputs,
-            index_checks=list(dict.fromkeys([*looked_at.index_checks, *checks])),
-            callable=looked_at.callable(output_tree, len(lengths)),
-            cuda_graph=request.cuda_graph,
-            graph_refusal=_graph_refusal(model),
-            device=looked_at.device,
-        ),
+        for name in narrowing.names:
+            lengths.append((len(operands), narrowing.extra, narrowing.least))
+            operands.append(_operand(f"length {name}", scalar))
+    spec = PlanSpec(
+        operands=operands,
+        outputs=outputs,
+        lengths=lengths,
+        arguments=engine_call.arguments,
+        results=engine_call.results(output_tree),
+        selects_outputs=call.selects_outputs,
+        index_checks=list(dict.fromkeys([*engine_call.index_checks, *call.options.index_checks])),
+        eager_runner=engine_call.eager_runner(output_tree, len(lengths)),
+        cuda_graph=call.cuda_graph,
+        graph_refusal=_graph_refusal(model),
     )
-    return Prepared(plan, structure)
+    return Prepared(CallPlan(model, model_name, spec, engine_call.device, compiled), structure)
+
+
+def _operand(
+    name: str,
+    spec: jax.ShapeDtypeStruct,
+    narrow: Axis | None = None,
+    cast: str | None = None,
+    copied: bool = False,
+) -> Operand:
+    return Operand(name, str(spec.dtype), list(spec.shape), cast, narrow, copied)
 
 
 def _graph_refusal(model: _bridge.Model) -> str:
-    """Why no call of this model can be a replay of a CUDA graph, as far as its code tells."""
+    """Why calls of this model cannot be replays of a CUDA graph, or "": what its code shows."""
     if model.keeps_state:
         return "the model changes its own attributes, which a replay would not do again"
     if model.draws_random_numbers:
@@ -148,37 +138,37 @@ def _graph_refusal(model: _bridge.Model) -> str:
     return ""
 
 
-def _outputs(output_tree: Any, narrowing: Narrowing | None) -> tuple[list[Output], Any]:
+def _outputs(output_tree: Any, narrowing: Narrowing | None) -> tuple[list[Operand], Any]:
     paths, structure = jax.tree_util.tree_flatten_with_path(output_tree)
     axes: list[Any] = [None] * len(paths)
     if narrowing is not None:
-        axes = broadcast_prefix(narrowing.outputs, output_tree, is_axis, "narrowing")
+        axes = broadcast_prefix(narrowing.outputs, output_tree, is_axis, "narrowing", "an Axis")
     outputs = []
     for (path, spec), axis in zip(paths, axes, strict=True):
         name = path_name("output ", path).strip()
         _check_output(name, spec)
-        outputs.append(Output(name, spec, axis))
+        outputs.append(_operand(name, spec, axis))
     return outputs, structure
 
 
-def _casts(request: CallRequest, names: list[str]) -> list[str | None]:
-    tree = (request.args, request.kwargs)
-    casts = broadcast_prefix(request.input_spec, tree, _is_cast, "input_spec")
+def _casts(input_spec: Any, treedef: Any, specs: list[Any], names: list[str]) -> list[str | None]:
+    tree = jax.tree.unflatten(treedef, specs)
+    casts = broadcast_prefix(input_spec, tree, _is_cast, "input_spec", "a torch.dtype or None")
     cast_names = [None if cast is None else _cast_name(cast) for cast in casts]
-    for name, spec, cast in zip(names, request.specs, cast_names, strict=True):
+    for name, spec, cast in zip(names, specs, cast_names, strict=True):
         if cast is not None and is_static(spec):
             raise ValueError(f"input_spec: {name}: expected an array to cast, got {spec!r}")
     return cast_names
 
 
-def _output_tree(looked_at: EngineCall, request: CallRequest) -> Any:
-    if request.options.outputs is not None:
-        return request.options.outputs
-    if request.output_spec is None:
-        return looked_at.infer_outputs()
-    specs = request.output_spec
+def _output_tree(call: Call, engine_call: EngineCall) -> Any:
+    if call.options.outputs is not None:
+        return call.options.outputs
+    if call.output_spec is None:
+        return engine_call.infer_outputs()
+    specs = call.output_spec
     if callable(specs):
-        args, kwargs = jax.tree.unflatten(request.treedef, request.specs)
+        args, kwargs = call.arguments()
         try:
             specs = specs(*args, **kwargs)
         except Exception as error:

@@ -75,37 +75,28 @@ def encode(tree: Any, leaf: Callable[[Any], Node], path: str) -> Iterator[Node]:
 
 
 def broadcast_prefix(
-    prefix: Any, tree: Any, is_leaf: Callable[[Any], bool], what: str, path: str = ""
+    prefix: Any, tree: Any, is_leaf: Callable[[Any], bool], what: str, expected: str
 ) -> list[Any]:
-    """The leaf of `prefix` that covers each leaf of `tree`, in JAX's order.
+    """Returns the leaf of `prefix` that applies to each leaf of `tree`, in JAX's order.
+
+    Args:
+        prefix: a pytree prefix of `tree`.
+        tree: None counts as a leaf.
+        is_leaf: whether a value is a leaf of `prefix`; None is one.
+        what: how errors name `prefix`.
+        expected: what the leaves of `prefix` are.
 
     Raises:
-        ValueError: where `prefix` is not a prefix of `tree`.
+        ValueError: `prefix` is not a prefix of `tree`, or has another kind of leaf.
     """
-    if is_leaf(prefix):
-        return [prefix] * _count_leaves(tree)
-    if isinstance(prefix, dict) and isinstance(tree, dict):
-        if set(prefix) != set(tree):
-            raise ValueError(
-                f"{what}{path}: expected the keys {sorted(tree, key=str)}, "
-                f"got {sorted(prefix, key=str)}"
-            )
-        pairs = [(f"[{key!r}]", prefix[key], value) for key, value in items_of(tree)]
-    elif isinstance(prefix, list | tuple) and isinstance(tree, list | tuple):
-        if len(prefix) != len(tree):
-            raise ValueError(f"{what}{path}: expected {len(tree)} entries, got {len(prefix)}")
-        pairs = [(f"[{i}]", p, v) for i, (p, v) in enumerate(zip(prefix, tree, strict=True))]
-    else:
-        raise ValueError(
-            f"{what}{path}: expected a torch.dtype, None, or a pytree prefix of (args, kwargs), "
-            f"got {type(prefix).__name__} for {type(tree).__name__}"
-        )
-    return [
-        leaf
-        for step, p, value in pairs
-        for leaf in broadcast_prefix(p, value, is_leaf, what, path + step)
-    ]
-
-
-def _count_leaves(tree: Any) -> int:
-    return jax.tree_util.tree_structure(tree, is_leaf=lambda x: x is None).num_leaves
+    # A leaf of its own in place of each None, which JAX takes for an empty subtree.
+    full = jax.tree.map(lambda _: 0, tree, is_leaf=lambda x: x is None)
+    try:
+        leaves = jax.tree.leaves(jax.tree.broadcast(prefix, full, is_leaf=is_leaf), is_leaf=is_leaf)
+    except ValueError as error:
+        reason = " ".join(str(error).replace("broadcast_prefix prefix_tree", what).split())
+        raise ValueError(f"{what}: expected a pytree prefix of the values: {reason}") from error
+    for leaf in leaves:
+        if not is_leaf(leaf):
+            raise ValueError(f"{what}: expected {expected}, got the {type(leaf).__name__} {leaf!r}")
+    return leaves

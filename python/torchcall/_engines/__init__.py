@@ -45,7 +45,7 @@ class ModelSource(Protocol):
         """The model as a Python object, to inspect; of a package, what it states about itself."""
         ...
 
-    def look_at(self, model: _bridge.Model, call: Call) -> EngineCall:
+    def prepare_call(self, model: _bridge.Model, call: Call) -> EngineCall:
         """Settles a call of what `load` returned last."""
         ...
 

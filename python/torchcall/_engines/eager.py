@@ -54,7 +54,7 @@ class EagerRunner:
         # The arguments with gaps where the tensors belong.
         self._template = [spec if is_static(spec) else None for spec in call.specs]
         self._slots = call.arrays
-        args, kwargs = call.as_given()
+        args, kwargs = call.arguments()
         self._plain = not kwargs and all(isinstance(x, jax.ShapeDtypeStruct) for x in args)
         self._one_result = isinstance(outputs, jax.ShapeDtypeStruct)
 
@@ -214,14 +214,14 @@ class EagerSource:
             weights = (*self._module.parameters(), *self._module.buffers())
             if any(weight.is_meta for weight in weights):
                 raise ValueError("expected weights that have data, got some on the device 'meta'")
-        return _bridge.Model.of_callables(self.name, requires_grad)
+        return _bridge.Model.of_eager(self.name, requires_grad)
 
     def python_module(self, model: _bridge.Model) -> Any:
         """The caller's module itself."""
         del model
         return self._module
 
-    def look_at(self, model: _bridge.Model, call: Call) -> "EagerCall":
+    def prepare_call(self, model: _bridge.Model, call: Call) -> "EagerCall":
         """Settles a call; see `EngineCall`."""
         del model
         return EagerCall(self._replicas, call, self._share_inputs)
@@ -247,7 +247,7 @@ class EagerCall:
         Raises:
             InferenceError: it cannot be traced.
         """
-        args, kwargs = self._call.as_the_model_sees_it()
+        args, kwargs = self._call.cast_arguments()
         module = self._replicas.cpu_module()
         with _without_compilation(), restored(module):
             return infer_outputs(
@@ -259,7 +259,7 @@ class EagerCall:
         del outputs
         return []
 
-    def callable(self, outputs: Any, n_lengths: int) -> EagerRunner:
+    def eager_runner(self, outputs: Any, n_lengths: int) -> EagerRunner:
         """What runs the module."""
         call = self._call
         shared = [

@@ -106,7 +106,7 @@ class PackageCall:
         ]
         return [(TUPLE, n_results), *nodes]
 
-    def callable(self, outputs: Any, n_lengths: int) -> None:
+    def eager_runner(self, outputs: Any, n_lengths: int) -> None:
         """None: no Python runs."""
         del outputs, n_lengths
 
@@ -264,7 +264,7 @@ class PackageSource:
         del model
         return {} if self._metadata.torchcall is None else self._metadata.torchcall["user"]
 
-    def look_at(self, model: _bridge.Model, call: Call) -> PackageCall:
+    def prepare_call(self, model: _bridge.Model, call: Call) -> PackageCall:
         """Settles a call; see `EngineCall`."""
         return PackageCall(model.schema, self._metadata.torchcall, self._metadata.device, call)
 

@@ -27,7 +27,7 @@ class ScriptSource:
         """The model as a Python object, for tracing with fake tensors."""
         raise NotImplementedError
 
-    def look_at(self, model: _bridge.Model, call: Call) -> "ScriptCall":
+    def prepare_call(self, model: _bridge.Model, call: Call) -> "ScriptCall":
         """Plans a call; see `EngineCall`."""
         return ScriptCall(self, model, call)
 
@@ -125,7 +125,7 @@ class ScriptCall:
                 module = copy.deepcopy(module)
             return traceable(module)
 
-        args, kwargs = self._call.as_the_model_sees_it()
+        args, kwargs = self._call.cast_arguments()
         return infer_outputs(follow, args, kwargs, requires_grad=self._call.requires_grad)
 
     def results(self, outputs: Any) -> list[Node]:
@@ -137,7 +137,7 @@ class ScriptCall:
 
         return list(encode(outputs, node, "output "))
 
-    def callable(self, outputs: Any, n_lengths: int) -> None:
+    def eager_runner(self, outputs: Any, n_lengths: int) -> None:
         """None: no Python runs."""
         del outputs, n_lengths
 
@@ -162,7 +162,7 @@ def _arguments(call: Call) -> list[Node]:
         spec = next(remaining)
         return scalar_node(spec) if is_static(spec) else (TENSOR, next(position))
 
-    args, kwargs = call.as_given()
+    args, kwargs = call.arguments()
     return [
         (TUPLE, 2),
         *encode(list(args), node, "operand args"),

@@ -15,8 +15,8 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from torchcall._call.call import IndexCheck
-from torchcall._call.narrowing import Axis, CallOptions, Narrowing
+from torchcall._call.call import CallOptions, IndexCheck
+from torchcall._call.narrowing import Axis, Narrowing
 from torchcall._call.specs import torch_dtype
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import AtomGraph
