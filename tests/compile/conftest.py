@@ -1,4 +1,4 @@
-"""What the tests of compilation share: modules, graphs, one real package, a cache of their own."""
+"""Fixtures for the tests of compilation: an example, a compiled package, a private cache."""
 
 import sys
 from pathlib import Path
@@ -28,17 +28,17 @@ def _own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def example():
-    """Nine atoms, one of them a phantom, as an `AtomGraphInput` of double precision."""
+    """An `AtomGraphInput` in float64 with nine atoms, one of them a phantom."""
     return reference.graph([reference.systems()["triclinic"]])
 
 
 @pytest.fixture
 def uncompiled(monkeypatch):
-    """Replaces torch's compiler and loader: packages are made in no time, of what was traced.
+    """Replaces torch's compiler and loader by functions that run the exported program.
 
-    Returns the metadata of each package that was built.
+    Returns the list of the metadata of all packages built so far.
     """
-    import torchcall._compile._run as events
+    import torchcall._compile._run as run
 
     built, programs = [], {}
 
@@ -51,6 +51,6 @@ def uncompiled(monkeypatch):
     def load(path):
         return programs[Path(path).read_bytes()]
 
-    monkeypatch.setattr(events, "build", build)
-    monkeypatch.setattr(events, "aoti_load_package", load)
+    monkeypatch.setattr(run, "build", build)
+    monkeypatch.setattr(run, "aoti_load_package", load)
     return built

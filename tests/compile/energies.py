@@ -1,11 +1,11 @@
-"""Modules that return energies only, or something odd."""
+"""Modules that return energies only, or unusual results."""
 
 import reference
 import torch
 
 
 def vectors(input):
-    """r of each edge."""
+    """The vector r of each edge."""
     pos, (sender, receiver) = input["pos"], input["edge_index"]
     cell = input["cell"].index_select(0, input["batch"].index_select(0, sender))
     shifts = (input["cell_offsets"].unsqueeze(2) * cell).sum(1)
@@ -31,7 +31,7 @@ class Pairs(torch.nn.Module):
 
 
 class Energies(torch.nn.Module):
-    """The energy method of an example as a module of its own."""
+    """The energy method of an example, as a module."""
 
     def __init__(self, model):
         super().__init__()

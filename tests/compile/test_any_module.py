@@ -1,4 +1,4 @@
-"""`torchcall.compile`: any module becomes a package that `torchcall.load` runs."""
+"""`torchcall.compile` compiles any module into a package that `torchcall.load` loads."""
 
 import os
 import pickle
@@ -17,7 +17,7 @@ WEIGHT = np.arange(12.0, dtype=np.float32).reshape(4, 3)
 
 
 class Tree(torch.nn.Module):
-    """A matrix product, some of its rows, and sums: a pytree in, another out."""
+    """A matrix product, selected rows and sums; arguments and results are pytrees."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Tree(torch.nn.Module):
 
 
 def reference(x, more):
-    """The same in NumPy."""
+    """`Tree` in NumPy."""
     rows = (np.asarray(x) @ WEIGHT)[np.asarray(more["index"])]
     return {"rows": rows, "sums": [np.asarray(more["w"]).sum(0), (np.asarray(x).sum(),)]}
 
@@ -43,7 +43,7 @@ def arguments(n, k, m):
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
-    """The package; one for all test processes."""
+    """The package of `Tree`, shared by all test processes."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     path = folder / "tree.pt2"
@@ -60,7 +60,7 @@ def load(path, **options):
 
 
 @pytest.mark.parametrize("sizes", [(5, 3, 6), (2, 7, 2), (40, 9, 31)])
-def test_a_package_gives_the_modules_pytree_for_any_sizes(tree, sizes):
+def test_a_package_returns_the_modules_results_for_any_sizes(tree, sizes):
     args = arguments(*sizes)
     found = jax.jit(load(tree))(*args)
     expected = reference(*args)
@@ -81,20 +81,20 @@ def test_wrong_arguments_are_errors_that_name_the_operand(tree):
             f(*args)
 
 
-def test_a_wrapper_of_any_package_pickles_by_its_path(tree):
+def test_a_wrapper_of_a_package_pickles_by_its_path(tree):
     args = arguments(5, 3, 6)
     f = load(tree)
     copy = pickle.loads(pickle.dumps(f))
     np.testing.assert_array_equal(copy(*args)["rows"], f(*args)["rows"])
 
 
-def test_a_package_that_is_no_potential_is_refused_as_one(tree):
+def test_from_package_refuses_a_package_that_is_not_a_potential(tree):
     with pytest.raises(ValueError, match=r"expected a package made by torchcall\.mliap\.compile"):
         TorchMliap.from_package(tree)
 
 
 class Module(torch.nn.Module):
-    """A module of one function, with a weight so that it is one."""
+    """A module that calls `function`, with one buffer."""
 
     def __init__(self, function) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ def shapes_of(metadata):
         (differentiating, (np.arange(6.0),), None),
         (writing, (np.ones(4),), [["n0"]]),
     ],
-    ids=["free", "equal", "a multiple", "a branch", "a sum", "a scalar", "gradients", "writes"],
+    ids=["any sizes", "equal", "a multiple", "a branch", "a sum", "scalar", "gradients", "writes"],
 )  # fmt: skip
-def test_axes_are_free_where_the_module_allows_it(function, example, shapes, uncompiled, tmp_path):
+def test_axes_may_vary_if_the_module_allows_it(function, example, shapes, uncompiled, tmp_path):
     module = Module(function)
     torchcall.compile(module, tmp_path / "m.pt2", example=example)
     (metadata,) = uncompiled
@@ -149,7 +149,7 @@ def test_axes_are_free_where_the_module_allows_it(function, example, shapes, unc
     assert shapes_of(uncompiled[-1]) == [list(np.shape(array)) for array in example]
 
 
-def test_a_range_of_sizes_that_a_branch_leaves_is_recorded(uncompiled, tmp_path):
+def test_the_range_of_sizes_for_which_a_branch_is_valid_is_recorded(uncompiled, tmp_path):
     module = Module(lambda self, x: x * self.weight if x.shape[0] > 5 else x * 3)
     torchcall.compile(module, tmp_path / "m.pt2", example=(np.ones(8),))
     assert uncompiled[0]["axes"] == {"n0": {"minimum": 6, "maximum": None, "capacity": None}}
@@ -168,7 +168,7 @@ def test_a_range_of_sizes_that_a_branch_leaves_is_recorded(uncompiled, tmp_path)
         (lambda self, x: x * self.weight.add_(1.0), (np.ones(3),), "changes its buffers"),
     ],
 )
-def test_what_cannot_be_compiled_is_an_error_that_says_why(
+def test_a_module_that_cannot_be_compiled_is_an_error_that_says_why(
     function, example, message, uncompiled, tmp_path
 ):
     del uncompiled
@@ -177,7 +177,7 @@ def test_what_cannot_be_compiled_is_an_error_that_says_why(
     assert not (tmp_path / "m.pt2").exists()
 
 
-def test_jax_arrays_and_half_precision_are_examples(uncompiled, tmp_path):
+def test_examples_may_be_jax_arrays_in_half_precision(uncompiled, tmp_path):
     example = ([jnp.ones((3, 2), jnp.bfloat16)], jnp.arange(4, dtype=jnp.int32))
     module = Module(lambda _, a, b: (a[0] * 2, b + 1))
     torchcall.compile(module, tmp_path / "m.pt2", example=example)

@@ -1,4 +1,4 @@
-"""Packages are found again by their content, and only if they are whole."""
+"""The cache finds packages by content and ignores damaged ones."""
 
 import sys
 import threading
@@ -22,7 +22,7 @@ def entries(tmp_path):
     return sorted((tmp_path / "cache").glob("*"))
 
 
-def test_a_second_package_of_the_same_comes_from_the_cache(uncompiled, tmp_path, example):
+def test_the_second_package_of_a_module_comes_from_the_cache(uncompiled, tmp_path, example):
     for name in ("a.pt2", "b.pt2"):
         compiled(Soft(), tmp_path / name, example, dynamic=False)
     assert len(uncompiled) == 1
@@ -47,7 +47,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change, options", CHANGES)
-def test_what_decides_the_package_decides_the_key(change, options, uncompiled, tmp_path, example):
+def test_what_changes_the_package_changes_the_key(change, options, uncompiled, tmp_path, example):
     module = Soft()
     compiled(module, tmp_path / "m.pt2", example, dynamic=False)
     change(module)
@@ -55,7 +55,7 @@ def test_what_decides_the_package_decides_the_key(change, options, uncompiled, t
     assert len(uncompiled) == 2
 
 
-def test_another_class_with_other_code_is_another_package(uncompiled, tmp_path, example):
+def test_other_code_is_another_package(uncompiled, tmp_path, example):
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
     changed = type("Soft", (Soft,), {"forward": lambda self, i: Soft.forward(self, i) * 2})
     compiled(changed(), tmp_path / "m.pt2", example, dynamic=False)
@@ -73,7 +73,7 @@ def test_another_torch_or_processor_is_another_key(monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"x", b"\0" * 5000], ids=["emptied", "cut", "overwritten"])
-def test_a_damaged_entry_is_made_anew(damage, uncompiled, tmp_path, example):
+def test_a_damaged_entry_is_compiled_again(damage, uncompiled, tmp_path, example):
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
     (entry,) = entries(tmp_path)
     whole = entry.read_bytes()
@@ -84,11 +84,11 @@ def test_a_damaged_entry_is_made_anew(damage, uncompiled, tmp_path, example):
     assert [e.read_bytes() for e in entries(tmp_path)] == [whole]
 
 
-def test_an_entry_that_does_not_load_is_made_anew(uncompiled, tmp_path, example, monkeypatch):
-    import torchcall._compile._run as events
+def test_an_entry_that_does_not_load_is_compiled_again(uncompiled, tmp_path, example, monkeypatch):
+    import torchcall._compile._run as run
 
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
-    load, calls = events.aoti_load_package, []
+    load, calls = run.aoti_load_package, []
 
     def failing_once(path):
         calls.append(path)
@@ -96,13 +96,13 @@ def test_an_entry_that_does_not_load_is_made_anew(uncompiled, tmp_path, example,
             raise RuntimeError("not for this machine")
         return load(path)
 
-    monkeypatch.setattr(events, "aoti_load_package", failing_once)
+    monkeypatch.setattr(run, "aoti_load_package", failing_once)
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
     assert len(uncompiled) == 2
 
 
 @pytest.mark.parametrize("kind", ["a file", "under a file"])
-def test_a_cache_that_cannot_be_written_is_left_alone(
+def test_compilation_works_without_a_writable_cache(
     kind, uncompiled, tmp_path, example, monkeypatch
 ):
     (tmp_path / "file").touch()
@@ -122,7 +122,7 @@ def test_the_cache_is_in_the_users_cache_folder_by_default(variable, folder, mon
     assert _cache.cache_folder() == tmp_path / folder / "torchcall" / "packages"
 
 
-def test_concurrent_writers_and_readers_see_whole_entries(tmp_path):
+def test_concurrent_readers_see_complete_entries(tmp_path):
     sources = [tmp_path / f"{k}.pt2" for k in range(3)]
     for k, source in enumerate(sources):
         source.write_bytes(bytes([k]) * 500_000)

@@ -1,4 +1,4 @@
-"""`python -m torchcall compile`: where modules and examples come from, what is printed."""
+"""`python -m torchcall compile`: modules, examples, options, output and exit status."""
 
 import ase.build
 import ase.io
@@ -33,7 +33,7 @@ INSTANCE, NUMBER = Soft(), 3
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A module's file and a structure's, in the current folder."""
+    """A file with modules and a structure, in the current folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "soft_model.py").write_text(FACTORY)
     ase.io.write(tmp_path / "si.xyz", ase.build.bulk("Si", cubic=True))
@@ -44,7 +44,7 @@ def call(*more, module="soft_model.py:make", path="m.pt2", example="si.xyz", cut
     return main(["compile", module, path, "--example", example, "--cutoff", cutoff, *more])
 
 
-def test_a_factory_and_a_structure_become_a_package(files, uncompiled, capsys):
+def test_a_factory_and_a_structure_are_compiled_to_a_package(files, uncompiled, capsys):
     assert call("--static") == 0
     (own,) = uncompiled
     assert own["user"]["cutoff"] == 4.0
@@ -102,7 +102,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec, text", SPECS, ids=[spec or "nothing" for spec, _ in SPECS])
-def test_a_module_that_is_not_there_is_an_error(spec, text, files):
+def test_a_module_that_cannot_be_loaded_is_an_error(spec, text, files):
     (files / "broken.py").write_text("def (")
     with pytest.raises(UsageError) as caught:
         load_module(spec, allow_pickle=False)
@@ -121,7 +121,7 @@ CALLS = [
 
 
 @pytest.mark.parametrize("change, text", CALLS, ids=[str(change) for change, _ in CALLS])
-def test_a_wrong_argument_is_one_message_and_status_2(change, text, files, capsys):
+def test_a_wrong_argument_is_one_message_and_exit_status_2(change, text, files, capsys):
     ase.io.write(files / "far.xyz", ase.build.molecule("H2").repeat((1, 1, 1)))
     if change.get("example") == "far.xyz":
         ase.io.write(files / "far.xyz", ase.Atoms("H2", [[0, 0, 0], [0, 0, 9]]))
@@ -134,7 +134,7 @@ def test_a_wrong_argument_is_one_message_and_status_2(change, text, files, capsy
 
 
 @pytest.mark.parametrize("more", [["--static", "--dynamic"], ["--dtype", "half"], ["--nonsense"]])
-def test_misuse_shows_the_usage(more, files, capsys):
+def test_wrong_options_print_the_usage(more, files, capsys):
     del files
     assert call(*more) == 2
     assert "usage: python -m torchcall compile" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Every wrong argument, module and operation is an error that says what to do instead."""
+"""Errors for wrong arguments, modules and operations; they name the argument and the remedy."""
 
 import os
 
@@ -38,12 +38,12 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options, text", OPTIONS, ids=[str(o) for o, _ in OPTIONS])
-def test_an_option_that_does_not_fit_is_an_error(options, text, tmp_path, example):
+def test_a_wrong_option_is_an_error(options, text, tmp_path, example):
     assert text in error_of(Soft(), tmp_path / "m.pt2", example, **options)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_a_device_that_is_not_there_is_an_error(tmp_path, example):
+def test_a_missing_device_is_an_error(tmp_path, example):
     assert "torch cannot use here" in error_of(Soft(), tmp_path / "m.pt2", example, device="cuda")
 
 
@@ -152,11 +152,11 @@ MODULES = [
 
 
 @pytest.mark.parametrize("module, text", MODULES, ids=["a class", "a function", "a path"])
-def test_what_is_no_module_is_an_error(module, text, tmp_path, example):
+def test_an_object_that_is_not_a_module_is_an_error(module, text, tmp_path, example):
     assert text in error_of(module, tmp_path / "m.pt2", example)
 
 
-def test_a_scripted_module_is_an_error_that_names_the_ways_out(tmp_path, example):
+def test_a_scripted_module_is_an_error_that_names_the_alternatives(tmp_path, example):
     module = torch.jit.script(reference.potentials()["Lennard-Jones"])
     text = error_of(module, tmp_path / "m.pt2", example)
     assert "pass the module that it was scripted from" in text
@@ -167,7 +167,7 @@ def fails(input, energy):
     raise KeyError("charges")
 
 
-def keeps_graph_to_itself(input, _):
+def detaches_the_energy(input, _):
     pos = input["pos"].requires_grad_(True)
     energy = Soft()(input | {"pos": pos})
     (gradient,) = torch.autograd.grad(energy.sum(), pos)
@@ -191,7 +191,7 @@ RESULTS = [
         "output ['cell_gradients']: expected a tensor, got None",
     ),
     (fails, "got one that fails on the example.\nKeyError: 'charges'"),
-    (keeps_graph_to_itself, "has to return 'position_gradients' = -forces"),
+    (detaches_the_energy, "has to return 'position_gradients' = -forces"),
 ]
 
 
@@ -214,7 +214,7 @@ class _Uncopyable(Soft):
         self.scale = torch.nn.parameter.UninitializedParameter()
 
 
-def test_a_module_without_its_weights_is_an_error(tmp_path, example):
+def test_a_module_that_cannot_be_copied_is_an_error(tmp_path, example):
     assert "expected a module that can be copied" in error_of(
         _Uncopyable(), tmp_path / "m.pt2", example
     )
@@ -253,7 +253,7 @@ def test_a_model_that_draws_random_numbers_is_an_error(tmp_path, example):
     assert "random numbers" in text
 
 
-def test_a_missing_compiler_is_an_error_that_names_the_variable(tmp_path, example):
+def test_a_missing_compiler_is_an_error_that_names_cxx(tmp_path, example):
     from torch._inductor import config, cpp_builder
 
     cpp_builder.cpp_compiler_search.cache_clear()

@@ -1,4 +1,4 @@
-"""Real packages: torch's own loader against eager modules, JAX twins and finite differences."""
+"""Compiled packages, in torch's loader, against eager modules, JAX and finite differences."""
 
 import warnings
 
@@ -51,7 +51,7 @@ def test_the_metadata_of_a_package_are_complete(package):
     assert len(own["content"]) == 64
 
 
-def test_a_package_gives_the_modules_numbers_for_any_shapes(loaded):
+def test_a_package_returns_the_modules_results_for_any_shapes(loaded):
     members = [reference.systems()[kind] for kind in KINDS]
     module = reference.potentials()["Lennard-Jones"]
     graphs = [reference.graph(members[:k], n_atoms=k, n_edges=k + 1) for k in (1, 2, 6)]
@@ -59,7 +59,7 @@ def test_a_package_gives_the_modules_numbers_for_any_shapes(loaded):
     for k, graph in enumerate(graphs):
         out = loaded(graph)
         assert list(out) == ["energy", "position_gradients", "cell_gradients"]
-        if k < 3:  # whole lists, which the module's analytic gradients rely on
+        if k < 3:  # full lists: the module's analytic gradients need both directions of an edge
             for key, expected in module(graph).items():
                 size = float(expected.abs().max())
                 torch.testing.assert_close(out[key], expected, rtol=0, atol=1e-11 * size)
@@ -68,7 +68,7 @@ def test_a_package_gives_the_modules_numbers_for_any_shapes(loaded):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("kind", ["triclinic", "wire"])
-def test_a_package_gives_the_numbers_of_a_jax_twin(kind, loaded):
+def test_a_package_returns_the_results_of_the_potential_in_jax(kind, loaded):
     member = reference.systems()[kind]
     energy = jax.value_and_grad(reference.lennard_jones(member), (0, 1))
     value, (by_position, by_cell) = energy(member.positions, member.cell)
@@ -78,7 +78,7 @@ def test_a_package_gives_the_numbers_of_a_jax_twin(kind, loaded):
     np.testing.assert_allclose(out["cell_gradients"][0], by_cell, rtol=0, atol=1e-10)
 
 
-def test_a_package_has_the_gradients_of_fourth_order_differences(loaded):
+def test_the_gradients_of_a_package_equal_finite_differences(loaded):
     member = reference.systems()["triclinic"]
     out = loaded(reference.graph([member]))
     by_position = reference.position_derivative(loaded, member)
@@ -91,9 +91,9 @@ def test_a_package_has_the_gradients_of_fourth_order_differences(loaded):
     np.testing.assert_allclose(out["cell_gradients"][0], by_cell, rtol=0, atol=1e-8 * size)
 
 
-def test_a_lone_atom_feels_nothing(loaded):
-    lone = reference.System(np.zeros((1, 3)), np.array([18]), np.eye(3) * 30.0, np.ones(3, bool))
-    graph = reference.graph([lone], n_edges=2)
+def test_a_single_atom_has_no_energy_and_no_forces(loaded):
+    single = reference.System(np.zeros((1, 3)), np.array([18]), np.eye(3) * 30.0, np.ones(3, bool))
+    graph = reference.graph([single], n_edges=2)
     assert [tuple(graph[key].shape) for key in ("pos", "edge_index", "cell")] == [
         (2, 3), (2, 2), (2, 3, 3)
     ]  # fmt: skip
@@ -101,16 +101,16 @@ def test_a_lone_atom_feels_nothing(loaded):
 
 
 def test_the_same_module_comes_from_the_cache(package, tmp_path, monkeypatch):
-    import torchcall._compile._run as events
+    import torchcall._compile._run as run
 
     monkeypatch.setenv("TORCHCALL_CACHE", str(package.parent / "cache"))
-    monkeypatch.setattr(events, "build", None)
+    monkeypatch.setattr(run, "build", None)
     graph = reference.graph([reference.systems()["triclinic"]])
     path = torchcall.mliap.compile(Energy(), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF)
     assert path.read_bytes() == package.read_bytes()
 
 
-def test_a_damaged_package_is_told_from_a_whole_one(package, tmp_path):
+def test_a_damaged_package_is_an_error(package, tmp_path):
     data, path = bytearray(package.read_bytes()), tmp_path / "m.pt2"
     data[len(data) // 2] ^= 0xFF
     path.write_bytes(data)
@@ -118,7 +118,7 @@ def test_a_damaged_package_is_told_from_a_whole_one(package, tmp_path):
         read_package(path)
 
 
-def test_a_static_package_of_single_precision_serves_its_capacity(tmp_path):
+def test_a_static_package_in_single_precision_has_the_examples_capacity(tmp_path):
     members = [reference.systems()["triclinic"]]
     graph = reference.graph(members, n_atoms=4, n_edges=20, dtype=torch.float32)
     path = torchcall.mliap.compile(
@@ -143,8 +143,8 @@ def test_a_static_package_of_single_precision_serves_its_capacity(tmp_path):
 
 
 def test_products_of_small_matrices_do_not_limit_the_sizes(tmp_path):
-    # torch's compiler replaces them by sums where the example is small; a package for any shapes
-    # may not depend on that.
+    # torch's compiler replaces small matrix products by sums, chosen by the example's sizes. A
+    # package for any shapes must not depend on that choice.
     members = [reference.systems()[kind] for kind in KINDS]
     network = reference.potentials()["message passing"]
     network.layers = network.layers[:1]

@@ -1,4 +1,4 @@
-"""Gradients derived from energies, against modules that differentiate themselves, and JAX twins."""
+"""Gradients derived from energies, against modules that return gradients, and against JAX."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def energy_only(name):
 
 
 @pytest.mark.parametrize("name", list(reference.potentials()))
-def test_derived_gradients_are_those_of_modules_that_differentiate(name):
+def test_derived_gradients_equal_those_of_modules_that_differentiate(name):
     graph = reference.graph([reference.systems()[kind] for kind in KINDS], n_atoms=2)
     derived = potential_of(energy_only(name), graph)
     assert not derived.differentiates
@@ -38,7 +38,7 @@ def test_derived_gradients_are_those_of_modules_that_differentiate(name):
 
 
 @pytest.mark.parametrize("name", list(reference.potentials()))
-def test_single_precision_serves_far_from_the_origin(name):
+def test_single_precision_is_accurate_far_from_the_origin(name):
     members = [reference.systems()[kind] for kind in KINDS]
     errors = []
     for shift in ([0.0, 0.0, 0.0], [1000.0, -800.0, 600.0]):
@@ -63,7 +63,7 @@ def test_open_axes_with_dependent_vectors_get_zero():
 
 
 @pytest.mark.usefixtures("x64")
-def test_derived_gradients_are_those_of_a_jax_twin():
+def test_derived_gradients_equal_those_of_the_potential_in_jax():
     member = reference.systems()["triclinic"]
     graph = reference.graph([member])
     energy = jax.value_and_grad(reference.lennard_jones(member), (0, 1))
@@ -75,7 +75,7 @@ def test_derived_gradients_are_those_of_a_jax_twin():
 
 
 @pytest.mark.parametrize("cell", [True, False], ids=["with cell gradients", "without"])
-def test_modules_that_differentiate_are_taken_at_their_word(cell, example):
+def test_gradients_of_modules_that_differentiate_are_returned_unchanged(cell, example):
     module = reference.example("stillinger_weber").StillingerWeber(cell_gradients=cell)
     taken = potential_of(module, example)
     assert taken.differentiates
@@ -86,21 +86,21 @@ def test_modules_that_differentiate_are_taken_at_their_word(cell, example):
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
 
 
-def test_results_come_in_the_positions_dtype(example):
+def test_results_have_the_positions_dtype(example):
     network = reference.example("message_passing").MessagePassing(reference.CUTOFF).double()
     graph = {k: v.float() if v.is_floating_point() else v for k, v in example.items()}
     found = potential_of(network, graph).evaluate(graph)
     assert {value.dtype for value in found.values()} == {torch.float32}
 
 
-def test_a_dtype_casts_the_weights_of_the_copy_only(example):
+def test_dtype_casts_the_weights_of_the_copy_only(example):
     module = Soft(torch.float32)
     found = potential_of(module, example, torch.float64)
     assert found.module.weight.dtype == torch.float64
     assert module.weight.dtype == torch.float32
 
 
-def test_the_callers_module_stays_as_it_is(example):
+def test_the_callers_module_does_not_change(example):
     module = Soft()
     module.part = torch.nn.Dropout(0.5)
     module.register_buffer("count", torch.zeros(()))
@@ -125,7 +125,7 @@ def test_the_callers_module_stays_as_it_is(example):
     assert found.module.weight.data_ptr() != module.weight.data_ptr()
 
 
-def test_a_copy_shares_what_cannot_be_copied_and_keeps_empty_lists():
+def test_a_copy_shares_attributes_that_cannot_be_copied():
     import threading
 
     module = Soft()

@@ -1,4 +1,4 @@
-"""MACE through `examples/mace_adapter.py`: conventions, and a trace that fixes no size."""
+"""MACE with `examples/mace_adapter.py`: conventions, and tracing for any shapes."""
 
 import pytest
 import reference
@@ -31,7 +31,7 @@ def silicon(*kinds, **options):
     return reference.graph(members, reach=CUTOFF, **options)
 
 
-def test_energies_and_forces_are_those_of_mace(adapter, model):
+def test_energies_and_forces_equal_those_of_mace(adapter, model):
     graph = silicon("triclinic")
     n, e = 8, graph["cell_offsets"].shape[0] - 3
     index, offsets = graph["edge_index"][:, :e], graph["cell_offsets"][:e]

@@ -1,4 +1,4 @@
-"""What a package says about itself; files that are none are told apart."""
+"""Reading a package's metadata, and errors for files that are not packages."""
 
 import json
 import pickle
@@ -51,16 +51,16 @@ def error_of(path):
     return text
 
 
-def test_a_package_of_ours_is_read(tmp_path):
+def test_metadata_of_torchcall_are_read(tmp_path):
     path = write(tmp_path / "m.pt2", fields(torchcall=json.dumps(OWN), AOTI_MACHINE="x86_64"))
     assert read_package(path) == PackageMetadata("cpu", None, "x86_64", "AVX2", OWN)
 
 
-def test_a_foreign_package_has_no_metadata_of_ours(tmp_path):
+def test_a_package_of_another_origin_has_no_metadata_of_torchcall(tmp_path):
     assert read_package(write(tmp_path / "m.pt2", fields())).torchcall is None
 
 
-def test_the_wrappers_metadata_count_where_kernels_have_their_own(tmp_path):
+def test_the_wrappers_metadata_are_read_if_kernels_have_metadata_too(tmp_path):
     path = write(tmp_path / "m.pt2", fields(AOTI_MACHINE="right"))
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(FOLDER + "a.kernel_metadata.json", json.dumps(fields(AOTI_MACHINE="no")))
@@ -85,13 +85,13 @@ FILES = [
     ),
     pytest.param(
         lambda p: write(p / "m.pt2", fields(), folder="m/data/aotinductor/two/"),
-        "but two",
+        "its models: two",
         id="a model of another name",
     ),
     pytest.param(lambda p: write(p / "m.pt2", None), "without metadata", id="no metadata"),
     pytest.param(lambda p: write(p / "m.pt2", {}), "no device", id="no device"),
-    pytest.param(lambda p: write(p / "m.pt2", "{"), "no JSON", id="no JSON"),
-    pytest.param(lambda p: write(p / "m.pt2", "[" * 99999), "no JSON", id="deeply nested JSON"),
+    pytest.param(lambda p: write(p / "m.pt2", "{"), "not JSON", id="not JSON"),
+    pytest.param(lambda p: write(p / "m.pt2", "[" * 99999), "not JSON", id="deeply nested JSON"),
     pytest.param(lambda p: write(p / "m.pt2", [1]), "dictionary of strings", id="a list"),
     pytest.param(lambda p: write(p / "m.pt2", " " * (2 << 20)), "bytes of metadata", id="huge"),
 ]
@@ -119,7 +119,7 @@ def _zip(folder, name):
 
 
 @pytest.mark.parametrize("make, part", FILES)
-def test_what_is_no_package_is_an_error_that_says_what_it_is(make, part, tmp_path):
+def test_another_file_is_an_error_that_says_what_it_is(make, part, tmp_path):
     assert part in error_of(make(tmp_path))
 
 
@@ -148,18 +148,18 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change, part", CHANGES, ids=[str(change) for change, _ in CHANGES])
-def test_metadata_of_another_form_are_an_error_that_names_the_key(change, part, tmp_path):
+def test_invalid_metadata_are_an_error_that_names_the_key(change, part, tmp_path):
     assert part in error_of(write(tmp_path / "m.pt2", fields(torchcall=json.dumps(OWN | change))))
 
 
 @pytest.mark.parametrize("key", [key for key in OWN if key != "format"])
-def test_metadata_without_a_key_are_an_error_that_names_it(key, tmp_path):
+def test_a_missing_key_of_the_metadata_is_an_error_that_names_it(key, tmp_path):
     own = {name: value for name, value in OWN.items() if name != key}
     path = write(tmp_path / "m.pt2", fields(torchcall=json.dumps(own)))
     assert f"lacks {key!r}" in error_of(path)
 
 
-def test_damage_anywhere_is_an_error_or_in_padding(tmp_path):
+def test_a_changed_byte_is_an_error_or_in_padding(tmp_path):
     path = write(tmp_path / "m.pt2", fields(torchcall=json.dumps(OWN)))
     data, expected, messages = path.read_bytes(), read_package(path), []
     for k in range(0, len(data), 3):

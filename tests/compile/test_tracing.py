@@ -1,4 +1,4 @@
-"""Traced graphs give what modules give, for every shape; what fixes a shape is found."""
+"""Traced graphs return the modules' results for all shapes; code that fixes a shape is found."""
 
 import pytest
 import reference
@@ -61,7 +61,7 @@ def test_cases_differ_in_shape_and_reach_the_minimum(example):
         assert sizes_of(case.graph) == sizes_of(example)
 
 
-def test_phantoms_of_resized_graphs_change_nothing(example):
+def test_phantoms_of_resized_graphs_do_not_change_results(example):
     larger = {name: size + 5 for name, size in sizes_of(example).items()}
     module = reference.potentials()["message passing"]
     expected, found = module(example), module(resized(example, larger, CUTOFF))
@@ -72,7 +72,7 @@ def test_phantoms_of_resized_graphs_change_nothing(example):
     assert not found["position_gradients"][8:].any()
 
 
-def test_a_path_for_a_single_size_is_compared_at_that_size(example):
+def test_a_branch_for_one_size_is_compared_at_that_size(example):
     def right(input, energy):
         return energy + 0.0 if input["pos"].size(0) == 31 else energy
 
@@ -94,7 +94,7 @@ SPECIALISED = [
 @pytest.mark.parametrize(
     "function, part", SPECIALISED, ids=["a range", "a Python int", "a remainder"]
 )
-def test_what_fixes_a_size_is_found_and_its_place_named(function, part, example):
+def test_code_that_fixes_a_size_is_an_error_that_names_its_line(function, part, example):
     with pytest.raises(SpecialisedError) as caught:
         traced(odd(function), example)
     assert any(p in str(caught.value) for p in part.split("|"))
@@ -113,7 +113,7 @@ def test_script_functions_do_not_fix_sizes(example):
     assert torch.jit.ScriptFunction.__call__ is before
 
 
-def test_script_functions_of_other_threads_stay_as_they_are():
+def test_script_functions_of_other_threads_do_not_change():
     import threading
 
     results = []
@@ -124,7 +124,7 @@ def test_script_functions_of_other_threads_stay_as_they_are():
     assert torch.equal(results[0], torch.ones(2))
 
 
-def test_scripted_parts_are_named_where_they_fix_sizes(example):
+def test_scripted_submodules_that_fix_sizes_are_named(example):
     module = odd(lambda _, energy: energy)
     module.head = torch.jit.script(Flattened())
     head = type(module).forward
@@ -143,7 +143,7 @@ class Flattened(torch.nn.Module):
         return self.factor * x.reshape([x.size(0)])
 
 
-def test_the_content_is_that_of_operators_and_weights(example):
+def test_the_content_hash_depends_on_operators_and_weights(example):
     def content(module):
         return content_of(traced(module, example)[2].module)
 
@@ -155,7 +155,7 @@ def test_the_content_is_that_of_operators_and_weights(example):
     assert content(odd(lambda _, energy: energy * 1.0001)) != content(odd(lambda _, e: e * 1.0002))
 
 
-def test_another_result_is_a_difference_with_its_case(example):
+def test_a_different_result_is_an_error_that_names_the_case(example):
     potential, _, found = traced(Soft(), example)
     references = References(potential, dynamic_cases(example, CUTOFF))
     right = graph_function(found.module, potential.outputs())

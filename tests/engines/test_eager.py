@@ -1,4 +1,4 @@
-"""Python callables and eager modules inside jitted programs, against the same modules in torch."""
+"""Eager modules and functions in jitted programs, compared with the same modules in torch."""
 
 import gc
 import threading
@@ -22,7 +22,7 @@ class Pair(NamedTuple):
 
 
 class Mixed(torch.nn.Module):
-    """Takes what TorchScript could not: any container, keywords, Python control flow."""
+    """Uses what TorchScript does not support: any container, keywords, Python control flow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,15 +85,15 @@ def test_a_model_that_differentiates_inside_needs_the_option():
         TorchModuleWrapper(forces)(X)
 
 
-def test_grad_mode_is_the_wrappers_and_not_the_threads():
+def test_grad_mode_is_set_by_the_wrapper_and_not_by_the_calling_thread():
     modes = []
 
-    def note(x: torch.Tensor) -> torch.Tensor:
+    def record(x: torch.Tensor) -> torch.Tensor:
         modes.append(torch.is_grad_enabled())
         return x + 1
 
     for requires_grad in (False, True):
-        f = TorchModuleWrapper(note, requires_grad=requires_grad, output_spec=SPEC)
+        f = TorchModuleWrapper(record, requires_grad=requires_grad, output_spec=SPEC)
         modes.clear()
         f(X)
         with torch.no_grad():
@@ -103,14 +103,14 @@ def test_grad_mode_is_the_wrappers_and_not_the_threads():
         assert modes[-3:] == [requires_grad] * 3
 
 
-def test_modes_of_the_calling_thread_do_not_reach_the_model():
+def test_modes_of_the_calling_thread_do_not_affect_the_model():
     f = TorchModuleWrapper(lambda x: x + torch.ones(3), output_spec=SPEC)
     with torch.device("meta"), torch.autocast("cpu", dtype=torch.bfloat16):
         np.testing.assert_array_equal(f(X), X + 1)
 
 
-def test_following_a_module_leaves_no_trace_in_it():
-    class Remembers(torch.nn.Module):
+def test_tracing_does_not_change_the_module():
+    class Counts(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.last: Any = None
@@ -121,7 +121,7 @@ def test_following_a_module_leaves_no_trace_in_it():
             self.last, self.calls = x * 1, self.calls + 1
             return self.norm(x)
 
-    module = Remembers().train()
+    module = Counts().train()
     f = TorchModuleWrapper(module)
     batch = np.stack([X, X + 1, X * 2])
     lowered = jax.jit(f).lower(batch)
@@ -136,7 +136,7 @@ def test_following_a_module_leaves_no_trace_in_it():
 
 
 @pytest.mark.parametrize("wrap", [False, True], ids=["a module", "a function of a module"])
-def test_following_leaves_gradients_and_attributes_as_they_were(wrap):
+def test_tracing_does_not_change_gradients_and_attributes(wrap):
     class Trains(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -158,7 +158,7 @@ def test_following_leaves_gradients_and_attributes_as_they_were(wrap):
     assert type(module.last) is torch.Tensor
 
 
-def test_the_weights_are_the_modules_own():
+def test_weights_are_shared_with_the_module():
     module = torch.nn.Linear(3, 3, bias=False)
     f = jax.jit(TorchModuleWrapper(module))
     f(X)
@@ -168,7 +168,7 @@ def test_the_weights_are_the_modules_own():
     assert module.weight.requires_grad
 
 
-def test_an_error_carries_the_python_traceback():
+def test_an_error_contains_the_python_traceback():
     def inner(x: torch.Tensor) -> torch.Tensor:
         raise KeyError("no such element", len(x))
 
@@ -178,7 +178,7 @@ def test_an_error_carries_the_python_traceback():
     assert "torchcall: <lambda>:" in str(caught.value)
     assert "in inner" in str(caught.value)
     assert "test_eager.py" in str(caught.value)
-    np.testing.assert_array_equal(TorchModuleWrapper(torch.neg)(X), -X)  # the process goes on
+    np.testing.assert_array_equal(TorchModuleWrapper(torch.neg)(X), -X)  # still usable
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_the_structure_of_results_is_compared_with_the_plan(result, message):
         f(X)
 
 
-def test_conjugated_views_and_results_that_require_grad_arrive_as_numbers():
+def test_conjugated_views_and_results_that_require_grad_have_their_values():
     z = np.array([1 + 2j, 3 - 1j], np.complex64)
     np.testing.assert_array_equal(TorchModuleWrapper(torch.conj)(z), z.conj())
     layer = torch.nn.Linear(3, 3)
@@ -232,19 +232,19 @@ def test_conjugated_views_and_results_that_require_grad_arrive_as_numbers():
     ],
     ids=["a class", "a number", "nothing"],
 )
-def test_what_is_no_model_is_refused(model, message):
+def test_an_object_that_is_not_a_model_is_an_error(model, message):
     with pytest.raises(TypeError, match=message):
         TorchModuleWrapper(model)
 
 
-def test_options_of_torchscript_and_weights_without_data_are_refused():
+def test_torchscript_options_and_weights_without_data_are_errors():
     with pytest.raises(ValueError, match="freeze=True: expected a TorchScript module"):
         TorchModuleWrapper(torch.nn.ReLU(), freeze=True)
     with pytest.raises(ValueError, match="got some on the device 'meta'"):
         TorchModuleWrapper(torch.nn.Linear(3, 3, device="meta"))
 
 
-def test_what_cannot_be_followed_wants_an_output_spec():
+def test_a_module_that_cannot_be_traced_needs_an_output_spec():
     def branches(x: torch.Tensor) -> torch.Tensor:
         return x if float(x.sum()) > 0 else -x
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_followed_wants_an_output_spec():
     np.testing.assert_array_equal(f(-X), X)
 
 
-def test_calls_of_several_threads_take_turns_and_stay_apart():
+def test_concurrent_calls_do_not_mix_their_data():
     module = torch.nn.Linear(3, 3)
     f = TorchModuleWrapper(module)
     loop = jax.jit(lambda x: jax.lax.fori_loop(0, 200, lambda _, x: jnp.tanh(f(x)), x))
@@ -270,7 +270,7 @@ def test_calls_of_several_threads_take_turns_and_stay_apart():
     threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
     for thread in threads:
         thread.start()
-    # Meanwhile this one waits for calls of its own, with and without the GIL.
+    # This thread waits for its own calls meanwhile, with and without the GIL.
     for _ in range(3):
         jax.block_until_ready(loop(X))
     for thread in threads:
@@ -280,9 +280,9 @@ def test_calls_of_several_threads_take_turns_and_stay_apart():
         np.testing.assert_array_equal(out[i], expected[i])
 
 
-def test_an_executable_keeps_the_module_that_its_wrapper_has_dropped():
+def test_an_executable_retains_the_module_after_its_wrapper_is_deleted():
     module = torch.nn.Linear(3, 3, bias=False)
-    gone = weakref.ref(module)
+    reference = weakref.ref(module)
     compiled = jax.jit(TorchModuleWrapper(module)).lower(X).compile()
     weight = module.weight.detach().clone()
     del module
@@ -292,10 +292,10 @@ def test_an_executable_keeps_the_module_that_its_wrapper_has_dropped():
     gc.collect()
     jax.clear_caches()
     gc.collect()
-    assert gone() is None
+    assert reference() is None
 
 
-def test_empty_arrays_and_scalars_pass():
+def test_empty_arrays_and_scalars_are_supported():
     f = TorchModuleWrapper(lambda x, y: (x * 2, y.sum()))
     empty, total = f(np.zeros((0, 3), np.float32), np.float32(2))
     assert empty.shape == (0, 3)
@@ -318,7 +318,7 @@ def test_a_live_module_does_not_pickle():
         pickle.dumps(TorchModuleWrapper(torch.nn.ReLU()))
 
 
-def test_a_pickled_module_loads_where_that_is_allowed(tmp_path):
+def test_a_pickled_module_loads_with_allow_pickle(tmp_path):
     path = tmp_path / "linear.pt"
     module = torch.nn.Linear(3, 2)
     torch.save(module, path)

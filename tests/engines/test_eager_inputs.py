@@ -1,4 +1,4 @@
-"""Eager models get inputs of their own: what they retain or write to reaches nobody else."""
+"""Eager models get copies of their inputs: retaining or changing one has no effect elsewhere."""
 
 import gc
 import threading
@@ -21,7 +21,7 @@ SMALL, LARGE = 3, 1 << 19  # 2 MiB
 
 
 class Retainer(torch.nn.Module):
-    """Doubles `x`, and retains what `part` takes of it."""
+    """Doubles `x` and retains `part(x)`."""
 
     def __init__(self, part: Callable[[torch.Tensor], Any]) -> None:
         super().__init__()
@@ -53,12 +53,12 @@ PARTS = {
 
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
 @pytest.mark.parametrize("part", PARTS.values(), ids=PARTS)
-def test_what_a_model_retains_of_an_input_stays_as_it_was(part, size):
+def test_what_a_model_retains_of_an_input_does_not_change(part, size):
     module = Retainer(part)
     f = jax.jit(TorchModuleWrapper(module, output_spec=lambda x: x))
     calls = [np.arange(size, dtype=np.float32) + i for i in range(3)]
     for x in calls:
-        mine = aligned(x)  # XLA reads this memory, which is the caller's again afterwards
+        mine = aligned(x)  # XLA reads the caller's memory, which is overwritten after the call
         np.testing.assert_array_equal(f(mine), 2 * x)
         mine[:] = -99
     gc.collect()
@@ -72,7 +72,7 @@ def test_what_a_model_retains_of_an_input_stays_as_it_was(part, size):
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE], ids=["small", "large"])
-def test_a_thread_of_the_model_reads_the_call_that_started_it(size):
+def test_a_thread_started_by_the_model_reads_the_data_of_its_call(size):
     proceed = threading.Event()
     sums: list[float] = []
 
@@ -98,7 +98,7 @@ def test_a_thread_of_the_model_reads_the_call_that_started_it(size):
     assert sorted(sums) == [0.0, 1.0 * size, 2.0 * size]
 
 
-def test_inputs_may_be_resized_and_cast_and_are_counted():
+def test_resized_and_cast_inputs_have_their_values_and_are_counted():
     f = TorchModuleWrapper(
         lambda x, i: x.resize_(5)[i], input_spec=((None, torch.int64), {}), output_spec=SPEC
     )
@@ -110,10 +110,10 @@ def test_inputs_may_be_resized_and_cast_and_are_counted():
 
 @pytest.mark.parametrize("share_inputs", [False, True], ids=["copied", "shared"])
 def test_an_error_of_the_model_retains_no_input(share_inputs):
-    gone: list[weakref.ref[torch.Tensor]] = []
+    references: list[weakref.ref[torch.Tensor]] = []
 
     def fails(x: torch.Tensor) -> torch.Tensor:
-        gone.append(weakref.ref(x))
+        references.append(weakref.ref(x))
         y = x[1:]
         raise ValueError(f"no good: {float(y.sum())}")
 
@@ -122,10 +122,10 @@ def test_an_error_of_the_model_retains_no_input(share_inputs):
         with pytest.raises(Exception, match="no good"):
             f(X)
     gc.collect()
-    assert [ref() for ref in gone] == [None, None]
+    assert [ref() for ref in references] == [None, None]
 
 
-def test_an_attribute_set_on_an_input_is_gone_in_the_next_call():
+def test_an_attribute_set_on_an_input_does_not_reach_the_next_call():
     def count(x: torch.Tensor) -> torch.Tensor:
         x.count = getattr(x, "count", 0) + 1  # pyright: ignore[reportAttributeAccessIssue]
         return x * x.count  # pyright: ignore[reportAttributeAccessIssue]
@@ -146,7 +146,7 @@ def test_an_attribute_set_on_an_input_is_gone_in_the_next_call():
     ],
     ids=["in place", "through a view", "through .data", "as out=", "through NumPy"],
 )
-def test_a_model_that_writes_to_an_input_works_on_a_copy(write):
+def test_a_model_that_writes_to_an_input_writes_to_a_copy(write):
     def model(x: torch.Tensor) -> torch.Tensor:
         write(x)
         return x * 1
@@ -163,7 +163,7 @@ def test_a_model_that_writes_to_an_input_works_on_a_copy(write):
 # Shared inputs
 
 
-def test_shared_inputs_are_the_memory_of_xla():
+def test_shared_inputs_refer_to_the_memory_of_xla():
     addresses: list[int] = []
 
     def model(x: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ def test_shared_inputs_are_the_memory_of_xla():
 
 
 @pytest.mark.parametrize("shape", [(), (0, 3), (1,), (2, 3), (2, 1, 4)], ids=str)
-def test_shared_and_cast_inputs_have_their_values_and_form(shape):
+def test_shared_and_cast_inputs_have_their_values_shapes_and_dtypes(shape):
     def model(x: torch.Tensor, i: torch.Tensor) -> torch.Tensor:
         assert x.is_contiguous()
         assert i.dtype is torch.int64
@@ -229,7 +229,7 @@ def test_writing_to_a_shared_input_is_an_error():
     assert "the model does not write to" in error_of(lambda: f(aligned(X)))
 
 
-def test_other_engines_refuse_to_share_inputs():
+def test_share_inputs_is_an_error_for_other_engines():
     scripted = torch.jit.script(torch.nn.ReLU())
     with pytest.raises(ValueError, match="share_inputs=True: expected an eager module or function"):
         TorchModuleWrapper(scripted, share_inputs=True)
@@ -237,7 +237,7 @@ def test_other_engines_refuse_to_share_inputs():
         TorchModuleWrapper(torch.nn.ReLU(), share_inputs=1)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_tensor_that_was_cached_while_the_model_was_followed_is_an_error():
+def test_returning_a_tensor_cached_during_tracing_is_an_error():
     cache: dict[int, torch.Tensor] = {}
 
     def model(x: torch.Tensor) -> torch.Tensor:
@@ -247,27 +247,27 @@ def test_a_tensor_that_was_cached_while_the_model_was_followed_is_an_error():
     with pytest.raises(Exception, match="expected a plain tensor, got one of a Python subclass"):
         f(X)
     cache.clear()
-    g = TorchModuleWrapper(model, output_spec=SPEC)  # not followed
+    g = TorchModuleWrapper(model, output_spec=SPEC)  # not traced
     for _ in range(2):
         np.testing.assert_array_equal(g(X), np.arange(3.0))
 
 
-def test_results_without_memory_are_numbers_or_an_error():
+def test_results_without_memory_have_their_values():
     f = TorchModuleWrapper(lambda x: torch._efficientzerotensor(x.shape), output_spec=SPEC)
     np.testing.assert_array_equal(f(X), np.zeros(3))
 
 
-def exchanges_storage(x: torch.Tensor) -> torch.Tensor:
+def replaces_storage(x: torch.Tensor) -> torch.Tensor:
     x.set_(x.flip(0))
     return x.flip(0)
 
 
-def exchanges_dtype(x: torch.Tensor) -> torch.Tensor:
+def changes_dtype(x: torch.Tensor) -> torch.Tensor:
     x.data = x.data.double()
     return x.float()
 
 
-def exchanges_for_a_view(x: torch.Tensor) -> torch.Tensor:
+def replaces_by_a_view(x: torch.Tensor) -> torch.Tensor:
     y = x * 1
     x.data = torch.zeros(4)[1:]
     return y
@@ -283,9 +283,9 @@ def transposes(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "model", [resizes, transposes, exchanges_storage, exchanges_dtype, exchanges_for_a_view]
+    "model", [resizes, transposes, replaces_storage, changes_dtype, replaces_by_a_view]
 )
-def test_an_input_may_be_changed_in_place_for_another(model):
+def test_a_model_may_replace_or_reshape_an_input_in_place(model):
     f = TorchModuleWrapper(model, output_spec=SPEC)
     for i in range(3):
         np.testing.assert_array_equal(f(X + i), X + i)

@@ -1,4 +1,4 @@
-"""Where models come from: TorchScript, packages and Python, live or in files."""
+"""Selects the engine for what a user passes as a model."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,12 +14,12 @@ from torchcall._engines.script import FileSource, LiveSource
 
 
 class ModelSource(Protocol):
-    """Something that a native model can be made from, again and again.
+    """A model as the user passed it, from which native models are loaded.
 
     Attributes:
-        name: what errors call the model: its label and, once it is loaded, its file.
+        name: what errors call the model: its label and, for a loaded file, the file's name.
         label: the name of its class or function.
-        weights: "shared" with the caller's module, "copied" from it, or the file's "own".
+        weights: "shared" with the caller's module, "copied" from it, or "own" (the file's).
         engine: "TorchScript", "AOTInductor" or "eager".
     """
 
@@ -34,7 +34,7 @@ class ModelSource(Protocol):
 
     @property
     def path(self) -> Path | None:
-        """The file, where there is one."""
+        """The model's file, or None."""
         ...
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
@@ -42,7 +42,7 @@ class ModelSource(Protocol):
         ...
 
     def python_module(self, model: _bridge.Model) -> Any:
-        """The model as a Python object, to inspect; of a package, what it states about itself."""
+        """The model as a Python object, to inspect; for a package, `user` of its metadata."""
         ...
 
     def prepare_call(self, model: _bridge.Model, call: Call) -> EngineCall:
@@ -51,12 +51,12 @@ class ModelSource(Protocol):
 
 
 def source_of(module: object, *, share_inputs: bool = False) -> ModelSource:
-    """Returns the source for what a user passed as a model.
+    """The source of a model.
 
     Raises:
-        TypeError: if it is nothing that can be called.
-        FileNotFoundError, ValueError: if it is a path to no usable model, or no model for
-            `share_inputs`.
+        TypeError: it is neither a path nor callable.
+        FileNotFoundError, ValueError: the file does not exist or is not a usable model, or the
+            engine does not support `share_inputs`.
     """
     if callable(module) and not isinstance(
         module, type | torch.jit.ScriptModule | torch.jit.ScriptFunction
@@ -66,13 +66,13 @@ def source_of(module: object, *, share_inputs: bool = False) -> ModelSource:
     if share_inputs:
         raise ValueError(
             f"torchcall: {source.name}: share_inputs=True: expected an eager module or function, "
-            f"got {source.engine}, which copies only what it must; leave the option out"
+            f"got {source.engine}, which copies inputs only where necessary; leave the option out"
         )
     return source
 
 
 def _compiled_source(module: object) -> ModelSource:
-    if isinstance(module, PackageSource):  # read already
+    if isinstance(module, PackageSource):  # already read
         return module
     if isinstance(module, str | Path):
         path = Path(module)
@@ -87,11 +87,11 @@ def _compiled_source(module: object) -> ModelSource:
 
 
 def unpickle(path: Path) -> object:
-    """Loads a pickled model, running whatever code it names.
+    """Loads a pickled model, which runs any code that the pickle names.
 
     Raises:
-        TypeError: if the pickle holds no module.
-        ValueError: if it does not unpickle, whatever the code that it names raised.
+        TypeError: the pickle does not contain a module.
+        ValueError: unpickling raised an exception of any type.
     """
     try:
         module = torch.load(path, map_location="cpu", weights_only=False)

@@ -1,4 +1,4 @@
-"""A digest of a model's code and weights, which identifies it in other processes."""
+"""Digests of a model's code and weights, which identify it in other processes."""
 
 import hashlib
 import io
@@ -7,18 +7,18 @@ import zipfile
 from pathlib import Path
 
 _CHUNK = 1 << 20
-# Differ between files that hold the same model.
+# These entries differ between files of the same model.
 _NOT_CONTENT = (".debug_pkl", ".data/serialization_id")
-# Tells apart TorchScript types of one name; depends on what the process scripted before.
+# Distinguishes TorchScript types of the same name; depends on what the process scripted earlier.
 _MANGLE = re.compile(rb"___torch_mangle_\d+\.?")
 
 
 class ChangedFileError(ValueError):
-    """A file was replaced while it was read."""
+    """A file changed while it was loaded."""
 
 
 class FileContent:
-    """Code and weights of a model file, with a check that the file that was loaded is the same one.
+    """The digest of a model file, and a check that the file has not changed since.
 
     Attributes:
         digest: equal for equal files, whatever their names.
@@ -31,11 +31,11 @@ class FileContent:
             self.digest = _digest_of(archive)
 
     def require_unchanged(self) -> None:
-        """Raises ChangedFileError where the file is not the one that was read."""
+        """Raises ChangedFileError if the file has changed since its digest was computed."""
         if self._state() != self._before:
             raise ChangedFileError(
-                "expected a file that stays as it is, got one that changed "
-                "while it was loaded; load it again"
+                "expected a file that does not change, got one that changed while it was loaded; "
+                "load it again"
             )
 
     def _state(self) -> tuple[int, int, int]:
@@ -56,7 +56,7 @@ def _name_of(archive: zipfile.ZipFile, entry: str) -> str:
 
 
 def _digest_of(archive: zipfile.ZipFile, renamed: dict[bytes, bytes] | None = None) -> str:
-    """Of names, below the one folder that holds everything, and bytes; in an order of its own."""
+    """Digest of all entries: names, without the archive's one folder, and bytes; sorted."""
 
     def plain(text: bytes) -> bytes:
         for mark, name in (renamed or {}).items():

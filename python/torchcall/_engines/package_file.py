@@ -1,4 +1,4 @@
-"""The metadata of AOTInductor packages (`.pt2`), read without loading their code."""
+"""Reads the metadata of AOTInductor packages (`.pt2`) without loading their code."""
 
 import json
 import zipfile
@@ -9,11 +9,11 @@ from typing import Any
 from torchcall._engines.archive import PACKAGE, check_archive, refusal
 
 FORMAT = 2
-"""Version of torchcall's own metadata; any other is refused."""
+"""The version of torchcall's metadata. Packages of another version are refused."""
 
 METADATA_KEY = "torchcall"
-_LARGEST_METADATA = 1 << 20  # bytes; ours is about one thousand
-_MODEL = "model"  # torch's name for the only model of a package
+_LARGEST_METADATA = 1 << 20  # bytes; torchcall writes about one thousand
+_MODEL = "model"  # torch's name for a package's model
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class PackageMetadata:
     """The metadata of a package.
 
     Attributes:
-        device: the kind of device it was compiled for: "cpu" or "cuda".
-        platform, machine, isa: of the machine that it was compiled for: "linux", "x86_64" and the
-            vector instructions that its code may use, such as "AVX512 AVX512_VNNI"; None where the
-            torch that compiled it did not write them.
-        torchcall: what `torchcall.compile` or `torchcall.mliap.compile` wrote (docs/packages.md
-            lists the keys); None in a package that was made by other means.
+        device: the kind of device that it was compiled for: "cpu" or "cuda".
+        platform, machine, isa: the machine that it was compiled for, such as "linux", "x86_64" and
+            "AVX512 AVX512_VNNI", the vector instructions that its code may use. None if the package
+            does not state them.
+        torchcall: metadata of `torchcall.compile` or `torchcall.mliap.compile` (docs/packages.md
+            lists the keys); None for packages that torchcall did not make.
     """
 
     device: str
@@ -44,18 +44,18 @@ def read_package(path: Path) -> PackageMetadata:
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: the file cannot be read.
-        ValueError: it is not an AOTInductor package, or a damaged one.
+        ValueError: it is not an AOTInductor package, or it is damaged.
     """
     entries = check_archive(path, PACKAGE)
     libraries = (name for name in entries if name.endswith(".so"))
     models = {name.split("/")[2] for name in libraries if name.startswith("data/aotinductor/")}
     if _MODEL not in models:
         found = ", ".join(sorted(models))
-        raise _refusal(path, f"one that holds no model of the name 'model' but {found}")
+        raise _refusal(path, f"one without a model named 'model'; its models: {found}")
     with zipfile.ZipFile(path) as archive:
         fields = _fields(path, archive, entries)
     if not fields.get("AOTI_DEVICE_KEY"):
-        raise _refusal(path, "one whose metadata names no device")
+        raise _refusal(path, "one whose metadata has no device")
     own = fields.get(METADATA_KEY)
     return PackageMetadata(
         device=fields["AOTI_DEVICE_KEY"],
@@ -67,7 +67,7 @@ def read_package(path: Path) -> PackageMetadata:
 
 
 def read_sources(path: Path) -> list[str]:
-    """The C++ that a package's library was compiled from, where torch put it beside the library."""
+    """The C++ sources of a package's library; torch may have stored them beside the library."""
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith(".cpp")]
         return [archive.read(name).decode(errors="replace") for name in names]
@@ -80,20 +80,22 @@ def _refusal(path: Path, got: str) -> Exception:
 def _fields(
     path: Path, archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]
 ) -> dict[str, str]:
-    """The strings that torch keeps beside the compiled library."""
+    """The metadata that torch stores beside the compiled library."""
     folder = f"data/aotinductor/{_MODEL}/"
     found = [name for name in entries if name.startswith(folder)]
     found = [name for name in found if name.endswith("_metadata.json")]
-    # One file for each source: torch reads the wrapper's where kernels have one of their own.
+    # One file per source. torch reads the wrapper's, if kernels have files, too.
     found.sort(key=lambda name: not name.endswith(".wrapper_metadata.json"))
     if not found:
         raise _refusal(path, "one without metadata")
     entry = entries[found[0]]
     if entry.file_size > _LARGEST_METADATA:
-        raise _refusal(path, f"one with {entry.file_size} bytes of metadata")
+        raise _refusal(
+            path, f"one with {entry.file_size} bytes of metadata, more than {_LARGEST_METADATA}"
+        )
     fields = _json(path, archive.read(entry))
     if not isinstance(fields, dict) or not all(isinstance(v, str) for v in fields.values()):
-        raise _refusal(path, "one whose metadata is no dictionary of strings")
+        raise _refusal(path, "one whose metadata is not a dictionary of strings")
     return fields
 
 
@@ -101,7 +103,7 @@ def _json(path: Path, text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _refusal(path, f"one whose metadata is no JSON: {error}") from error
+        raise _refusal(path, f"one whose metadata is not JSON: {error}") from error
 
 
 _KEYS: dict[str, type] = {
@@ -138,13 +140,13 @@ def _own_metadata(path: Path, text: str) -> dict[str, Any]:
             raise _refusal(path, f"one whose torchcall metadata has {key!r}: {own[key]!r}")
     names = [row["name"] for row in own["inputs"]]
     for row in own["inputs"]:
-        if not _is_checked(row, names):
+        if not _has_valid_checks(row, names):
             raise _refusal(path, f"one whose torchcall metadata has an input {row!r}")
     return own
 
 
 def _is_axis(axis: object) -> bool:
-    """Whether this is `{"minimum": n, "maximum": n or None, "capacity": n or None}`."""
+    """Whether `axis` is `{"minimum": n, "maximum": n or None, "capacity": n or None}`."""
     if not isinstance(axis, dict) or set(axis) != {"minimum", "maximum", "capacity"}:
         return False
     limits = [limit for limit in axis.values() if limit is not None]
@@ -152,7 +154,7 @@ def _is_axis(axis: object) -> bool:
 
 
 def _is_row(row: object, axes: dict[str, Any]) -> bool:
-    """Whether this has a name, a dtype, and a shape of numbers and names of axes."""
+    """Whether `row` has a name, a dtype and a shape of sizes and names of axes."""
     if not isinstance(row, dict) or not isinstance(row.get("shape"), list):
         return False
     texts = isinstance(row.get("name"), str) and isinstance(row.get("dtype"), str)
@@ -162,8 +164,8 @@ def _is_row(row: object, axes: dict[str, Any]) -> bool:
     )
 
 
-def _is_checked(row: dict[str, Any], names: list[str]) -> bool:
-    """Whether `rows_of` names an input, and `members` lists numbers from 0 to 127."""
+def _has_valid_checks(row: dict[str, Any], names: list[str]) -> bool:
+    """Whether `rows_of` is the name of an input, and `members` a list of numbers from 0 to 127."""
     members = row.get("members", [0])
     numbers = isinstance(members, list) and all(type(n) is int and 0 <= n < 128 for n in members)
     return numbers and bool(members) and row.get("rows_of", names[0]) in names

@@ -1,6 +1,7 @@
-"""The order of events: what is tried, what is said, what is written, what is left behind.
+"""The steps of a compilation: shapes tried, progress, files written, state restored.
 
-torch's compiler is replaced by one that runs the exported program; `test_compiled.py` has the rest.
+torch's compiler is replaced by a function that runs the exported program. `test_compiled.py` tests
+compiled packages.
 """
 
 import ast
@@ -41,7 +42,7 @@ def atom_graph(dtype=np.float64):
     )
 
 
-def test_a_package_for_any_shapes_is_tried_first(uncompiled, tmp_path, example):
+def test_any_shapes_are_tried_first(uncompiled, tmp_path, example):
     path = compiled(Soft(), tmp_path / "m.pt2", example)
     assert path == tmp_path / "m.pt2"
     assert os.listdir(tmp_path / "cache")
@@ -76,7 +77,7 @@ def test_a_module_that_fixes_a_size_gets_a_capacity(
     assert not (tmp_path / "n.pt2").exists()
 
 
-def test_a_path_that_is_wrong_at_one_size_gets_a_capacity(uncompiled, tmp_path, example):
+def test_a_module_that_branches_on_one_size_gets_a_capacity(uncompiled, tmp_path, example):
     module = odd(lambda i, e: 2.0 * e if i["pos"].size(0) == 31 else e, "OneSize")
     compiled(module, tmp_path / "m.pt2", example)
     assert capacity_of(uncompiled[0]) is not None
@@ -93,7 +94,7 @@ def test_static_packages_have_the_padded_examples_sizes(uncompiled, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["single", "double"])
-def test_the_examples_precision_is_the_packages(dtype, uncompiled, tmp_path):
+def test_a_package_takes_its_precision_from_the_example(dtype, uncompiled, tmp_path):
     own = torch.float32 if dtype == np.float32 else torch.float64
     compiled(Soft(own), tmp_path / "m.pt2", atom_graph(dtype), dynamic=False)
     assert uncompiled[0]["user"]["dtype"] == np.dtype(dtype).name
@@ -114,7 +115,7 @@ def test_a_dtype_may_be_given_in_any_form(dtype, uncompiled, tmp_path, example):
     ],
     ids=["a list", "a buffer", "something else"],
 )
-def test_species_come_from_the_module(name, value, species, uncompiled, tmp_path, example):
+def test_species_are_read_from_the_module(name, value, species, uncompiled, tmp_path, example):
     module = Soft()
     setattr(module, name, value)
     compiled(module, tmp_path / "m.pt2", example, dynamic=False)
@@ -129,7 +130,7 @@ def test_modules_that_differentiate_may_lack_cell_gradients(uncompiled, tmp_path
     assert [row["name"] for row in own["outputs"]] == ["energy", "position_gradients"]
 
 
-def test_nothing_of_the_process_changes(uncompiled, tmp_path, example):
+def test_the_state_of_the_process_does_not_change(uncompiled, tmp_path, example):
     del uncompiled
 
     def state():
@@ -176,7 +177,7 @@ def test_nothing_is_printed_unless_asked_for(uncompiled, tmp_path, example, capf
     assert all(line.startswith("torchcall: compile: ") for line in err.splitlines())
 
 
-def test_threads_take_turns(uncompiled, tmp_path, example):
+def test_threads_compile_one_after_another(uncompiled, tmp_path, example):
     errors = []
 
     def work(k):
@@ -197,15 +198,15 @@ def test_threads_take_turns(uncompiled, tmp_path, example):
 
 def test_a_package_that_differs_is_not_written(uncompiled, tmp_path, example, monkeypatch):
     del uncompiled
-    import torchcall._compile._run as events
+    import torchcall._compile._run as run
 
-    load = events.aoti_load_package
+    load = run.aoti_load_package
 
     def wrong(path):
         program = load(path)
         return lambda graph: {key: value + 1e-3 for key, value in program(graph).items()}
 
-    monkeypatch.setattr(events, "aoti_load_package", wrong)
+    monkeypatch.setattr(run, "aoti_load_package", wrong)
     (tmp_path / "m.pt2").write_text("before")
     with pytest.raises(torchcall.CompileError, match="expected the module's result to within"):
         compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
@@ -213,14 +214,14 @@ def test_a_package_that_differs_is_not_written(uncompiled, tmp_path, example, mo
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
 
 
-def test_an_interruption_leaves_nothing_behind(uncompiled, tmp_path, example, monkeypatch):
+def test_an_interruption_leaves_no_files(uncompiled, tmp_path, example, monkeypatch):
     del uncompiled
-    import torchcall._compile._run as events
+    import torchcall._compile._run as run
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(events, "build", interrupted)
+    monkeypatch.setattr(run, "build", interrupted)
     with pytest.raises(KeyboardInterrupt):
         compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
     assert list(tmp_path.iterdir()) == []
