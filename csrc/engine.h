@@ -1,4 +1,4 @@
-// The seam: all that the JAX half and the torch half know of each other.
+// The seam: everything that the JAX half and the torch half share.
 //
 // A C ABI, so that the two shared libraries share no C++ symbol, no exception and no allocator. The
 // torch half exports one function, `torchcall_engine_api`, which returns a table of entry points.
@@ -62,10 +62,10 @@ typedef struct {
   int32_t requires_grad;  // the model differentiates inside its forward
 } TcModelOptions;
 
-// What a model says of itself once it is loaded. Strings live as long as the model.
+// Properties of a loaded model. Strings live as long as the model.
 typedef struct {
   const char* name;
-  const char* schema;            // of a package: its call spec, in torch's words
+  const char* schema;            // of a package: its call spec, as torch writes it
   uint64_t fingerprint;          // of the method's graph or call spec, the same in every process
   int32_t differentiates;        // calls torch.autograd.grad or backward
   int32_t keeps_state;           // assigns attributes or mutates containers
@@ -120,8 +120,8 @@ typedef struct {
   void (*release_held)(void* self, void* held);
 } TcEager;
 
-// Everything about one call that is settled when the JAX program is traced. All pointers are read
-// during `plan_create` only.
+// Everything about one call that is fixed when the JAX program is traced. Pointers are read only
+// during `plan_create`.
 typedef struct {
   const DLTensor* inputs;   // shapes and dtypes of XLA's operands, which are the inputs here
   const DLDataType* casts;  // per input; bits == 0: no cast
@@ -145,7 +145,7 @@ typedef struct {
   TcEager eager;  // of an eager model; a plan that was created releases it
 } TcPlanSpec;
 
-// What a model's calls did beside computing.
+// Counts of what a model's calls did beside computing.
 typedef struct {
   int64_t kept_inputs;    // inputs that the model retained, each given a private copy
   int64_t copied_inputs;  // inputs handed over as private copies
@@ -191,7 +191,7 @@ typedef struct {
                                  TcModel** out, TcSink error);
   // An eager model: each of its plans brings its code, `TcPlanSpec::eager`.
   TcStatus (*model_of_eager)(const char* name, TcModelOptions options, TcModel** out, TcSink error);
-  // Takes over the weights and code of `fresh`; calls under way finish with the old ones.
+  // Replaces weights and code by those of `fresh`. Calls under way finish with the old ones.
   TcStatus (*model_replace)(TcModel* model, TcModel* fresh, TcSink error);
   TcStatus (*model_info)(TcModel* model, TcModelInfo* out, TcSink error);
   // Writes the bytes of a TorchScript archive that holds the module, its weights included.

@@ -1,4 +1,4 @@
-// Python callables behind the seam's TcEager: the GIL is taken here, and nowhere else in a call.
+// Eager models: the Python code behind the seam's TcEager. A call takes the GIL only here.
 
 #ifndef TORCHCALL_XLA_EAGER_H_
 #define TORCHCALL_XLA_EAGER_H_
@@ -12,8 +12,8 @@ namespace torchcall {
 // `runner.bind(device)` returns `make`, `templates` and `run`. Each call makes its tensors by
 // `make(template)`; a template is None for a length. `run(list of these)` returns a tuple of
 // tensors, or a str that says what went wrong.
-// `runner.held(device)` returns what a graph that is captured now goes on using. Whoever gets the
-// TcEager must see to its release. Needs the GIL.
+// `runner.held(device)` returns what a graph that is captured now will use. The caller must
+// release the TcEager. Needs the GIL.
 TcEager EagerCode(nanobind::object runner);
 
 }  // namespace torchcall

@@ -1,8 +1,8 @@
-// Python's lock, as threads take it that know nothing of Python, and the end of the interpreter.
+// Taking the GIL on threads that Python did not create, and the end of the interpreter.
 //
-// A thread that asks for the GIL while the interpreter shuts down is ended in the middle of C++
-// code, which aborts the process. So whoever may ask is counted, and the interpreter waits at exit
-// until nobody is counted; later nobody enters.
+// Python ends a thread that asks for the GIL while the interpreter shuts down. In the middle of C++
+// code, that aborts the process. So threads that may ask for the GIL are counted: at exit the
+// interpreter waits until the count is zero, and no thread enters later.
 
 #ifndef TORCHCALL_XLA_GIL_H_
 #define TORCHCALL_XLA_GIL_H_
@@ -40,8 +40,8 @@ class Inside {
   bool entered_;
 };
 
-// XLA's threads know nothing of Python. Each has one thread state for good: to make one and throw
-// it away costs more than a call. For threads that are inside.
+// Python did not create XLA's threads. Each gets one thread state, which is never destroyed,
+// because making one costs more than a call. Only for threads that are inside.
 inline PyGILState_STATE TakeGil() {
   if (PyGILState_GetThisThreadState() == nullptr) {
     PyGILState_Ensure();

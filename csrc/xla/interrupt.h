@@ -1,9 +1,9 @@
 // Ctrl-C, and the end of the process, while calls run.
 //
 // Python handles SIGINT when the main thread is back in Python code. While that thread runs a
-// jitted loop, or waits for one, it is not. So a handler in front of Python's notes the signal, and
-// the next call ends the program with an error. The main thread then raises what Python's handler
-// raises, KeyboardInterrupt, in the place of that error.
+// jitted loop, or waits for one, it is not. So a handler in front of Python's records the signal,
+// and the next call ends the program with an error. The main thread then raises what Python's
+// handler raises, KeyboardInterrupt, instead of that error.
 
 #ifndef TORCHCALL_XLA_INTERRUPT_H_
 #define TORCHCALL_XLA_INTERRUPT_H_

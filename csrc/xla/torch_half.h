@@ -19,7 +19,7 @@ void LoadTorchHalf(const std::string& path);
 const TcEngineApi& TorchHalf();
 bool TorchHalfLoaded();
 
-// A sink that keeps the text.
+// A sink that stores the text.
 class ErrorText {
  public:
   TcSink sink() { return {this, &ErrorText::Write}; }
@@ -32,7 +32,7 @@ class ErrorText {
   std::string text_;
 };
 
-// A forked child lets go of nothing: what is on a device is the parent's.
+// A forked child releases nothing: what is on a device belongs to the parent.
 struct ModelDeleter {
   void operator()(TcModel* model) const {
     if (!IsForked()) TorchHalf().model_release(model);

@@ -20,7 +20,7 @@ from torchcall._call.specs import is_static
 from torchcall._engines import source_of, unpickle
 from torchcall._engines.archive import PickledModelError
 
-# Plans that a wrapper remembers; programs hold the ones that they use themselves.
+# Plans that a wrapper remembers. Programs hold the plans that they use.
 _MOST_PLANS = 256
 _NO_OPTIONS = CallOptions()
 
@@ -28,47 +28,49 @@ _NO_OPTIONS = CallOptions()
 class TorchModuleWrapper:
     """Calls a torch model from JAX: `y = f(*args, **kwargs)`, eagerly or in a jitted program.
 
-    Any pytree (dict, list, tuple, named tuple) of arrays and Python scalars goes in, any pytree of
-    arrays comes out. XLA's buffers reach the model in place; outputs are copied once. TorchScript
-    and AOTInductor packages run without Python and without the GIL.
+    Arguments are pytrees (dict, list, tuple, named tuple) of arrays and Python scalars, results are
+    pytrees of arrays. TorchScript modules and AOTInductor packages get XLA's buffers without a copy
+    and run without Python and without the GIL. Outputs are copied once.
 
     Args:
         module: a `torch.jit.ScriptModule`, a script function, or the path of a TorchScript archive;
             the path of an AOTInductor package (`.pt2`); or a `torch.nn.Module` or any callable on
             tensors, which each call runs in Python, under the GIL, on copies of its inputs. Such a
-            callable is traced once with fake tensors where its outputs are not known. It must not
-            call JAX where other threads of XLA wait for it.
-            The caller's module is left as it is and shares its weights;
-            a call on another device than theirs uses a copy.
+            callable is traced once with fake tensors if its outputs are not known. It must not call
+            JAX.
+            The caller's module is not changed and shares its weights with the calls. Calls on
+            another device use a copy of the weights.
         requires_grad: True for a module that calls `torch.autograd.grad` inside its `forward`.
         input_spec: a pytree prefix of `(args, kwargs)` whose leaves are `torch.dtype`s to cast to
-            inside torch, or None. JAX without x64 cannot make the int64 indices that models want.
+            inside torch, or None. JAX without x64 cannot make the int64 indices that models need.
         output_spec: a pytree of `jax.ShapeDtypeStruct`, or a function from the inputs' specs to the
-            outputs'. When absent, it is inferred with fake tensors, or read from the package; one
-            that `torchcall.compile` did not make needs it.
+            outputs'. Without it, the outputs are inferred with fake tensors, or read from the
+            package. A package that `torchcall.compile` did not make needs it.
         freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
-            wants a TorchScript module in eval mode.
+            only for a TorchScript module in eval mode.
         vmap_method: reserved for `jax.vmap`, which this version refuses.
         share_inputs: True hands an eager model XLA's own memory instead of copies of its inputs,
             which saves a copy of each input that is not cast. Such a model must not write to its
             inputs, and must not retain them after the call: no tensor, view, NumPy array or DLPack
-            capsule of them, and no thread that reads them. XLA reuses the memory. A write in place
-            or a reference that is left is an error where torch or Python count it; NumPy, other
-            libraries and threads can do what nobody counts. TorchScript and packages refuse the
-            option: they copy only what they must.
+            capsule of them, and no thread that reads them, because XLA reuses the memory. A write
+            in place, or a reference that is left, is an error if torch or Python count it. Writes
+            and references by NumPy, other libraries and threads may go unnoticed. TorchScript and
+            packages refuse the option: they copy only what they must.
         cuda_graph: on a CUDA device, whether calls become replays of a CUDA graph: "auto" where
-            the model can be captured (the second call on a device tries), "off" never; "require"
-            makes it an error where it cannot. A capture that somebody else may have voided is tried
-            again, three times in all; calls in between run without a graph, with "require" too.
+            the model can be captured (the second call on a device tries), "off" never, "require"
+            as "auto", but a model that cannot be captured is an error. A capture that another
+            thread may have invalidated is tried three times in all; calls between two attempts run
+            without a graph, with "require" too.
 
-    Calls that are equal are merged by XLA and calls whose outputs are unused are dropped, so a
-    model that draws random numbers draws them once per distinct call.
+    XLA merges equal calls and drops calls whose outputs are unused, so a model that draws random
+    numbers draws them once per distinct call.
 
     Raises:
-        TypeError, ValueError, FileNotFoundError: at construction, if the model is unusable; at a
-            call, naming model and operand, if an argument is.
-        jax.errors.JaxRuntimeError: when a call fails inside torch, or an output differs from the
-            plan (JAX may raise the same text as a ValueError). The process stays usable.
+        TypeError, ValueError, FileNotFoundError: at construction: the model is unusable. At a call:
+            an argument is, which the error names.
+        jax.errors.JaxRuntimeError: a call fails inside torch, or an output has another shape or
+            dtype than expected. JAX may raise the same text as a ValueError. The process stays
+            usable.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class TorchModuleWrapper:
         options: CallOptions = _NO_OPTIONS,
         lengths: Sequence[Any] = (),
     ) -> Any:
-        """A call; `lengths` are int32 scalars that say how much of padded axes the model sees."""
+        """Calls the model. `lengths` are the int32 scalars of `Narrowing`, in its order."""
         leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda x: x is None)
         operands = [leaf for leaf in leaves if not is_static(leaf)]
         operands += lengths
@@ -139,22 +141,23 @@ class TorchModuleWrapper:
     def warmup(self, *args: Any, **kwargs: Any) -> None:
         """Calls the model twice on these arguments, real data, and waits for the results.
 
-        Afterwards the plan is made, its buffers are allocated and torch's threads and kernel caches
-        are warm, so that the first step of a loop takes as long as the others. On a CUDA device the
-        second call captures the CUDA graph that later ones replay.
+        This makes the plan, allocates its buffers and starts torch's threads, so that the first
+        step of a loop takes as long as the others. On a CUDA device the second call captures the
+        CUDA graph that later calls replay.
         """
         for _ in range(2):
             jax.block_until_ready(self(*args, **kwargs))
 
     def refresh(self) -> None:
-        """Takes the weights over anew, also for programs that are compiled already.
+        """Reloads the weights, also for programs that are compiled already.
 
-        Weights changed in place are shared and need nothing on their own device, unless
-        `freeze=True` or a parameter was replaced. Copies on other devices are made anew. A path is
-        read again; a package may be another one of the same form.
+        Needed after weights were changed in place if calls run on another device than the module's,
+        or with `freeze=True`, and after a parameter was replaced. Otherwise the weights are shared
+        and changes apply at once. A path is read again; a package may be another one of the same
+        form.
 
         Raises:
-            ValueError: if the code has changed too; make a new wrapper then.
+            ValueError: the code has changed too; make a new wrapper.
         """
         self._refuse_fork()
         try:
@@ -169,15 +172,15 @@ class TorchModuleWrapper:
             `engine`, "TorchScript", "AOTInductor" or "eager"; `calls`; `bytes_copied` (outputs, and
             inputs that were cast or copied); `plans` alive;
             `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
-            `copied_inputs` (inputs that the model got as private copies: all of an eager model,
-            else those that it may write to); `kept_inputs` (inputs that a TorchScript model
-            retained after a call, each copied then); `devices` that it was called on;
-            `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, why something slower than
-            usual is done, or None.
+            `copied_inputs` (inputs that the model got as private copies: all inputs of an eager
+            model, else those that it may write to); `kept_inputs` (inputs that a TorchScript model
+            retained after a call; each became a copy); `devices` of the calls so far;
+            `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, the reason of a slower
+            path, or None.
         """
         fallback = self._model.fallback or None
         if self._source.weights == "copied" and self._source.engine == "TorchScript":
-            fallback = "the module's C++ object was out of reach, so it was serialised and loaded"
+            fallback = "the module's C++ object is not accessible, so it was serialised and loaded"
         return {
             "engine": self._source.engine,
             **self._model.stats(),
@@ -201,7 +204,7 @@ class TorchModuleWrapper:
 
     def __deepcopy__(self, memo: Any) -> "TorchModuleWrapper":
         del memo
-        return self  # compared by identity; states that hold one can be copied
+        return self  # compared by identity, so that copied states hold the same wrapper
 
     def __reduce__(self) -> Any:
         if self._source.path is None:

@@ -49,7 +49,7 @@ class CallOptions:
     index_checks: tuple[IndexCheck, ...] = ()
 
     def key(self) -> Any:
-        """Hashable, equal where one plan serves."""
+        """A hashable key, equal for calls that can use the same plan."""
         leaves, treedef = jax.tree.flatten(self.outputs)
         outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         narrowing = None if self.narrowing is None else self.narrowing.key()

@@ -36,7 +36,7 @@ class Narrowing:
     least: int = 2
 
     def key(self) -> Any:
-        """Hashable, equal where one plan serves."""
+        """A hashable key, equal for calls that can use the same plan."""
         leaves, treedef = jax.tree.flatten(self.outputs, is_leaf=is_axis)
         return self.names, self.inputs, tuple(leaves), treedef, self.extra, self.least
 

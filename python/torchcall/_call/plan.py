@@ -53,9 +53,9 @@ class PlanSpec(NamedTuple):
 
 
 class CallPlan:
-    """One plan, alive for as long as this object or an executable needs it.
+    """One plan. It lives as long as this object or an executable needs it.
 
-    Compared by identity. It never refers to its wrapper, so a cached program does not keep the
+    Compared by identity. It does not refer to its wrapper, so a cached program does not keep the
     wrapper alive.
 
     Attributes:
@@ -97,17 +97,17 @@ class CallPlan:
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
 
     def set_eager(self, compiled: Callable[..., Any]) -> None:
-        """Remembers, weakly, the jitted function that runs this plan outside any program.
+        """Sets the jitted function that runs this plan outside any program.
 
-        Weakly, for a compiled function's caches hold the plan.
+        The reference is weak, because the caches of a compiled function hold the plan.
         """
         self._eager = weakref.ref(compiled)
 
     def __call__(self, *operands: Any) -> Any:
         """Runs the plan on concrete arrays.
 
-        That a plan is callable matters to JAX too: its caches hold a primitive's callable
-        parameters weakly, and would keep any other alive.
+        JAX needs a plan to be callable, too: its caches hold callable parameters of a primitive
+        weakly, and would keep any other parameter alive.
         """
         run = self._eager()
         if run is None:  # its wrapper is gone, but a program still uses the plan
@@ -120,7 +120,7 @@ class CallPlan:
         return self._native
 
     def register(self) -> "Registration":
-        """Makes the plan known to programs lowered now, which must hold what is returned."""
+        """Registers the plan for a program being lowered, which must hold the result."""
         content = self._native.content
         registration = self._registration()
         if registration is None or registration.content != content:
@@ -142,7 +142,7 @@ class Registration:
     Attributes:
         plan: the plan.
         id: a hash of what the plan does. It includes the model's content where that is known.
-        ordinal: tells registered plans of one id apart.
+        ordinal: distinguishes registered plans of the same id.
         content: digest of the model's code and weights at lowering, "" over live weights.
     """
 

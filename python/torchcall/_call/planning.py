@@ -25,7 +25,7 @@ from torchcall._call.tree import broadcast_prefix
 
 
 class Prepared:
-    """A plan, the function that runs it outside any program, and the outputs' structure."""
+    """A plan, the function that runs it outside any program, and the structure of its outputs."""
 
     def __init__(self, plan: CallPlan, structure: Any) -> None:
         self.plan = plan
@@ -35,10 +35,10 @@ class Prepared:
 
 
 def leaf_specs(treedef: Any, leaves: list[Any]) -> list[Any]:
-    """What is static of each leaf: shape and dtype of an array, a Python value as it is.
+    """Per leaf: the shape and dtype of an array, or the Python value itself.
 
     Raises:
-        TypeError: naming the leaf that can not cross the bridge.
+        TypeError: a leaf is neither a supported array nor a Python scalar; the message names it.
     """
     specs = []
     for i, leaf in enumerate(leaves):
@@ -50,7 +50,7 @@ def leaf_specs(treedef: Any, leaves: list[Any]) -> list[Any]:
 
 
 def plan_key(treedef: Any, specs: list[Any], options: CallOptions) -> Hashable:
-    """Equal for calls that one plan serves."""
+    """A key that is equal for calls that can use the same plan."""
     leaves = tuple(
         static_key(spec) if is_static(spec) else (spec.shape, str(spec.dtype)) for spec in specs
     )
@@ -88,7 +88,7 @@ def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: Engi
     """Makes the plan of a call.
 
     Raises:
-        ValueError, TypeError: naming the operand, output or option that is at fault.
+        ValueError, TypeError: an operand, output or option is invalid; the message names it.
     """
     narrowing = call.options.narrowing
     axes = (None,) * len(call.names) if narrowing is None else narrowing.inputs

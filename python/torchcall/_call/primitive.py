@@ -1,4 +1,4 @@
-"""The JAX primitive behind every call. Its one parameter is the plan, compared by identity."""
+"""The JAX primitive of a call. Its only parameter is the plan, compared by identity."""
 
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -17,8 +17,8 @@ call_p.multiple_results = True
 
 
 def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:
-    """Stages one call of `plan` out, or runs it."""
-    # With x64 off, a 64-bit array that was made before counts as the narrower one.
+    """Adds one call of `plan` to the program being traced, or runs it."""
+    # With x64 off, a 64-bit array that was made with x64 on has the narrower dtype in a program.
     operands = [
         operand if operand.dtype == dtype else jax.lax.convert_element_type(operand, dtype)
         for operand, dtype in zip(operands, plan.operand_dtypes, strict=True)

@@ -1,4 +1,4 @@
-"""What may cross the bridge: arrays, static Python values, and the dtypes that both sides have."""
+"""Supported arguments: arrays, static Python values, and the dtypes that JAX and torch share."""
 
 from typing import Any, TypeGuard
 
@@ -13,25 +13,25 @@ STATIC_TYPES = (bool, int, float, str, type(None))
 
 
 def type_name(value: object) -> str:
-    """What an error calls a value's type."""
+    """The name of a value's type, for errors."""
     return type(value).__name__
 
 
 def is_static(value: object) -> TypeGuard[bool | int | float | str | None]:
-    """Whether a leaf reaches the module as the Python value that it is."""
+    """Whether a leaf is a Python value that reaches the model unchanged."""
     return isinstance(value, STATIC_TYPES) and not isinstance(value, np.generic)
 
 
 def static_key(value: bool | int | float | str | None) -> tuple[str, str]:
-    """Tells 1 from True from 1.0, 0.0 from -0.0, and one NaN from none."""
+    """A key that differs for 1, True and 1.0, and for 0.0 and -0.0, and is equal for NaNs."""
     return type_name(value), value.hex() if isinstance(value, float) else repr(value)
 
 
 def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
-    """The shape and dtype with which XLA will hand an operand over.
+    """The shape and dtype of an operand in a program.
 
     Raises:
-        TypeError: if the value is no array, or of a dtype that only one side has.
+        TypeError: the value is not an array, or torch or JAX lack its dtype.
     """
     if isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a JAX or NumPy array, got a torch.Tensor")

@@ -13,7 +13,7 @@ TENSOR, INT, FLOAT, BOOL, STRING, NONE, LIST, TUPLE, DICT = range(9)
 
 
 class UnsupportedNodeError(TypeError):
-    """A pytree node or a key that TorchScript has no counterpart for."""
+    """A pytree node or a key without a counterpart in TorchScript."""
 
 
 def items_of(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
@@ -46,7 +46,7 @@ def scalar_node(value: object) -> Node:
 
 
 def encode(tree: Any, leaf: Callable[[Any], Node], path: str) -> Iterator[Node]:
-    """Yields the nodes of `tree` in preorder; `leaf` makes those of its leaves.
+    """Yields the nodes of `tree` in preorder; `leaf` makes the nodes of its leaves.
 
     Raises:
         UnsupportedNodeError: at a container that is no dict, list, tuple or named tuple, or at a
