@@ -46,7 +46,7 @@ class ModelSource(Protocol):
         ...
 
     def prepare_call(self, model: _bridge.Model, call: Call) -> EngineCall:
-        """Settles a call of what `load` returned last."""
+        """Checks a call of `model`, which `load` returned last, and plans it."""
         ...
 
 

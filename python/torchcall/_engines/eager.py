@@ -1,4 +1,4 @@
-"""Models that only Python can run: eager modules, compiled ones, any callable on tensors."""
+"""The eager engine: modules, compiled modules and other callables, run in Python."""
 
 import functools
 import math
@@ -22,18 +22,18 @@ from torchcall._engines.replicas import Replicas
 
 
 class _ResultError(Exception):
-    """The callable returned something of another structure."""
+    """The callable's result has another structure than planned."""
 
 
 class EagerRunner:
-    """Runs the calls of one plan, each on tensors of its own.
+    """Runs the calls of one plan. Each call gets new tensors.
 
     Args:
-        replicas: the callable, per device.
-        call: what goes in.
-        outputs: pytree of `jax.ShapeDtypeStruct` (and None) that it must return.
-        n_lengths: operands after the call's own that the callable does not see.
-        shared: per array, whether the tensor that the callable gets refers to XLA's memory.
+        replicas: the callable on each device.
+        call: the call's arguments.
+        outputs: pytree of `jax.ShapeDtypeStruct` and None that the callable must return.
+        n_lengths: number of lengths, operands after the call's own that the callable does not get.
+        shared: per array, whether the callable's tensor refers to XLA's memory.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class EagerRunner:
         self._outputs = outputs
         self._selects = call.selects_outputs
         self._n_lengths = n_lengths
-        self._forms = [
+        self._shapes_and_dtypes = [
             (
                 (0,) if shared[k] else call.specs[i].shape,
                 torch_dtype(call.casts[i] or str(call.specs[i].dtype)),
             )
             for k, i in enumerate(call.arrays)
         ]
-        # The arguments with gaps where the tensors belong.
+        # The static arguments, and None in the place of each tensor.
         self._template = [spec if is_static(spec) else None for spec in call.specs]
         self._slots = call.arrays
         args, kwargs = call.arguments()
@@ -61,46 +61,46 @@ class EagerRunner:
     def bind(
         self, device: str
     ) -> tuple[Callable[..., Any], list[torch.Tensor | None], Callable[[list[Any]], Any]]:
-        """What calls on a device need, for as long as the plan lives.
+        """The functions and templates with which all calls on a device run.
 
         Returns:
-            `make`, a template per operand, and `run`. Each call makes a tensor of each template,
-            which is None for a length, and calls `run` on the list of them. That returns the
-            model's results, flat, or what went wrong.
+            `make`, one template per operand (None for a length), and `run`. A call makes a tensor
+            from each template and passes the list of tensors to `run`, which returns the model's
+            flat results, or an error text.
         """
-        templates = [_template(shape, dtype, device) for shape, dtype in self._forms]
+        templates = [_template(shape, dtype, device) for shape, dtype in self._shapes_and_dtypes]
         run = functools.partial(self._run, functools.partial(self._replicas.on, device))
         if device != "cpu":
             run = functools.partial(self._enqueue, device)
         return torch.empty_like, [*templates, *[None] * self._n_lengths], run
 
     def held(self, device: str) -> object:
-        """What a CUDA graph of a call on the device goes on reading."""
+        """The tensors that a CUDA graph captured from a call on the device reads."""
         return self._replicas.tensors_read_on(device)
 
     def _enqueue(self, device: str, tensors: list[Any]) -> tuple[torch.Tensor, ...] | str:
-        """`_run` where calls return before the device is through with them."""
-        taken: list[Callable[..., Any]] = []
+        """`_run` for devices on which calls return before their work is finished."""
+        used: list[Callable[..., Any]] = []
 
-        def take() -> Callable[..., Any]:
-            taken.append(self._replicas.on(device))
-            return taken[0]
+        def get_module() -> Callable[..., Any]:
+            used.append(self._replicas.on(device))
+            return used[0]
 
         try:
-            return self._run(take, tensors)
+            return self._run(get_module, tensors)
         finally:
-            for module in taken:
+            for module in used:
                 self._replicas.retain_if_replaced(device, module)
 
     def _run(
-        self, take: Callable[[], Callable[..., Any]], tensors: list[Any]
+        self, get_module: Callable[[], Callable[..., Any]], tensors: list[Any]
     ) -> tuple[torch.Tensor, ...] | str:
-        """Calls the module that `take` returns; returns its results, flat, or what went wrong.
+        """Calls the module that `get_module` returns. Returns its flat results or an error text.
 
-        The containers are new ones for each call: a model may change them.
+        Each call makes new containers, because a model may change them.
         """
         try:
-            module = take()
+            module = get_module()
             observation = _observation.current  # read once: another thread may end it
             if observation is not None:
                 observation.see(module)
@@ -120,23 +120,23 @@ class EagerRunner:
         except _ResultError as error:
             return str(error)
         except Exception as error:
-            return _words(error)
+            return _error_text(error)
 
     def _flatten(self, value: Any, expected: Any, path: str, flat: list[torch.Tensor]) -> None:
         if isinstance(expected, jax.ShapeDtypeStruct):
             if not isinstance(value, torch.Tensor):
-                raise _refusal(path, "a tensor", _kind(value))
+                raise _mismatch(path, "a tensor", _kind(value))
             flat.append(value)
         elif expected is None:
             if value is not None:
-                raise _refusal(path, "None", _kind(value))
+                raise _mismatch(path, "None", _kind(value))
         elif isinstance(expected, dict):
             self._flatten_dict(value, expected, path, flat)
         else:
             kind = list if isinstance(expected, list) else tuple
             if not isinstance(value, kind) or len(value) != len(expected):
                 what = f"a {kind.__name__} of {len(expected)}"
-                raise _refusal(path, what, _kind(value))
+                raise _mismatch(path, what, _kind(value))
             for i, (item, spec) in enumerate(zip(value, expected, strict=True)):
                 self._flatten(item, spec, f"{path}[{i}]", flat)
 
@@ -144,23 +144,23 @@ class EagerRunner:
         self, value: Any, expected: dict[Any, Any], path: str, flat: list[torch.Tensor]
     ) -> None:
         if not isinstance(value, dict):
-            raise _refusal(path, "a dict", _kind(value))
+            raise _mismatch(path, "a dict", _kind(value))
         for key, spec in items_of(expected):
             if key not in value:
-                raise _refusal(f"{path}[{key!r}]", "this key", _kind(value))
+                raise _mismatch(f"{path}[{key!r}]", "this key", _kind(value))
             self._flatten(value[key], spec, f"{path}[{key!r}]", flat)
         if not self._selects and len(value) != len(expected):
-            raise _refusal(path, f"{len(expected)} keys", _kind(value))
+            raise _mismatch(path, f"{len(expected)} keys", _kind(value))
 
 
 def _template(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """A tensor of next to no memory that `torch.empty_like` takes the form of."""
+    """A tensor of at most one element from which `torch.empty_like` makes inputs of this shape."""
     if math.prod(shape) <= 1:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.empty((), dtype=dtype, device=device).expand(shape)
 
 
-def _refusal(path: str, expected: str, got: str) -> _ResultError:
+def _mismatch(path: str, expected: str, got: str) -> _ResultError:
     return _ResultError(f"output{' ' if path else ''}{path}: expected {expected}, got {got}")
 
 
@@ -172,19 +172,19 @@ def _kind(value: Any) -> str:
     return "None" if value is None else type(value).__name__
 
 
-def _words(error: BaseException) -> str:
-    """What was raised, and where in the callable."""
-    where = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[1:]))
-    said = "".join(traceback.format_exception_only(error)).strip()
-    return f"raised {said}\n\nTraceback (most recent call last):\n{where}".rstrip()
+def _error_text(error: BaseException) -> str:
+    """The exception and its traceback inside the callable."""
+    frames = "".join(traceback.format_list(traceback.extract_tb(error.__traceback__)[1:]))
+    text = "".join(traceback.format_exception_only(error)).strip()
+    return f"raised {text}\n\nTraceback (most recent call last):\n{frames}".rstrip()
 
 
 class EagerSource:
-    """A module or callable of this process. Each call takes the GIL and runs it as it is.
+    """A module or another callable of this process. Each call acquires the GIL and runs it.
 
     Args:
         module: the callable.
-        share_inputs: whether it gets XLA's memory instead of copies.
+        share_inputs: whether its inputs refer to XLA's memory instead of copies.
     """
 
     path = None
@@ -198,14 +198,14 @@ class EagerSource:
 
     @property
     def weights(self) -> str:
-        """Whether all calls so far used the caller's own weights."""
+        """Whether all calls so far used the caller's weights ("shared") or not ("copied")."""
         return "copied" if self._replicas.copied else "shared"
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
-        """Makes the native model; weights are copied where a call runs on another device.
+        """Makes the native model. Calls on another device copy the weights later.
 
         Raises:
-            ValueError: the options ask for what only TorchScript has, or weights have no data.
+            ValueError: `freeze`, which only TorchScript supports, or weights without data.
         """
         if freeze:
             raise ValueError("freeze=True: expected a TorchScript module, got an eager one")
@@ -217,21 +217,18 @@ class EagerSource:
         return _bridge.Model.of_eager(self.name, requires_grad)
 
     def python_module(self, model: _bridge.Model) -> Any:
-        """The caller's module itself."""
+        """The caller's module."""
         del model
         return self._module
 
     def prepare_call(self, model: _bridge.Model, call: Call) -> "EagerCall":
-        """Settles a call; see `EngineCall`."""
+        """Plans a call."""
         del model
         return EagerCall(self._replicas, call, self._share_inputs)
 
 
 class EagerCall:
-    """A call of a Python callable.
-
-    Where the outputs are not known, the callable is traced once with fake tensors.
-    """
+    """A call of an eager module or another callable."""
 
     def __init__(self, replicas: Replicas, call: Call, share_inputs: bool) -> None:
         self._replicas = replicas
@@ -242,7 +239,7 @@ class EagerCall:
         self.copies = [not share_inputs] * len(call.arrays)
 
     def infer_outputs(self) -> Any:
-        """What tracing it with fake tensors found.
+        """The outputs that tracing the callable with fake tensors finds.
 
         Raises:
             InferenceError: it cannot be traced.
@@ -255,12 +252,12 @@ class EagerCall:
             )
 
     def results(self, outputs: Any) -> list[Node]:
-        """Nothing: the runner itself walks what the callable returns."""
+        """Empty: `EagerRunner` flattens what the callable returns."""
         del outputs
         return []
 
     def eager_runner(self, outputs: Any, n_lengths: int) -> EagerRunner:
-        """What runs the module."""
+        """The runner of the plan's calls."""
         call = self._call
         shared = [
             not copied and call.casts[i] in (None, str(call.specs[i].dtype))
@@ -270,7 +267,7 @@ class EagerCall:
 
 
 def _name_of(module: Callable[..., Any]) -> str:
-    original = getattr(module, "_orig_mod", None)  # of torch.compile
+    original = getattr(module, "_orig_mod", None)  # what torch.compile wrapped
     if isinstance(original, torch.nn.Module):
         return type(original).__name__
     if isinstance(module, torch.nn.Module):
@@ -279,7 +276,7 @@ def _name_of(module: Callable[..., Any]) -> str:
 
 
 def _without_compilation() -> AbstractContextManager[Any]:
-    """Runs uncompiled what torch.compile compiled; importing its room takes seconds."""
-    if "torch._dynamo" not in sys.modules:
+    """Disables torch.compile: compiled modules run as eager ones."""
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")

@@ -1,4 +1,4 @@
-"""AOTInductor packages (`.pt2`): machine code for one torch, one device and one kind of machine."""
+"""The engine for AOTInductor packages (`.pt2`): code compiled for one torch, device and machine."""
 
 import os
 import platform
@@ -16,10 +16,10 @@ from torchcall._call.tree import NONE, TENSOR, TUPLE, Node
 from torchcall._engines.content import FileContent
 from torchcall._engines.package_file import PackageMetadata, read_package, read_sources
 
-# Concurrent calls; runners share the weights.
-_MOST_RUNNERS = 16
+# The number of concurrent calls; runners share the weights.
+_MAX_RUNNERS = 16
 
-# Vector instructions as torch's compiler names them, and torch's checks of this processor.
+# torch's names for vector instructions, and its functions that check whether a processor has them.
 _ISA_CHECKS = {
     "AVX2": "_is_avx2_supported",
     "AVX512": "_is_avx512_supported",
@@ -27,25 +27,25 @@ _ISA_CHECKS = {
     "AMX_TILE": "_is_amx_tile_supported",
 }
 
-# The file that torch copies into the source of every package, and a name by which to find it.
+# A file that torch copies into the source of every package, and a name that occurs only in it.
 _INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
 _ENTRY_POINT = "AOTInductorModelContainerCreate("
 
 
 class PackageCall:
-    """A call whose shapes and dtypes are compared with those the package was compiled for.
+    """A call of a package. Its shapes and dtypes are compared with the package's metadata.
 
-    They are known for packages that `torchcall.compile` made. Any other package relies on the
-    checks compiled into it, and gets copies of its inputs, because it may write to them.
+    A package that torchcall did not make has no such metadata. It relies on the checks compiled
+    into it, and gets copies of its inputs, because it may write to them.
 
     Args:
-        call_spec: two lines, torch's pytrees of the arguments and of the results.
-        metadata: what `torchcall.compile` wrote, None for a package of another origin.
-        device: the kind of device it was compiled for.
-        call: the arguments.
+        call_spec: two lines: torch's pytrees of the arguments and of the results.
+        metadata: torchcall's metadata, None for a package of another origin.
+        device: the kind of device that the package was compiled for.
+        call: the call's arguments.
 
     Raises:
-        ValueError: an argument is not what the package takes.
+        ValueError: an argument does not match the package.
     """
 
     def __init__(
@@ -64,8 +64,8 @@ class PackageCall:
             got = call.specs[leaf]
             if leaf in position or (metadata is None and got is None):
                 continue
-            foreign = ", or None for a scalar, which is compiled into the package"
-            expected = "an array" + (foreign if metadata is None else "")
+            scalars = ", or None for a scalar, which is compiled into the package"
+            expected = "an array" + (scalars if metadata is None else "")
             raise ValueError(f"{call.names[leaf]}: expected {expected}, got {got!r}")
         order = [position[leaf] for _, leaf in sorted(pairs) if leaf in position]
         self.arguments: list[Node] = [(TUPLE, len(order)), *((TENSOR, k) for k in order)]
@@ -76,10 +76,10 @@ class PackageCall:
             self._check_operands(metadata, order)
 
     def infer_outputs(self) -> Any:
-        """The outputs that the package's metadata state.
+        """The outputs according to the package's metadata.
 
         Raises:
-            ValueError: it has none.
+            ValueError: the package has no metadata.
         """
         if self._metadata is None:
             raise ValueError(
@@ -94,7 +94,7 @@ class PackageCall:
         return torch_pytree.tree_map(lambda position: specs[position], self._results)
 
     def results(self, outputs: Any) -> list[Node]:
-        """The package's results in its order, None for those that are not wanted."""
+        """The package's results in its order; None for those that `outputs` does not contain."""
         leaves, treedef = jax.tree.flatten(outputs)
         pairs: list[tuple[int, int]] = []
         slots = jax.tree.unflatten(treedef, range(len(leaves)))
@@ -107,11 +107,11 @@ class PackageCall:
         return [(TUPLE, n_results), *nodes]
 
     def eager_runner(self, outputs: Any, n_lengths: int) -> None:
-        """None: no Python runs."""
+        """None: calls run no Python."""
         del outputs, n_lengths
 
     def _check_operands(self, metadata: dict[str, Any], order: list[int]) -> None:
-        """Compares all operands with the metadata, and collects the range checks of each call."""
+        """Compares all operands with the metadata. Collects the range checks for each call."""
         rows = metadata["inputs"]
         operands = dict(zip((row["name"] for row in rows), order, strict=True))
         for row, k in zip(rows, order, strict=True):
@@ -122,7 +122,7 @@ class PackageCall:
                 self.index_checks.append(IndexCheck.members(k, row["members"]))
 
     def _check(self, leaf: int, row: dict[str, Any], axes: dict[str, dict[str, Any]]) -> None:
-        """Compares an operand's dtype and shape, and notes the sizes of its named axes."""
+        """Compares an operand's dtype and shape. Records the sizes of its named axes."""
         name, spec = self._call.names[leaf], self._call.specs[leaf]
         dtype, shape = row["dtype"], row["shape"]
         got = jax.ShapeDtypeStruct(
@@ -137,27 +137,27 @@ class PackageCall:
             raise refuse(f", got {describe(got)}; input_spec casts inside torch")
         if len(got.shape) != len(shape):
             raise refuse(f", got {describe(got)}")
-        for size, wanted in zip(got.shape, shape, strict=True):
-            if not isinstance(wanted, str):
-                if size != wanted:
+        for size, size_or_name in zip(got.shape, shape, strict=True):
+            if not isinstance(size_or_name, str):
+                if size != size_or_name:
                     raise refuse(f", got {describe(got)}")
                 continue
-            axis = axes[wanted]
+            axis = axes[size_or_name]
             for limit, sign, wrong in (
                 ("minimum", ">=", size < axis["minimum"]),
                 ("maximum", "<=", axis["maximum"] is not None and size > axis["maximum"]),
             ):
                 if wrong:
-                    raise refuse(f" with {wanted} {sign} {axis[limit]}, got {describe(got)}")
+                    raise refuse(f" with {size_or_name} {sign} {axis[limit]}, got {describe(got)}")
             capacity = axis["capacity"]
-            known = self._axes.setdefault(wanted, size if capacity is None else capacity)
+            known = self._axes.setdefault(size_or_name, size if capacity is None else capacity)
             if size != known:
                 why = ", the capacity that the package was compiled for" * (capacity is not None)
-                raise refuse(f" with {wanted} = {known}{why}, got {describe(got)}")
+                raise refuse(f" with {size_or_name} = {known}{why}, got {describe(got)}")
 
 
 def _skeleton(line: str) -> Any:
-    """A call spec's pytree with its leaves' positions at its leaves."""
+    """A call spec's pytree. Its leaves are their positions."""
     spec = torch_pytree.treespec_loads(line)
     return torch_pytree.tree_unflatten(range(spec.num_leaves), spec)
 
@@ -165,10 +165,17 @@ def _skeleton(line: str) -> Any:
 def _match(
     skeleton: Any, given: Any, path: str, pairs: list[tuple[int, int]], *, selects: bool = False
 ) -> None:
-    """Pairs the package's leaves with the caller's.
+    """Appends to `pairs` the position of each package leaf and of the caller's leaf for it.
+
+    Args:
+        skeleton: the package's pytree of positions.
+        given: the caller's.
+        path: what errors call it.
+        pairs: the result.
+        selects: whether the caller's dicts may lack keys.
 
     Raises:
-        ValueError: their structures differ.
+        ValueError: the structures differ.
     """
     if isinstance(skeleton, dict):
         if not isinstance(given, dict):
@@ -204,14 +211,14 @@ def _kind(given: Any) -> str:
 
 
 class PackageSource:
-    """A package file. Its metadata are read and checked before its code is loaded."""
+    """A package file. Its metadata is read and checked before its code is loaded."""
 
     engine = "AOTInductor"
     weights = "own"
 
     def __init__(self, path: Path) -> None:
         self._metadata = _checked(path)
-        self._verified = True  # since it was loaded last
+        self._verified = True  # since the last load
         self._path = path.resolve()
         own = self._metadata.torchcall
         self.label = path.stem if own is None else str(own["name"])
@@ -231,22 +238,22 @@ class PackageSource:
         """Loads the package's code and weights.
 
         Raises:
-            ValueError: it is not for this torch, device or machine, or does not load.
+            ValueError: it is for another torch, device or machine, or does not load.
         """
-        del requires_grad  # gradients are among its results
+        del requires_grad  # gradients are compiled in
         if freeze:
             raise ValueError("freeze=True: expected a TorchScript module, got a package")
         metadata = self._metadata if self._verified else _checked(self._path)
         self._verified = False
-        if _form(metadata) != _form(self._metadata):
+        if _signature(metadata) != _signature(self._metadata):
             raise ValueError(
                 "refresh: expected a package with the same arguments and results, got another "
                 "one; make a new wrapper"
             )
         self._metadata = metadata
-        # Enables the checks compiled into packages, which read this at their first run.
+        # Packages read this at their first run. It enables the checks compiled into them.
         os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
-        runners = min(os.cpu_count() or 1, _MOST_RUNNERS)
+        runners = min(os.cpu_count() or 1, _MAX_RUNNERS)
         content = FileContent(self._path)
         try:
             model = _bridge.Model.from_package(str(self._path), _home(metadata), runners)
@@ -260,16 +267,16 @@ class PackageSource:
         return model
 
     def python_module(self, model: _bridge.Model) -> dict[str, Any]:
-        """The `user` section of the package's metadata; empty for one of another origin."""
+        """The section `user` of the package's metadata; empty for packages of another origin."""
         del model
         return {} if self._metadata.torchcall is None else self._metadata.torchcall["user"]
 
     def prepare_call(self, model: _bridge.Model, call: Call) -> PackageCall:
-        """Settles a call; see `EngineCall`."""
+        """Checks and plans a call."""
         return PackageCall(model.schema, self._metadata.torchcall, self._metadata.device, call)
 
 
-def _form(metadata: PackageMetadata) -> object:
+def _signature(metadata: PackageMetadata) -> object:
     own = metadata.torchcall
     if own is None:
         return None
@@ -304,24 +311,24 @@ def _checked(path: Path) -> PackageMetadata:
 
 
 def _home(metadata: PackageMetadata) -> int | None:
-    """The CUDA device on which a package is loaded at once, None for the CPU."""
+    """The CUDA device on which `load` loads a package, None for the CPU."""
     return torch.cuda.current_device() if metadata.device == "cuda" else None
 
 
 def _is_of_this_torch(path: Path) -> bool:
-    """Whether a package's source contains this torch's interface file, or no source at all.
+    """Whether a package's source contains this torch's version of a file, or it has no source.
 
-    Packages do not record torch's version. torch copies this file into the source of each.
+    Packages do not record torch's version, but torch copies that file into the source of each.
     """
     try:
-        ours = _words(_INTERFACE.read_text())
+        ours = _normalized(_INTERFACE.read_text())
     except OSError:
         return True
-    theirs = [_words(text) for text in read_sources(path) if _ENTRY_POINT in text]
+    theirs = [_normalized(text) for text in read_sources(path) if _ENTRY_POINT in text]
     return not theirs or any(ours in text for text in theirs)
 
 
-def _words(text: str) -> str:
+def _normalized(text: str) -> str:
     return " ".join(text.split())
 
 

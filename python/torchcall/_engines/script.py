@@ -1,4 +1,4 @@
-"""TorchScript models: live ones and archives."""
+"""TorchScript models: modules of this process and archives."""
 
 import copy
 import io
@@ -18,7 +18,7 @@ from torchcall._engines.fakes import infer_outputs, traceable
 
 
 class ScriptSource:
-    """A TorchScript model, live or in an archive."""
+    """A TorchScript model."""
 
     engine = "TorchScript"
     weights = "own"
@@ -28,12 +28,12 @@ class ScriptSource:
         raise NotImplementedError
 
     def prepare_call(self, model: _bridge.Model, call: Call) -> "ScriptCall":
-        """Plans a call; see `EngineCall`."""
+        """Checks and plans a call."""
         return ScriptCall(self, model, call)
 
 
 class LiveSource(ScriptSource):
-    """A `ScriptModule` or script function of this process, used without serialising it."""
+    """A `ScriptModule` or script function of this process. It is serialised only if necessary."""
 
     path = None
 
@@ -55,7 +55,7 @@ class LiveSource(ScriptSource):
             buffer = io.BytesIO()
             torch.jit.save(self._module, buffer)
             native = _bridge.Model.from_bytes(buffer.getvalue(), freeze, requires_grad)
-        if freeze:  # a private copy, which nothing writes to
+        if freeze:  # the frozen copy's weights cannot change
             native.content = archive_digest(native.serialize())
         return native
 
@@ -70,7 +70,7 @@ class FileSource(ScriptSource):
 
     def __init__(self, path: Path) -> None:
         check_archive(path, TORCHSCRIPT)
-        self._verified = True  # since it was loaded last
+        self._verified = True  # since the last load
         self._path = path.resolve()
         self.name = self.label = path.name
 
@@ -96,12 +96,12 @@ class FileSource(ScriptSource):
         return model
 
     def python_module(self, model: _bridge.Model) -> Any:
-        """A copy of the loaded model: the file may have changed since, or be gone."""
+        """A copy of the loaded model, because the file may have been changed or deleted."""
         return torch.jit.load(io.BytesIO(model.serialize()), map_location="cpu")
 
 
 class ScriptCall:
-    """A call of a TorchScript model. Which inputs it writes to, C++ finds in its graph."""
+    """A call of a TorchScript model. C++ finds the inputs that the model writes to."""
 
     def __init__(self, source: ScriptSource, model: _bridge.Model, call: Call) -> None:
         self._source = source
@@ -114,22 +114,26 @@ class ScriptCall:
         model.check_arguments(self.arguments, len(call.arrays))
 
     def infer_outputs(self) -> Any:
-        """Traces the model with fake tensors."""
+        """The outputs that tracing the model with fake tensors finds.
 
-        def follow() -> Any:
+        Raises:
+            InferenceError: it cannot be traced.
+        """
+
+        def load() -> Any:
             module = self._source.python_module(self._model)
-            # Fake tensors are on the CPU and must not end up in the caller's module.
-            if _elsewhere(module):
+            # Fake tensors are on the CPU, and the caller's module must not store any.
+            if _is_off_cpu(module):
                 module = copy.deepcopy(module).cpu()
             elif self._model.keeps_state:
                 module = copy.deepcopy(module)
             return traceable(module)
 
         args, kwargs = self._call.cast_arguments()
-        return infer_outputs(follow, args, kwargs, requires_grad=self._call.requires_grad)
+        return infer_outputs(load, args, kwargs, requires_grad=self._call.requires_grad)
 
     def results(self, outputs: Any) -> list[Node]:
-        """The outputs' structure itself."""
+        """The structure of `outputs`; the model returns all of it."""
         slot = itertools.count()
 
         def node(leaf: Any) -> Node:
@@ -138,11 +142,11 @@ class ScriptCall:
         return list(encode(outputs, node, "output "))
 
     def eager_runner(self, outputs: Any, n_lengths: int) -> None:
-        """None: no Python runs."""
+        """None: calls run no Python."""
         del outputs, n_lengths
 
 
-def _elsewhere(module: Any) -> bool:
+def _is_off_cpu(module: Any) -> bool:
     """Whether any weight is on another device than the CPU."""
     if not isinstance(module, torch.nn.Module):
         return False
