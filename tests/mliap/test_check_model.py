@@ -60,9 +60,9 @@ FLAWS = {
     "position": "translations",
     "order": "order",
     "batch mean": "batch",
-    "anisotropic": "rotated",
-    "columns": "another image",
-    "direction": "another image",
+    "anisotropic": "rotat",
+    "columns": "periodic images",
+    "direction": "periodic images",
 }
 
 
@@ -95,11 +95,11 @@ def test_each_flaw_is_found_and_explained(graph, flaw):
     model = TorchMliap.from_module(graphs.script(Flawed(flaw, CUTOFF)), CUTOFF, True)
     report = check_model(model, graph)
     assert not report.ok
-    failed = [finding for finding in report.failures if FLAWS[flaw] in finding.promise]
+    failed = [finding for finding in report.failures if FLAWS[flaw] in finding.requirement]
     assert failed, str(report)
     text = str(report)
     assert "FAIL" in text
-    assert failed[0].matters in text
+    assert failed[0].advice in text
     if flaw == "forces":
         assert failed[0].error == pytest.approx(2.0, rel=0.01)
 

@@ -120,7 +120,7 @@ def test_neighbour_list_of_another_cutoff_is_refused(graph, listed):
     model = TorchMliap.from_module(graphs.script(Returns("")), CUTOFF)
     energy(model, replace(graph, list_cutoff=CUTOFF))
     for function in (energy, energy_and_gradients):
-        with pytest.raises(ValueError, match=r"torchcall: cutoff: expected .* 4.2 Å, got one of"):
+        with pytest.raises(ValueError, match=r"torchcall: cutoff: expected .* 4.2 Å, got one with"):
             function(model, replace(graph, list_cutoff=listed))
 
 

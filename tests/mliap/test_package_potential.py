@@ -44,7 +44,7 @@ def test_cutoff_dtypes_and_outputs_come_from_the_package(package):  # noqa: F811
     assert float(model.cutoff.data[0]) == CUTOFF
     assert model.compute_cell_gradients
     assert model.capacity is None
-    with pytest.raises(TypeError, match="from_package: input_spec follows from the form"):
+    with pytest.raises(TypeError, match="from_package: input_spec is fixed for potentials"):
         TorchMliap.from_package(package, input_spec=None)
     with pytest.raises(ValueError, match="narrow: expected 'auto' or False"):
         TorchMliap.from_package(package, narrow=True)
@@ -53,7 +53,7 @@ def test_cutoff_dtypes_and_outputs_come_from_the_package(package):  # noqa: F811
 def test_a_list_of_another_cutoff_is_refused(package, graph):  # noqa: F811
     model = TorchMliap.from_package(package)
     short = replace(graph, list_cutoff=3.0)
-    with pytest.raises(ValueError, match="expected a neighbour list of the model's cutoff"):
+    with pytest.raises(ValueError, match="expected a neighbour list with the model's cutoff"):
         energy(model, short)
 
 

@@ -139,7 +139,7 @@ def broken_states(state):
         r"particles: expected an attribute 'system', got Bare": dataclasses.replace(
             state, particles=Bare(atoms.positions, atoms.atomic_numbers)
         ),
-        r"particles\.keys: expected a different key for each of 16": dataclasses.replace(
+        r"particles\.keys: expected a unique key for each of 16": dataclasses.replace(
             state, particles=keys
         ),
         r"systems: expected an attribute 'cell', got dict": dataclasses.replace(state, systems={}),
@@ -176,7 +176,7 @@ PROBLEMS = [
     "system: expected integers",
     "particles: expected an attribute 'positions'",
     "particles: expected an attribute 'system'",
-    "keys: expected a different key",
+    "keys: expected a unique key",
     "systems: expected an attribute 'cell'",
     "cell: expected shape",
     "pbc: expected shape",

@@ -170,11 +170,11 @@ def test_a_list_for_other_systems_or_a_shorter_cutoff_is_an_error(state, potenti
     other = dataclasses.replace(
         state, particles=state.particles.set_data(dataclasses.replace(atoms, system=system))
     )
-    with pytest.raises(ValueError, match="torchcall: neighborlist: expected as many atoms in each"):
+    with pytest.raises(ValueError, match="torchcall: neighborlist: expected the allocated number"):
         potential(other)
     assert np.isnan(jitted(other).total_energies.data).all()
     slab = dataclasses.replace(state.systems.data, pbc=state.systems.data.pbc.at[0, 0].set(False))
-    with pytest.raises(ValueError, match=r"torchcall: neighborlist: .*the periodicity"):
+    with pytest.raises(ValueError, match=r"torchcall: neighborlist: .*periodicity, got"):
         potential(dataclasses.replace(state, systems=state.systems.set_data(slab)))
     longer = Table.arange(jnp.asarray([graphs.CUTOFF + 0.1]), label=SystemId)
     with pytest.raises(ValueError, match=r"torchcall: neighborlist: expected cutoffs of at most"):

@@ -1,4 +1,4 @@
-"""Other libraries' atoms and neighbour lists as the arrays that a graph takes."""
+"""Converts atoms and neighbour lists of other libraries into the arrays of an `AtomGraph`."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Geometry:
         cell: (B, 3, 3), rows are lattice vectors, in Å.
         pbc: (B, 3) bool.
         batch: (N,) int32.
-        charge: (B,), total charge in e; not iterated over.
-        spin: (B,), multiplicity 2S + 1; not iterated over.
+        charge: (B,), total charge in e; excluded from the iteration.
+        spin: (B,), multiplicity 2S + 1; excluded from the iteration.
     """
 
     positions: Float[np.ndarray, "N 3"]
@@ -58,11 +58,11 @@ class Geometry:
 def geometry_from_ase(atoms: Any, *, dtype: Any = np.float32) -> Geometry:
     """Positions, cells, periodicity, system numbers, charges and spins of ASE atoms.
 
-    Charge and spin follow UMA, ORB and MACE, which read the same entries:
+    ``info["charge"]`` and ``info["spin"]`` have the meaning that FAIRChem (UMA) gives them:
 
-    - charge: ``atoms.info["charge"]``; else the sum of the initial charges, 0 without any.
-    - spin: ``atoms.info["spin"]``, the multiplicity 2S + 1 (1 for a singlet); else |M| + 1
-      rounded, M the sum of the initial magnetic moments in μB, 1 without any.
+    - charge: ``atoms.info["charge"]``; else the sum of the initial charges, which default to 0.
+    - spin: ``atoms.info["spin"]``, the multiplicity 2S + 1 (1 for a singlet); else |M| + 1,
+      rounded, where M is the sum of the initial magnetic moments in μB, which default to 0.
 
     Args:
         atoms: one ``ase.Atoms``, or a sequence of them, one system each.
@@ -109,21 +109,20 @@ def edges_from_pairs(
     capacity: int | None = None,
     dtype: Any = np.float32,
 ) -> EdgeArrays:
-    """The lists ``i, j, S`` of vesin (``quantities="ijS"``) or ``ase.neighborlist``, sorted and
-    padded.
+    """Sorts and pads the lists ``i, j, S`` of vesin (``quantities="ijS"``) or ``ase.neighborlist``.
 
-    Both libraries mean ``r = x_j − x_i + S h``, as here.
+    Both libraries define ``r = x_j − x_i + S h``, as this package does.
 
     Args:
         senders: (n,), i.
         receivers: (n,), j.
         shifts: (n, 3), S.
         n_atoms: number of atoms, N.
-        capacity: slots, at least 2; as many as there are pairs if None.
-        dtype: of the offsets.
+        capacity: number of slots, at least 2; the number of pairs if None.
+        dtype: dtype of the offsets.
 
     Returns:
-        The arrays; ``did_overflow`` is never true.
+        The arrays; ``did_overflow`` is false.
 
     Raises:
         ValueError: shapes disagree, an atom is out of range, or there are more pairs than capacity.
@@ -164,22 +163,21 @@ def edges_from_jax_md(
     *,
     cutoff: float,
 ) -> EdgeArrays:
-    """A jax-md list of one system, with ``S = −round((x_j − x_i) h⁻¹)``, its only image; works
-    inside ``jit``.
+    """Converts a jax-md list of one system, with ``S = −round((x_j − x_i) h⁻¹)``; works in ``jit``.
 
-    jax-md keeps pairs, not images, and knows the nearest image alone. ``did_overflow`` is therefore
-    true when the cutoff exceeds half the distance between two opposite periodic faces, as well as
-    when jax-md's own flag is.
+    jax-md stores pairs without images, and considers the nearest image only. ``did_overflow`` is
+    therefore true if the cutoff exceeds half the distance between two opposite periodic faces. It
+    is also true if jax-md's own flag is.
 
     Args:
         neighbors: ``jax_md.partition.NeighborList``, dense, sparse or ordered sparse.
         positions: (N, 3), real space, in Å.
         cell: (1, 3, 3), rows are lattice vectors, in Å.
         pbc: (1, 3) bool.
-        cutoff: in Å; jax-md's list holds pairs beyond it, up to its ``dr_threshold``.
+        cutoff: in Å. Longer pairs of jax-md's list (up to its ``dr_threshold``) are dropped.
 
     Returns:
-        The arrays, with as many slots as jax-md's list has (twice as many for an ordered one).
+        The arrays, with as many slots as jax-md's list (twice as many for an ordered one).
     """
     positions, cell, pbc = jnp.asarray(positions), jnp.asarray(cell), jnp.asarray(pbc)
     n_atoms = positions.shape[0]

@@ -1,4 +1,4 @@
-"""Does a potential keep what it promises? Each promise is tried on the user's own atoms."""
+"""Checks on given atoms that a potential has the properties that simulations require."""
 
 from __future__ import annotations
 
@@ -22,71 +22,73 @@ _DIRECTIONS = 3
 
 @dataclass(frozen=True)
 class Finding:
-    """One promise and how well it was kept.
+    """Result of one check.
 
     Attributes:
-        promise: what should hold.
-        error: largest deviation, relative to the size of what was compared.
-        tolerance: what rounding and finite differences explain.
-        matters: what goes wrong in a simulation otherwise, and where to look.
+        requirement: the property that was checked.
+        error: largest deviation, relative to the size of the compared values.
+        tolerance: deviation that rounding and finite differences explain.
+        advice: consequence of a failure in a simulation, and likely causes.
     """
 
-    promise: str
+    requirement: str
     error: float
     tolerance: float
-    matters: str
+    advice: str
 
     @property
-    def kept(self) -> bool:
-        """Whether the deviation is within the tolerance; NaN is not."""
+    def passed(self) -> bool:
+        """Whether the deviation is within the tolerance; false for NaN."""
         return self.error <= self.tolerance
 
     def __str__(self) -> str:
-        line = f"{'ok  ' if self.kept else 'FAIL'} {self.promise}: off by {self.error:.1e}"
-        if self.kept:
+        line = f"{'ok  ' if self.passed else 'FAIL'} {self.requirement}: error {self.error:.1e}"
+        if self.passed:
             return line
-        return f"{line}, expected at most {self.tolerance:.1e}\n     {self.matters}"
+        return f"{line}, expected at most {self.tolerance:.1e}\n     {self.advice}"
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check_model` found; `print` it.
+    """Report of `check_model`; readable with `print`.
 
     Attributes:
-        findings: one for each promise tried.
+        findings: one for each check.
     """
 
     findings: tuple[Finding, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether every promise was kept."""
-        return all(finding.kept for finding in self.findings)
+        """Whether every check passed."""
+        return all(finding.passed for finding in self.findings)
 
     @property
     def failures(self) -> tuple[Finding, ...]:
-        """The promises that were broken."""
-        return tuple(finding for finding in self.findings if not finding.kept)
+        """The checks that failed."""
+        return tuple(finding for finding in self.findings if not finding.passed)
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.findings))
 
 
 def check_model(model: TorchMliap, graph: AtomGraph, *, seed: int = 0) -> CheckReport:
-    """Tries on these atoms what simulations rely on; outside `jit`.
+    """Checks on these atoms the properties that simulations require; outside `jit`.
 
-    Gradients are compared with fourth-order differences along random directions, with the edges
-    held fixed; then padding, atoms' order, translations, rotations, atoms' images and batches are
-    changed in ways that must not matter. Double precision sees much smaller faults than single.
+    Compares gradients with fourth-order finite differences along random directions at fixed edges.
+    Then changes padding, the order of atoms, their images, and the batch, and translates and
+    rotates the system: results must not change, except that gradients rotate. float64 detects much
+    smaller errors than float32.
 
     Args:
         model: the potential.
-        graph: real data: atoms that feel each other, none of them at a symmetric site, whose edges
-            end at the model's cutoff. Systems of every kind that the model will meet.
-        seed: of directions, rotations and permutations.
+        graph: realistic data: atoms that interact, none of them at a symmetric site, with all
+            edges up to the model's cutoff. Include systems of every kind that the model will serve.
+        seed: seed of directions, rotations and permutations.
 
     Returns:
-        The report. Failures are findings, not exceptions; a module that cannot be called raises.
+        The report. A failed check is a finding, not an exception. A model that cannot be called
+        raises.
     """
     check_graph(graph)
     model.check_cutoff(graph)
@@ -105,7 +107,7 @@ class _Trial:
         self.batch = np.asarray(batch)
         self.real = (self.batch >= 0) & (self.batch < n_systems)
         eps = float(np.finfo(graph.positions.dtype).eps)
-        # Energies are sums over atoms: what rounding does to them scales with their size.
+        # Energies are sums over atoms: their rounding errors scale with their size.
         self.same = 2e3 * eps
         self.step = eps**0.2 * 0.25
         self.difference = 1e-8 if eps < 1e-10 else 1e-2
@@ -126,8 +128,8 @@ class _Trial:
             "energies and gradients are finite",
             float(bad),
             0.0,
-            "Numbers that are not finite reach every atom within a step. Look for atoms at the "
-            "same place, divisions by zero in systems without edges, and square roots at zero.",
+            "NaN and infinity reach every atom within a step. Look for coincident atoms, divisions "
+            "by zero in systems without edges, and square roots at zero.",
         )
         if bad:
             return
@@ -145,14 +147,14 @@ class _Trial:
         moves = self.random.normal(size=(_DIRECTIONS, *self.graph.positions.shape))
         moves *= self.real[:, None]
         gradients = self.out.position_gradients.astype(float)
-        error = self.along(moves, "positions", np.einsum("nk,dnk->d", gradients, moves))
+        error = self.slope_error(moves, "positions", np.einsum("nk,dnk->d", gradients, moves))
         return Finding(
             "position_gradients are the derivatives of the energy",
             error,
             self.difference,
             "Energy is not conserved and relaxations stall. An error of 2 means that forces were "
-            "returned, which have the opposite sign; else look for a detached tensor or, where the "
-            "list ends, an energy that does not go to zero at the cutoff.",
+            "returned, which have the opposite sign. Otherwise look for a detached tensor, or for "
+            "an energy that does not go to zero at the cutoff.",
         )
 
     def cells(self) -> Finding:
@@ -160,24 +162,24 @@ class _Trial:
         moves *= (np.asarray(self.graph.cell) != 0).any(-1)[:, :, None]
         assert self.out.cell_gradients is not None
         gradients = self.out.cell_gradients.astype(float)
-        error = self.along(moves, "cell", np.einsum("bkl,dbkl->d", gradients, moves))
+        error = self.slope_error(moves, "cell", np.einsum("bkl,dbkl->d", gradients, moves))
         return Finding(
             "cell_gradients are the derivatives by the lattice vectors at fixed positions",
             error,
             self.difference,
-            "Pressures and cell relaxations are wrong. A virial or a stress is something else: "
-            "lattice_gradient_from_virial turns it into this gradient.",
+            "Pressures and cell relaxations are wrong. If the module returns a virial, convert it "
+            "with lattice_gradient_from_virial.",
         )
 
-    def along(self, moves: np.ndarray, field: str, expected: np.ndarray) -> float:
-        """Largest difference between slopes along directions and what gradients say."""
+    def slope_error(self, moves: np.ndarray, field: str, expected: np.ndarray) -> float:
+        """Largest difference between finite differences along directions and the given slopes."""
         start = np.asarray(getattr(self.graph, field), float)
         worst = scale = 0.0
         for move, slope in zip(moves, expected, strict=True):
             found = 0.0
             for k, weight in _STENCIL:
                 moved = self.array(start + k * self.step * move)
-                # Summed as differences from the start: totals may be large.
+                # Subtract the initial energies first: totals may be large.
                 change = self.run(replace(self.graph, **{field: moved})).energy - self.out.energy
                 found += weight * float(change.astype(float).sum()) / self.step
             worst = max(worst, abs(found - float(slope)))
@@ -200,9 +202,9 @@ class _Trial:
             )
             out = self.model.call(padded)
             results.append((out["energy"][:b], out["position_gradients"][masks.rows]))
-        error = max(self.far(x, y) for x, y in zip(*results, strict=True))
+        error = max(self.deviation(x, y) for x, y in zip(*results, strict=True))
         return Finding(
-            "padded atoms and edges change nothing",
+            "padded atoms and edges do not change results",
             error,
             self.same,
             "Results would depend on capacities, which vary during a run. Look for sums or means "
@@ -227,15 +229,15 @@ class _Trial:
         )
         out = self.run(shuffled)
         error = max(
-            self.far(out.energy, self.out.energy),
-            self.far(out.position_gradients, self.out.position_gradients[order]),
+            self.deviation(out.energy, self.out.energy),
+            self.deviation(out.position_gradients, self.out.position_gradients[order]),
         )
         return Finding(
-            "the atoms' order changes nothing",
+            "the order of atoms does not change results",
             error,
             self.same,
-            "Equal atoms would differ by their place in the file. Look for operations along the "
-            "atoms' axis other than sums over edges and systems.",
+            "Results would depend on the order of atoms in the file. Look for operations along "
+            "the atoms' axis other than sums over edges and systems.",
         )
 
     def translation(self) -> Finding:
@@ -243,14 +245,14 @@ class _Trial:
         moved = self.array(np.asarray(self.graph.positions, float) + shift)
         out = self.run(replace(self.graph, positions=moved))
         error = max(
-            self.far(out.energy, self.out.energy),
-            self.far(out.position_gradients, self.out.position_gradients),
+            self.deviation(out.energy, self.out.energy),
+            self.deviation(out.position_gradients, self.out.position_gradients),
         )
         return Finding(
-            "translations change nothing",
+            "translations do not change results",
             error,
             self.same,
-            "Momentum is not conserved. Look for positions that enter other than as differences.",
+            "Momentum is not conserved. Look for positions that are not used as differences.",
         )
 
     def rotation(self) -> Finding:
@@ -263,15 +265,15 @@ class _Trial:
         )
         out = self.run(rotated)
         error = max(
-            self.far(out.energy, self.out.energy),
-            self.far(out.position_gradients, self.out.position_gradients @ q),
+            self.deviation(out.energy, self.out.energy),
+            self.deviation(out.position_gradients, self.out.position_gradients @ q),
         )
         return Finding(
-            "energies stay and gradients turn when atoms and cell are rotated",
+            "rotations do not change energies, and rotate gradients",
             error,
             self.same,
-            "Angular momentum is not conserved, and lattice gradients from virials are wrong, for "
-            "they rest on this. Models that learnt it only from data keep it approximately.",
+            "Angular momentum is not conserved. Lattice gradients from virials are wrong, because "
+            "they assume this invariance. Models that learnt it from data have it approximately.",
         )
 
     def images(self) -> Finding:
@@ -294,16 +296,16 @@ class _Trial:
             )
         )
         error = max(
-            self.far(out.energy, self.out.energy),
-            self.far(out.position_gradients, self.out.position_gradients),
+            self.deviation(out.energy, self.out.energy),
+            self.deviation(out.position_gradients, self.out.position_gradients),
         )
         return Finding(
-            "another image of an atom is the same atom",
+            "periodic images of atoms do not change results",
             error,
             self.same,
-            "Atoms that cross a cell's face would jump in energy. The vector of an edge is "
-            "pos[receiver] - pos[sender] + cell_offsets @ cell: look for swapped ends, columns for "
-            "rows, or positions that are used without offsets.",
+            "The energy would jump when an atom crosses a face of the cell. The vector of an edge "
+            "is pos[receiver] - pos[sender] + cell_offsets @ cell: look for swapped ends, columns "
+            "in place of rows, or positions that are used without offsets.",
         )
 
     def batches(self) -> Finding:
@@ -314,21 +316,21 @@ class _Trial:
         mapped: Any = jax.tree.map(lambda _: False, pair)
         out = self.run(merge_graphs(pair, replace(mapped, positions=True), 2))
         error = max(
-            self.far(out.energy, np.concatenate([self.out.energy, alone.energy])),
-            self.far(
+            self.deviation(out.energy, np.concatenate([self.out.energy, alone.energy])),
+            self.deviation(
                 out.position_gradients,
                 np.concatenate([self.out.position_gradients, alone.position_gradients]),
             ),
         )
         return Finding(
-            "systems of a batch do not feel each other",
+            "systems of a batch do not interact",
             error,
             self.same,
-            "Replicas would be coupled. Look for normalisations over the whole batch and for sums "
-            "that forget the system's number.",
+            "Replicas would be coupled. Look for normalisations over the whole batch, and for sums "
+            "that ignore the system of an atom.",
         )
 
-    def far(self, found: Any, expected: Any) -> float:
+    def deviation(self, found: Any, expected: Any) -> float:
         """Largest difference, relative to the size of energies and forces."""
         found, expected = np.asarray(found, float), np.asarray(expected, float)
         if not np.isfinite(found).all():

@@ -1,4 +1,4 @@
-"""Long runs over a neighbour list: jitted chunks, redone where the list was too small."""
+"""Long runs in jitted chunks; a chunk whose neighbour list was too small is repeated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from torchcall.mliap._neighbors.check import Problem
-from torchcall.mliap._neighbors.neighbor_list import NeighborList, roomier
+from torchcall.mliap._neighbors.neighbor_list import NeighborList, with_larger_bins
 
 State = TypeVar("State")
 Step = Callable[[State, NeighborList], tuple[State, NeighborList]]
@@ -20,10 +20,10 @@ Progress = Callable[[int, State, NeighborList], Any]
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on, with everything up to the last good chunk.
+    """The run cannot continue. Holds the result of the last valid chunk.
 
     Attributes:
-        done: steps done and kept.
+        done: number of valid steps.
         state: state after them.
         neighbors: list after them.
     """
@@ -46,37 +46,35 @@ def run_chunks(
     rebuild_every: int = 10,
     progress: Progress[State] | None = None,
 ) -> tuple[State, NeighborList]:
-    """``step`` applied ``n_steps`` times, in jitted chunks of which only those with a complete list
-    are kept.
+    """Applies ``step`` ``n_steps`` times in jitted chunks; repeats chunks with an incomplete list.
 
-    After each chunk the list's ``did_overflow`` is read. If it is true the chunk's result is thrown
-    away, the list is allocated anew with room for the geometry that it failed at, and the chunk is
-    done again from its start; a skin that a static schedule used up halves ``rebuild_every``
-    instead. Each of the two costs one compilation. A last chunk that is shorter than the others
-    costs one more.
+    After each chunk, reads the list's ``did_overflow``. If it is true, discards the chunk's result,
+    allocates a list with room for the geometry that overflowed, and repeats the chunk from its
+    start. If a static schedule exceeded the skin, halves ``rebuild_every`` instead. Either costs
+    one compilation, as does a last chunk that is shorter than the others.
 
     Args:
         step: ``(state, neighbors) → (state, neighbors)``, traceable; calls
             ``neighbors.update(positions, cell)`` at the new positions and returns the updated list.
-            Shapes and dtypes of ``state`` stay.
+            Shapes and dtypes of ``state`` must not change.
         state: any pytree of arrays.
         neighbors: list of the state's systems.
         n_steps: number of steps.
-        chunk: steps between two looks at the flag.
-        schedule: "when-needed" searches anew under ``lax.cond`` as soon as the skin is used up,
-            which suits CPUs; "static" searches every ``rebuild_every`` steps and nowhere else,
-            which on GPUs never waits for the host.
+        chunk: steps between two checks of ``did_overflow``.
+        schedule: "when-needed" repeats the search under ``lax.cond`` when atoms have moved by more
+            than the skin allows; it suits CPUs. "static" searches every ``rebuild_every`` steps
+            only; on a GPU it never waits for the host.
         rebuild_every: steps between two searches of the static schedule.
-        progress: called after every kept chunk with ``(steps done, state, neighbors)``.
+        progress: called after every valid chunk with ``(steps done, state, neighbors)``.
 
     Returns:
         State and list after ``n_steps``.
 
     Raises:
-        RunError: positions or cell ceased to be finite, or the cell collapsed.
-        ValueError: a count is too small, the schedule is unknown, or a static schedule has no
-            skin to live on.
-        TypeError: a count is no int, or ``step`` does not return ``(state, neighbors)``.
+        RunError: positions or cell became NaN or infinite, or the cell collapsed.
+        ValueError: a count is too small, the schedule is unknown, or a static schedule
+            with ``rebuild_every > 1`` has no skin.
+        TypeError: a count is not an int, or ``step`` does not return ``(state, neighbors)``.
     """
     _check(step, state, neighbors, n_steps, chunk, schedule, rebuild_every)
     every = 0 if schedule == "when-needed" else rebuild_every
@@ -140,18 +138,19 @@ def _finite(neighbors: NeighborList) -> bool:
 
 
 def _grow(failed: NeighborList, start: NeighborList) -> NeighborList:
-    """Room for the geometry that failed and for the one to start again from, held at the latter."""
+    """The list at ``start``'s geometry, with room for that geometry and for the failed one."""
     grown = failed.grow()
     if grown.layout == failed.layout:
-        # The bins of another shape have room, and those of this one will do so again in vain.
-        grown = roomier(failed)
+        # `grow` found room with bins of another shape. With their present shape the chunk would
+        # fail again: enlarge these bins.
+        grown = with_larger_bins(failed)
     while True:
-        held = jax.jit(NeighborList.rebuild)(grown, start.positions, start.cell)
-        problems = int(np.asarray(held.problems))
+        rebuilt = jax.jit(NeighborList.rebuild)(grown, start.positions, start.cell)
+        problems = int(np.asarray(rebuilt.problems))
         if problems == 0:
-            return held
-        # Bins keep their shape here, which the failed geometry needs; only their room grows.
-        grown = roomier(held) if problems == Problem.BINS else held.grow()
+            return rebuilt
+        # The failed geometry needs the shape of these bins: only their capacity grows.
+        grown = with_larger_bins(rebuilt) if problems == Problem.BINS else rebuilt.grow()
 
 
 def _check(

@@ -23,9 +23,9 @@ class Edges:
     """A full directed list of pairs: `r = x_j − x_i + S h`, `|r| < cutoff`; a pytree.
 
     Attributes:
-        indices: (e, 2), sender i and receiver j; edges with an index out of range are ignored.
+        indices: (e, 2), sender i and receiver j; edges with an index outside the atoms are ignored.
         shifts: (e, 1, 3), S, integer-valued, of any dtype.
-        n_edges: (), number of valid edges, which come first; None if they may be anywhere.
+        n_edges: (), number of valid edges, which come first; None if their positions are unknown.
         did_overflow: () bool, whether pairs may be missing; energies and gradients are then NaN.
             None means False.
     """
@@ -53,7 +53,7 @@ def within_cutoffs(
 def compact(
     index: Int[Array, "2 e"], offsets: Array, valid: Bool[Array, " e"]
 ) -> tuple[Int[Array, "2 e"], Array, Int[Array, ""]]:
-    """Moves the valid edges to the front, in order. Returns their number; the rest is arbitrary."""
+    """Moves the valid edges to the front, in order, and counts them. Other slots are arbitrary."""
     count = jnp.sum(valid, dtype=jnp.int32)
 
     def move() -> tuple[Array, Array]:

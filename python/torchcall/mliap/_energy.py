@@ -1,4 +1,4 @@
-"""Energies that JAX differentiates with the gradients that the model returned."""
+"""Energies whose JAX derivatives are the gradients that the model returned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torchcall.mliap._model import TorchMliap
 
 
 class EnergyAndGradients(NamedTuple):
-    """What one evaluation gives, without phantoms and in the caller's order.
+    """Result of one evaluation, without phantoms and in the caller's order.
 
     Attributes:
         energy: (b,), in eV.
@@ -34,31 +34,31 @@ class EnergyAndGradients(NamedTuple):
 def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
     """`E[s]` of each system in eV, with `dE = Σ ∂E/∂r · dr + Σ ∂E/∂h · dh`.
 
-    `jax.grad`, `jax.value_and_grad` and `jax.jvp` in positions and cell take one evaluation of the
-    model and use the gradients that it returned. Under `jax.vmap`, the mapped graphs are merged
-    into one batched graph: one call of the model, however many are mapped.
+    `jax.grad`, `jax.value_and_grad` and `jax.jvp` with respect to positions and cell evaluate the
+    model once and use the gradients that it returned. Under `jax.vmap`, the mapped graphs are
+    merged into one batched graph: the model is called once for all of them.
 
-    Edges are constants: with them fixed, the cell's derivative is that at fixed Cartesian
-    positions. For fixed fractional coordinates let positions depend on the cell, `r = s @ h`.
+    Edges are constants. The derivative by the cell is that at fixed Cartesian positions. For fixed
+    fractional coordinates, make positions a function of the cell, `r = s @ h`.
 
     Args:
         model: the potential.
         graph: positions and cell are differentiable, charge and spin are not.
 
     Returns:
-        (b,), in the positions' dtype. NaN, with NaN gradients, where the graph's neighbour list
-        did overflow or has more edges than slots.
+        (b,), in the positions' dtype. Energies and gradients are NaN if the graph's neighbour list
+        overflowed or has more edges than slots.
 
     Raises:
-        ValueError: a shape is wrong, the neighbour list has another cutoff than the model, a
-            capacity is exceeded, an atom is of an element that the model does not declare, or the
-            cell is differentiated and the model computes no gradients of it.
-        NotImplementedError: the derivative asked for is of second order, or in charge or spin.
+        ValueError: a shape is wrong, the neighbour list's cutoff differs from the model's, a
+            capacity is exceeded, the model does not declare the element of an atom, or the cell
+            is differentiated and the model computes no cell gradients.
+        NotImplementedError: second derivatives, or derivatives by charge or spin, are requested.
     """
     check_graph(graph)
     model.check_cutoff(graph)
     model.check_species(graph)
-    # Offsets are integers: constant wherever they are differentiable.
+    # Offsets are integers: their derivative is zero.
     offsets = jax.lax.stop_gradient(graph.cell_offsets)
     return _energy(jax.lax.stop_gradient(model), replace(graph, cell_offsets=offsets))
 
@@ -68,7 +68,7 @@ def energy_and_gradients(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradie
 
     Args:
         model: the potential.
-        graph: the atoms and their edges. Nothing is differentiable here; `energy` is.
+        graph: the atoms and their edges. This function is not differentiable; `energy` is.
 
     Returns:
         Energies in eV, gradients in eV/Å, in the positions' dtype. Under `jax.vmap` the mapped
@@ -100,40 +100,40 @@ def _energy_jvp(
 _energy.defjvp(_energy_jvp, symbolic_zeros=True)
 
 
-def energy_tangent(out: EnergyAndGradients, graph: AtomGraph, moves: Any) -> Array:
+def energy_tangent(out: EnergyAndGradients, graph: AtomGraph, tangents: Any) -> Array:
     """`Σ ∂E/∂r · dr + Σ ∂E/∂h · dh` of each system.
 
     Args:
         out: gradients at the graph.
         graph: the atoms.
-        moves: the graph's tangents, `SymbolicZero` or None where there is none.
+        tangents: the graph's tangents; `SymbolicZero` or None where there is none.
 
     Raises:
-        ValueError: the cell moves and there are no gradients of it.
-        NotImplementedError: charge or spin moves.
+        ValueError: the cell has a tangent and the model computes no cell gradients.
+        NotImplementedError: charge or spin has a tangent.
     """
     for name in ("charge", "spin"):
-        if moving(getattr(moves, name)):
+        if has_tangent(getattr(tangents, name)):
             raise NotImplementedError(
                 f"torchcall: energy: differentiation in graph.{name} is not supported: models "
-                "return gradients of positions and cell; use jax.lax.stop_gradient on it"
+                "return gradients by positions and cell; apply jax.lax.stop_gradient to it"
             )
     change = jnp.zeros_like(out.energy)
-    if moving(moves.positions):
-        per_atom = jnp.sum(out.position_gradients * moves.positions, axis=-1)
+    if has_tangent(tangents.positions):
+        per_atom = jnp.sum(out.position_gradients * tangents.positions, axis=-1)
         change = change + _sum_by_system(per_atom, graph)
-    if moving(moves.cell):
+    if has_tangent(tangents.cell):
         if out.cell_gradients is None:
             raise ValueError(
                 "torchcall: energy: graph.cell: expected a model with "
                 "compute_cell_gradients=True to differentiate in the cell, got one without"
             )
-        change = change + jnp.sum(out.cell_gradients * moves.cell, axis=(-2, -1))
+        change = change + jnp.sum(out.cell_gradients * tangents.cell, axis=(-2, -1))
     return change
 
 
-def moving(tangent: Any) -> bool:
-    """Whether there is a tangent."""
+def has_tangent(tangent: Any) -> bool:
+    """Whether a tangent is given and not a symbolic zero."""
     return tangent is not None and not isinstance(tangent, SymbolicZero)
 
 
@@ -157,7 +157,7 @@ def _guarded(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
 def nan_where(
     flag: Bool[Array, ""], graph: AtomGraph, out: EnergyAndGradients
 ) -> EnergyAndGradients:
-    """NaN for all real systems and atoms where the flag is set; padded atoms keep their zeros.
+    """NaN for all real systems and atoms if the flag is set; zero for padded atoms.
 
     Gradients are NaN too: `jnp.where(flag, nan, energy)` alone would have gradients of zero.
     """
@@ -179,21 +179,20 @@ def _guarded_jvp(primals: Any, tangents: Any) -> Any:
 
 
 def refuse_second_derivatives() -> NoReturn:
-    """The error of whoever differentiates what a model returned as gradients."""
+    """Raises the error for a derivative of the gradients that a model returned."""
     raise NotImplementedError(
         "torchcall: second derivatives are not supported: a model returns energies and their first "
-        "gradients. Differentiate `energy`, once; where gradients enter a function that is "
-        "differentiated (a trajectory, a Hessian), take them through jax.lax.stop_gradient or use "
-        "finite differences"
+        "gradients. Differentiate `energy` once. Where gradients enter a differentiated function "
+        "(a trajectory, a Hessian), apply jax.lax.stop_gradient to them or use finite differences"
     )
 
 
 @custom_vmap
 def evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
-    """One evaluation, in the caller's order; every way to the model leads through here."""
+    """Evaluates the model once, in the caller's order. All evaluations pass through here."""
     n_systems = graph.cell.shape[0]
     atoms, edges, systems = model.capacity or (None, None, None)
-    # An element that the model knows, should there be no atoms at all.
+    # Phantom atoms need an element that the model declares, even if the graph has no atoms.
     element = (model.species or (1,))[0]
     padded, masks = pad_with(
         graph, element, cutoff=model.cutoff, n_atoms=atoms, n_edges=edges, n_systems=systems
@@ -212,7 +211,7 @@ def evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
 def _evaluate_merged(
     axis_size: int, in_batched: list[Any], model: TorchMliap, graph: AtomGraph
 ) -> tuple[EnergyAndGradients, EnergyAndGradients]:
-    # One cutoff serves all systems; more than one only matter for the phantom's size.
+    # Cutoffs by system only set the phantom's size, so the largest serves the merged graph.
     data = jnp.max(model.cutoff.data, keepdims=True).reshape(1)
     model = replace(model, cutoff=replace(model.cutoff, keys=model.cutoff.keys[:1], data=data))
     out = evaluation(model, merge_graphs(graph, in_batched[1], axis_size))

@@ -1,4 +1,4 @@
-"""Atoms with their edges, and their padding into what a module receives."""
+"""Atoms with their edges, and their padding to the input of a module."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from torchcall.mliap._table import Table
 class AtomGraph:
     """n atoms in b systems with e edge slots: `r = x_j − x_i + S h`, `|r| < cutoff`; a pytree.
 
-    Atoms may come in any order. Those whose `batch` is outside `[0, b)` are padding: they
-    contribute nothing, and edges that touch them are ignored.
+    Atoms may be in any order. Those whose `batch` is outside `[0, b)` are padding: they contribute
+    nothing, and their edges are ignored.
 
     Attributes:
         positions: (n, 3), float32 or float64, in Å, wrapped or not.
@@ -54,9 +54,10 @@ class AtomGraph:
             are NaN if it is outside [0, e].
         charge: (b,), in e; 0 if None.
         spin: (b,), as the model counts it, often the multiplicity 2S + 1; 0 if None.
-        list_cutoff: in Å, static; that of the list which the edges came from, None if unknown.
+        list_cutoff: in Å, static; cutoff of the neighbour list that gave the edges, None if
+            unknown.
         did_overflow: () bool, whether a pair may be missing; energies and gradients are then NaN.
-            None counts as False.
+            None means False.
     """
 
     positions: Float[Array, "n 3"]
@@ -86,15 +87,15 @@ class AtomGraph:
         """The graph of a neighbour list that was updated at these positions and cells.
 
         Args:
-            neighbors: the list. If it did overflow, energies and gradients are NaN.
-            positions: (n, 3), in Å; what energies are differentiable in.
-            cell: (b, 3, 3), in Å; likewise.
+            neighbors: the list. If it overflowed, energies and gradients are NaN.
+            positions: (n, 3), in Å; energies are differentiable by them.
+            cell: (b, 3, 3), in Å; energies are differentiable by it.
             atomic_numbers: (n,).
             charge: (b,), in e.
             spin: (b,), as the model counts it.
 
         Returns:
-            The graph, which remembers the list's cutoff.
+            The graph, with the list's cutoff.
         """
         return cls(
             positions=positions,
@@ -104,7 +105,7 @@ class AtomGraph:
             batch=neighbors.batch,
             edge_index=neighbors.edge_index,
             cell_offsets=neighbors.cell_offsets,
-            # An overflowed list counts the edges that it has no room for.
+            # The count of an overflowed list includes the edges that did not fit.
             n_edges=jnp.minimum(neighbors.n_edges, neighbors.edge_index.shape[1]),
             charge=charge,
             spin=spin,
@@ -114,16 +115,16 @@ class AtomGraph:
 
 
 class PaddingMasks(NamedTuple):
-    """What is real in a padded graph, and where the caller's atoms are.
+    """Which entries of a padded graph are real, and the rows of the caller's atoms.
 
     Attributes:
         atoms: (N,) bool; true for the first `n_atoms`.
         edges: (E,) bool.
         systems: (B,) bool; true for the first b.
         rows: (n,) int32, row of each of the caller's atoms: `padded["pos"][rows]` has their order.
-            Rows of atoms that were padding already are `n_atoms` or more.
-        n_atoms: () int32, number of real atoms, which is the row of the first phantom atom.
-        n_edges: () int32, length of the prefix that holds all valid edges.
+            Rows of the caller's padding atoms are `n_atoms` or more.
+        n_atoms: () int32, number of real atoms, and row of the first phantom atom.
+        n_edges: () int32, length of the prefix that contains all valid edges.
     """
 
     atoms: Bool[Array, " N"]
@@ -142,28 +143,29 @@ def pad_graph(
     n_edges: int | None = None,
     n_systems: int | None = None,
 ) -> tuple[AtomGraphInput, PaddingMasks]:
-    """The graph in the order and with the phantoms that modules rely on; works inside `jit`.
+    """Sorts the graph by system and adds the phantoms that modules require; works inside `jit`.
 
     Real atoms come first, by system and otherwise in the caller's order, then phantom atoms; real
     systems, then phantom ones; valid edges first. The phantom system is a periodic cube of side
     2 × cutoff. Its atoms are at the origin and have the atomic number of the first real atom (1 if
-    there is none). Phantom systems have the charge and spin of the first real system, so that
-    models can look them up in tables. Unused edge slots are `(p, p)` with offset `(1, 0, 0)`, p the
-    first phantom atom: finite, in range and beyond the cutoff.
+    there is none). Phantom systems have the charge and spin of the first real system: models may
+    use these as indices into tables. Unused edge slots are `(p, p)` with offset `(1, 0, 0)`, where
+    p is the first phantom atom: finite, in range and beyond the cutoff.
 
     Args:
         graph: the atoms and their edges.
-        cutoff: the model's, in Å; of several, the largest counts.
-        n_atoms: rows for atoms, N ≥ n + 1; as few as possible if None.
-        n_edges: slots for edges, E ≥ e; likewise.
-        n_systems: rows for systems, B ≥ b + 1; likewise. All axes have at least 2 entries.
+        cutoff: the model's, in Å; if there are several, the largest.
+        n_atoms: rows for atoms, N ≥ n + 1; the smallest number if None.
+        n_edges: slots for edges, E ≥ e; the smallest number if None.
+        n_systems: rows for systems, B ≥ b + 1; the smallest number if None.
+            All axes have at least 2 entries.
 
     Returns:
         The module's input, floats in the positions' dtype, and the masks.
 
     Raises:
-        ValueError: a shape is wrong, a capacity too small, or `n_edges` is known and outside
-            [0, e]; the message names it. An unknown `n_edges` is clamped.
+        ValueError: a shape is wrong, a capacity is too small, or `n_edges` is concrete and outside
+            [0, e]; the message names it. A traced `n_edges` is clamped.
         TypeError: positions are not float32 or float64.
     """
     return pad_with(graph, 1, cutoff=cutoff, n_atoms=n_atoms, n_edges=n_edges, n_systems=n_systems)
@@ -178,7 +180,7 @@ def pad_with(
     n_edges: int | None = None,
     n_systems: int | None = None,
 ) -> tuple[AtomGraphInput, PaddingMasks]:
-    """`pad_graph`; where there are no real atoms, phantoms have the atomic number `element`."""
+    """`pad_graph`, where `element` is the atomic number of phantoms if there are no real atoms."""
     n, b, e = check_graph(graph)
     sizes = (
         _capacity("n_atoms", n_atoms, n + 1, f"{n} atoms and one phantom"),
@@ -190,10 +192,10 @@ def pad_with(
 
 
 def lacks_edges(graph: AtomGraph) -> Bool[Array, ""] | None:
-    """Whether a pair may be missing: the list did overflow, or counts more edges than slots.
+    """Whether a pair may be missing: the list overflowed, or has more edges than slots.
 
     Returns:
-        () bool, or None where neither can be.
+        () bool, or None if neither is possible.
     """
     if graph.n_edges is None:
         return graph.did_overflow
@@ -205,8 +207,8 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
     """Numbers of atoms, systems and edge slots.
 
     Raises:
-        ValueError, TypeError: naming the field whose shape or dtype is wrong, or `n_edges` if it is
-            known and outside [0, e].
+        ValueError, TypeError: the message names the field whose shape or dtype is wrong, or
+            `n_edges` if it is concrete and outside [0, e].
     """
     n, b = _first_axis(graph, "positions"), _first_axis(graph, "cell")
     e = np.shape(graph.edge_index)[-1] if np.ndim(graph.edge_index) else 0
@@ -247,7 +249,7 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
         if not 0 <= count <= e:
             raise ValueError(
                 f"torchcall: graph.n_edges: expected 0 to {e}, the number of edge slots, got "
-                f"{count}; a neighbour list that did overflow has to grow"
+                f"{count}; if the neighbour list overflowed, call its grow()"
             )
     return n, b, e
 
@@ -292,7 +294,7 @@ def _pad(
 
     p = jnp.sum(ordered.system < b, dtype=jnp.int32)
     real = lax.iota(jnp.int32, atoms) < p
-    # p is the number of the first phantom atom, and of every unused edge's ends.
+    # p is the row of the first phantom atom; unused edges join it to itself.
     kind = ordered.numbers.dtype
     none = jnp.asarray(element, kind)
     first = jnp.where(p > 0, ordered.numbers[0], none) if n else none
@@ -331,12 +333,12 @@ def _in_order(graph: AtomGraph) -> _Ordered:
         return _Ordered(graph.positions, numbers, system, row, index)
     system = jnp.where((graph.batch >= 0) & (graph.batch < b), graph.batch, b)
 
-    def as_it_is() -> _Ordered:
+    def unchanged() -> _Ordered:
         return _Ordered(graph.positions, numbers, system, row, index)
 
     def sort() -> _Ordered:
         _, order = lax.sort((system, row), num_keys=2)
-        # By scatter: XLA:GPU has miscompiled the argsort of a permutation.
+        # Inverted by scatter: XLA:GPU has miscompiled the argsort of a permutation.
         rows = jnp.zeros_like(row).at[order].set(row, unique_indices=True)
         # Indices out of range stay out of range.
         known = (index >= 0) & (index < n)
@@ -344,9 +346,9 @@ def _in_order(graph: AtomGraph) -> _Ordered:
         return _Ordered(graph.positions[order], numbers[order], system[order], rows, moved)
 
     def sort_if_needed() -> _Ordered:
-        return lax.cond(jnp.all(system[1:] >= system[:-1]), as_it_is, sort)
+        return lax.cond(jnp.all(system[1:] >= system[:-1]), unchanged, sort)
 
-    # Elsewhere a condition would make the device wait for the host.
+    # On a GPU, a condition would synchronise with the host.
     return lax.platform_dependent(cpu=sort_if_needed, default=sort)
 
 
@@ -355,7 +357,7 @@ def _lengthen(values: Array, length: int) -> Array:
 
 
 def _of_systems(values: Array | None, n_systems: int, dtype: Any) -> Array:
-    """Values of the systems, and those of the first one for phantom systems; 0 without any."""
+    """Values of the systems; phantom systems have the value of the first one, or 0."""
     if values is None or values.shape[0] == 0:
         return jnp.zeros(n_systems, dtype)
     values = values.astype(dtype)

@@ -1,4 +1,4 @@
-"""What a machine-learned potential receives: the `AtomGraphInput`, and what it returns."""
+"""Input of a machine-learned potential, `AtomGraphInput`, and the form of its outputs."""
 
 from typing import TypedDict
 
@@ -33,14 +33,14 @@ class AtomGraphInput(TypedDict):
     charge: Float[Array, " B"]
     """Total charge of each system, in e."""
     spin: Float[Array, " B"]
-    """Spin of each system, as its model counts it."""
+    """Spin of each system, in the convention of the model."""
 
 
 def input_dtypes() -> dict[str, torch.dtype | None]:
-    """The torch dtype that each key of an `AtomGraphInput` is cast to; None leaves it as it is.
+    """The torch dtype that each key of an `AtomGraphInput` is cast to; None means no cast.
 
-    JAX without x64 cannot hold the int64 indices that models want. Serves as the `input_spec` of a
-    `torchcall.TorchModuleWrapper` whose only argument is an `AtomGraphInput`:
+    Models expect int64 indices, which JAX without x64 does not have. For a
+    `torchcall.TorchModuleWrapper` whose only argument is an `AtomGraphInput`, pass
     `input_spec=((input_dtypes(),), {})`.
     """
     index = {"atomic_numbers", "edge_index", "batch"}
@@ -50,7 +50,7 @@ def input_dtypes() -> dict[str, torch.dtype | None]:
 def output_specs(
     graph: AtomGraphInput, *, compute_cell_gradients: bool = False
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes of what a module that obeys `TorchMliapForward` returns for `graph`."""
+    """Shapes and dtypes of the outputs of a `TorchMliapForward` module for `graph`."""
     n_atoms, n_systems, dtype = graph["pos"].shape[0], graph["cell"].shape[0], graph["pos"].dtype
     specs = {
         "energy": jax.ShapeDtypeStruct((n_systems,), dtype),

@@ -1,7 +1,7 @@
-"""From a model's virial to lattice gradients, stress and pressure, in JAX.
+"""Lattice gradients, stress and pressure from a model's virial, in JAX.
 
-The twins of `_lattice_torch`: same formulas, same results. They trace under `jit`, `vmap` and
-`grad`, in any precision and with x64 on or off.
+Same formulas and results as `_lattice_torch`. The functions trace under `jit`, `vmap` and `grad`,
+in any precision and with x64 on or off.
 
 Conventions: Å, eV, eV/Å. Rows of `cell` (h) are lattice vectors, `r = frac @ h`. A strain ε acts as
 `r → r + r @ ε`, `h → h + h @ ε`.
@@ -29,8 +29,8 @@ def lattice_gradient_from_virial_jax(
     neither of its terms is, and the symmetric virial determines ∂E/∂h exactly.
 
     The energy is invariant under translations too: the forces of a system sum to zero. So r_b is
-    taken from the mean position of the system, which keeps full precision far from the origin. A
-    net force is ignored.
+    measured from the mean position of the system, which preserves precision far from the origin.
+    A net force is ignored.
 
     Open axes get rows of zeros, which is exact for slabs, wires and molecules. An axis is open if
     `pbc` is false there, whatever its lattice vector is, or if its vector is exactly zero.
@@ -73,8 +73,8 @@ def virial_from_lattice_gradient_jax(
     """`virial[s] = ½ (G + Gᵀ)`, `G = hᵀ ∂E/∂h[s] − Σ_{b∈s} r_b ⊗ F_b`.
 
     The inverse of `lattice_gradient_from_virial_jax` for energies that are invariant under
-    rotations; for others it returns the symmetric part, the derivative by symmetric strains. As
-    there, r_b is taken from the mean position of the system, and a net force is ignored.
+    rotations; for others it returns the symmetric part, the derivative by symmetric strains. Here
+    too, r_b is measured from the mean position of the system, and a net force is ignored.
 
     Args:
         forces: −∂E/∂r in eV/Å.
@@ -82,7 +82,8 @@ def virial_from_lattice_gradient_jax(
         batch: System of each atom; atoms of systems outside `[0, B)` are ignored.
         cell: In Å, rows are lattice vectors; any of them may be zero.
         cell_gradients: ∂E/∂h in eV/Å at fixed Cartesian positions.
-        pbc: As there. Rows of open axes, in cell and gradients, are ignored.
+        pbc: Periodicity along each lattice vector. Rows of open axes are ignored, in cell and
+            gradients.
 
     Returns:
         +dE/dε in eV, symmetric, in the highest precision among the arguments.
@@ -114,14 +115,14 @@ def stress_from_virial_jax(
         virial: +dE/dε in eV.
         cell: In Å, rows are lattice vectors.
         convention: "ase": positive where the system pulls inwards. "kups": the opposite sign.
-        pbc: Open axes count with a length of 1 Å, whatever their lattice vectors are: V is the area
-            of a slab, or the period of a wire, in Å and its powers. Without it, V is the volume of
-            the cell as it is, vacuum included.
+        pbc: Open axes have a length of 1 Å, independent of their lattice vectors: V is the area of
+            a slab in Å², or the period of a wire in Å. Without pbc, V is the volume of the whole
+            cell, vacuum included.
 
     Returns:
-        In eV/Å³, in the highest precision among the arguments. A system without a volume has no
-        stress: NaN where a lattice vector that counts is zero, or they are linearly dependent, or
-        no axis is periodic.
+        In eV/Å³, in the highest precision among the arguments. NaN for a system
+        without a volume: the lattice vectors that are used are zero or linearly dependent, or no
+        axis is periodic.
 
     Raises:
         ValueError: If a shape is not as above, or the convention is unknown.
@@ -150,12 +151,12 @@ def pressure_from_stress_jax(
 
     Args:
         stress: In eV/Å³.
-        pbc: NaN for a system without a periodic axis.
+        pbc: Periodicity. The pressure is NaN for a system without a periodic axis.
         convention: That of `stress`, "ase" or "kups".
 
     Returns:
-        In eV/Å³ (1 eV/Å³ = 160.21766208 GPa), positive under compression. The static part only: a
-        system in motion adds N k_B T / V.
+        In eV/Å³ (1 eV/Å³ = 160.21766208 GPa), positive under compression. The static part only:
+        moving atoms add N k_B T / V.
 
     Raises:
         ValueError: If the shape is not as above, or the convention is unknown.
@@ -169,7 +170,7 @@ def pressure_from_stress_jax(
 
 
 def _precisions(*arrays: Array) -> tuple[Any, Any]:
-    """The highest dtype among the arrays, and the one to compute in: at least single precision."""
+    """The highest dtype among the arrays, and the dtype to compute in: at least float32."""
     with jax.numpy_dtype_promotion("standard"):
         highest = jnp.result_type(*(array.dtype for array in arrays))
         return highest, jnp.promote_types(highest, jnp.float32)
@@ -183,7 +184,7 @@ def _force_moment(
 ) -> Float[Array, "B 3 3"]:
     """`Σ_{b∈s} r_b ⊗ F_b` about the mean position of each system.
 
-    A scatter-add drops what is out of range.
+    A scatter-add drops atoms whose system is out of range.
     """
     count = jax.ops.segment_sum(jnp.ones_like(positions[:, :1]), batch, n_systems)
     mean = jax.ops.segment_sum(positions, batch, n_systems) / jnp.maximum(count, 1)
@@ -192,7 +193,7 @@ def _force_moment(
 
 
 def _matmul3(a: Float[Array, "B 3 3"], b: Float[Array, "B 3 3"]) -> Float[Array, "B 3 3"]:
-    """`a @ b`, out of reach of reduced-precision matrix units."""
+    """`a @ b`, without matrix units, which may reduce the precision."""
     return (a[..., None] * b[:, None]).sum(2)
 
 
@@ -208,7 +209,7 @@ def _determinant(cell: Float[Array, "B 3 3"], crosses: Float[Array, "B 3 3"]) ->
 def _tolerance(cell: Float[Array, "B 3 3"]) -> float:
     """The sine product |det h| / (|a||b||c|) below which a cell counts as flat.
 
-    By the precision that the cell comes in: rounding lifts flat single-precision cells to 1e-7.
+    Depends on the precision of the given cell: rounding gives flat float32 cells about 1e-7.
     """
     return 1e-12 if cell.dtype == jnp.float64 else 1e-6
 
@@ -222,13 +223,13 @@ def _is_singular(
 
 
 def _unit(vectors: Float[Array, "*n 3"]) -> Float[Array, "*n 3"]:
-    """Unit vectors; zero vectors stay."""
+    """Unit vectors; zero vectors are returned unchanged."""
     square = (vectors * vectors).sum(-1, keepdims=True)
     return vectors / jnp.sqrt(jnp.where(square > 0, square, 1.0))
 
 
 def _open_axes(cell: Float[Array, "B 3 3"], pbc: Bool[Array, "B 3"] | None) -> Bool[Array, "B 3"]:
-    """Axes without periodicity; those with a zero lattice vector have none."""
+    """Open axes: those without periodicity or with a zero lattice vector."""
     zero = (cell == 0).all(-1)
     if pbc is None:
         return zero
@@ -248,12 +249,12 @@ def _completed(cell: Float[Array, "B 3 3"], is_open: Bool[Array, "B 3"]) -> Floa
     n_open = is_open.sum(-1, keepdims=True)
     identity = jnp.eye(3, dtype=cell.dtype)
     h = jnp.where((n_open == 3)[..., None], identity, cell)
-    # One vector: the next row becomes perpendicular to it, by way of the axis farthest from it.
+    # One vector: the next row becomes its cross product with the axis farthest from it.
     only = cell.sum(1)
     normal = _unit(jnp.cross(only, identity[jnp.abs(only).argmin(-1)]))
     after = jnp.roll(~is_open, 1, axis=1) & (n_open == 2)
     h = jnp.where(after[..., None], normal[:, None], h)
-    # Two vectors: the third row becomes their normal; parallel ones leave zeros, hence det = 0.
+    # Two vectors: the third row becomes their normal. If they are parallel, it is 0 and det = 0.
     missing = is_open & ~after & (n_open < 3)
     return jnp.where(missing[..., None], _unit(_crosses(h)), h)
 

@@ -1,8 +1,8 @@
-"""From a model's virial to lattice gradients, stress and pressure, in torch.
+"""Lattice gradients, stress and pressure from a model's virial, in torch.
 
-Every function can be scripted, exported, and captured into a CUDA graph: plain tensor annotations,
-no `torch.linalg` (it raises on singular matrices and waits for the device), no value read on the
-host. `_lattice_jax` holds the twins.
+Every function can be scripted, exported, and captured into a CUDA graph: annotations are plain
+tensors, `torch.linalg` is not used (it raises on singular matrices and waits for the device), and
+the host reads no value. `_lattice_jax` has the same functions in JAX.
 
 Conventions: Å, eV, eV/Å. Rows of `cell` (h) are lattice vectors, `r = frac @ h`. A strain ε acts as
 `r → r + r @ ε`, `h → h + h @ ε`.
@@ -27,8 +27,8 @@ def lattice_gradient_from_virial(
     `hᵀ ∂E/∂h` would not.
 
     The energy is invariant under translations too: the forces of a system sum to zero. So r_b is
-    taken from the mean position of the system, which keeps full precision far from the origin. A
-    net force is ignored.
+    measured from the mean position of the system, which preserves precision far from the origin.
+    A net force is ignored.
 
     Open axes get rows of zeros, which is exact for slabs, wires and molecules. An axis is open if
     `pbc` is false there, whatever its lattice vector is, or if its vector is exactly zero.
@@ -71,8 +71,8 @@ def virial_from_lattice_gradient(
     """`virial[s] = ½ (G + Gᵀ)`, `G = hᵀ ∂E/∂h[s] − Σ_{b∈s} r_b ⊗ F_b`.
 
     The inverse of `lattice_gradient_from_virial` for energies that are invariant under rotations;
-    for others it returns the symmetric part, the derivative by symmetric strains. As there, r_b is
-    taken from the mean position of the system, and a net force is ignored.
+    for others it returns the symmetric part, the derivative by symmetric strains. Here too, r_b is
+    measured from the mean position of the system, and a net force is ignored.
 
     Args:
         forces: `(N, 3)`, −∂E/∂r in eV/Å.
@@ -80,7 +80,8 @@ def virial_from_lattice_gradient(
         batch: `(N,)`, integer, system of each atom.
         cell: `(B, 3, 3)` in Å, rows are lattice vectors; any of them may be zero.
         cell_gradients: `(B, 3, 3)`, ∂E/∂h in eV/Å at fixed Cartesian positions.
-        pbc: `(B, 3)` bool, as there. Rows of open axes, in cell and gradients, are ignored.
+        pbc: `(B, 3)` bool, periodicity along each lattice vector. Rows of open axes are ignored, in
+            cell and gradients.
 
     Returns:
         `(B, 3, 3)`, +dE/dε in eV, symmetric, in the highest precision among the arguments.
@@ -112,14 +113,14 @@ def stress_from_virial(
         virial: `(B, 3, 3)`, +dE/dε in eV.
         cell: `(B, 3, 3)` in Å, rows are lattice vectors.
         convention: "ase": positive where the system pulls inwards. "kups": the opposite sign.
-        pbc: `(B, 3)` bool. Open axes count with a length of 1 Å, whatever their lattice vectors
-            are: V is the area of a slab, or the period of a wire, in Å and its powers. Without it,
-            V is the volume of the cell as it is, vacuum included.
+        pbc: `(B, 3)` bool. Open axes have a length of 1 Å, independent of their lattice vectors: V
+            is the area of a slab in Å², or the period of a wire in Å. Without pbc, V is the volume
+            of the whole cell, vacuum included.
 
     Returns:
-        `(B, 3, 3)` in eV/Å³, in the highest precision among the arguments. A system without a
-        volume has no stress: NaN where a lattice vector that counts is zero, or they are linearly
-        dependent, or no axis is periodic.
+        `(B, 3, 3)` in eV/Å³, in the highest precision among the arguments. NaN for a system
+        without a volume: the lattice vectors that are used are zero or linearly dependent, or no
+        axis is periodic.
 
     Raises:
         ValueError: If a shape is not as above, or the convention is unknown.
@@ -152,12 +153,12 @@ def pressure_from_stress(
 
     Args:
         stress: `(B, 3, 3)` in eV/Å³.
-        pbc: `(B, 3)` bool; NaN for a system without a periodic axis.
+        pbc: `(B, 3)` bool. The pressure is NaN for a system without a periodic axis.
         convention: That of `stress`, "ase" or "kups".
 
     Returns:
         `(B,)` in eV/Å³ (1 eV/Å³ = 160.21766208 GPa), positive under compression. The static part
-        only: a system in motion adds N k_B T / V.
+        only: moving atoms add N k_B T / V.
 
     Raises:
         ValueError: If the shape is not as above, or the convention is unknown.
@@ -195,12 +196,12 @@ def _force_moment(
 
 
 def _matmul3(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """`a @ b` of `(B, 3, 3)` matrices, out of reach of reduced-precision matrix units."""
+    """`a @ b` of `(B, 3, 3)` matrices, without matrix units, which may reduce the precision."""
     return (a.unsqueeze(-1) * b.unsqueeze(1)).sum(2)
 
 
 def _cross(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    # torch.cross is torch.linalg.cross underneath.
+    # torch.cross calls torch.linalg.cross.
     return a.roll([-1], [-1]) * b.roll([-2], [-1]) - a.roll([-2], [-1]) * b.roll([-1], [-1])
 
 
@@ -216,7 +217,7 @@ def _determinant(cell: torch.Tensor, crosses: torch.Tensor) -> torch.Tensor:
 def _tolerance(cell: torch.Tensor) -> float:
     """The sine product |det h| / (|a||b||c|) below which a cell counts as flat.
 
-    By the precision that the cell comes in: rounding lifts flat single-precision cells to 1e-7.
+    Depends on the precision of the given cell: rounding gives flat float32 cells about 1e-7.
     """
     return 1e-12 if cell.dtype == torch.float64 else 1e-6
 
@@ -233,13 +234,13 @@ def _nan_where(systems: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    """Unit vectors; zero vectors stay."""
+    """Unit vectors; zero vectors are returned unchanged."""
     square = (vectors * vectors).sum(-1, keepdim=True)
     return vectors / torch.where(square > 0, square, torch.ones_like(square)).sqrt()
 
 
 def _open_axes(cell: torch.Tensor, pbc: torch.Tensor | None) -> torch.Tensor:
-    """Axes without periodicity, `(B, 3)`; those with a zero lattice vector have none."""
+    """Open axes, `(B, 3)`: those without periodicity or with a zero lattice vector."""
     zero = (cell == 0).all(-1)
     if pbc is None:
         return zero
@@ -257,12 +258,12 @@ def _completed(cell: torch.Tensor, is_open: torch.Tensor) -> torch.Tensor:
     n_open = is_open.sum(-1).unsqueeze(-1)
     identity = torch.eye(3, dtype=cell.dtype, device=cell.device)
     h = torch.where((n_open == 3).unsqueeze(-1), identity, cell)
-    # One vector: the next row becomes perpendicular to it, by way of the axis farthest from it.
+    # One vector: the next row becomes its cross product with the axis farthest from it.
     only = cell.sum(1)
     normal = _unit(_cross(only, identity.index_select(0, only.abs().argmin(-1))))
     after = is_open.logical_not().roll([1], [1]) & (n_open == 2)
     h = torch.where(after.unsqueeze(-1), normal.unsqueeze(1), h)
-    # Two vectors: the third row becomes their normal; parallel ones leave zeros, hence det = 0.
+    # Two vectors: the third row becomes their normal. If they are parallel, it is 0 and det = 0.
     missing = is_open & after.logical_not() & (n_open < 3)
     return torch.where(missing.unsqueeze(-1), _unit(_crosses(h)), h)
 

@@ -1,4 +1,4 @@
-"""Mapped graphs as one batched graph: their atoms, systems and edges, one after another."""
+"""Concatenates the graphs of a `vmap` into one batched graph."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def merge_graphs(graph: AtomGraph, mapped: AtomGraph, count: int) -> AtomGraph:
     becomes `k b + s`.
 
     Args:
-        graph: fields with a leading axis of length `count` where `mapped` says so.
+        graph: fields with a leading axis of length `count` where `mapped` is true.
         mapped: a bool for each field.
         count: number of graphs.
 
     Returns:
-        The graph of all atoms, its valid edges a prefix again.
+        The graph of all atoms. Its valid edges come first.
     """
 
     def spread(value: Array, is_mapped: bool) -> Array:
@@ -39,7 +39,7 @@ def _merge(graph: AtomGraph) -> AtomGraph:
     if graph.batch is None:
         batch = jnp.broadcast_to(copy, (count, n))
     else:
-        # Padding of one graph must not become an atom of the next.
+        # A padding atom of one graph must not join the next graph's first system.
         real = (graph.batch >= 0) & (graph.batch < b)
         batch = jnp.where(real, graph.batch + (copy * b).astype(graph.batch.dtype), count * b)
     shift = (copy * n).astype(graph.edge_index.dtype)[:, None]
@@ -71,12 +71,12 @@ def _merge(graph: AtomGraph) -> AtomGraph:
 
 
 def _join(values: Array, lengths: Int[Array, " R"], axis: int) -> Array:
-    """The first `lengths[k]` entries of each part k, one after another; what follows is arbitrary.
+    """Concatenates the first `lengths[k]` entries of each part k; the entries after are arbitrary.
 
     Args:
         values: parts along `axis`, their entries along the next one.
-        lengths: of the parts.
-        axis: of the parts.
+        lengths: valid entries of each part.
+        axis: axis of the parts.
     """
     parts, slots = values.shape[axis : axis + 2]
     starts = jnp.cumsum(lengths) - lengths
@@ -84,7 +84,7 @@ def _join(values: Array, lengths: Int[Array, " R"], axis: int) -> Array:
 
     def place(k: Array, joined: Array) -> Array:
         part = lax.dynamic_index_in_dim(values, k, axis, keepdims=False)
-        # Whole parts in rising order: each covers the unused slots of the one before.
+        # Whole parts in ascending order: each overwrites the unused slots of the previous one.
         return lax.dynamic_update_slice_in_dim(joined, part, starts[k], axis)
 
     return lax.fori_loop(0, parts, place, jnp.zeros(shape, values.dtype))

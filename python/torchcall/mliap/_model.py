@@ -1,4 +1,4 @@
-"""A torch potential as JAX programs hold it."""
+"""A torch potential as a JAX pytree."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from torchcall.mliap._table import SystemId, Table
 
 
 class TorchMliapForward(Protocol):
-    """What a module has to be: a function of an `AtomGraphInput` of tensors.
+    """Interface of a module: a function of an `AtomGraphInput` of tensors that returns a dict.
 
-    It returns a dict with
+    The dict contains
 
     - `energy` (B,), in eV;
     - `position_gradients` (N, 3), ∂E/∂r in eV/Å: gradients, not forces;
-    - `cell_gradients` (B, 3, 3), ∂E/∂h in eV/Å at fixed Cartesian positions, when asked for.
+    - `cell_gradients` (B, 3, 3), ∂E/∂h in eV/Å at fixed Cartesian positions, if requested.
     """
 
     def __call__(self, input: AtomGraphInput) -> dict[str, Any]:
@@ -48,16 +48,16 @@ class TorchMliapForward(Protocol):
 )
 @dataclass(frozen=True)
 class TorchMliap:
-    """A potential: what calls its module, and how far its atoms see; a pytree.
+    """A potential: its module and its cutoff; a pytree.
 
     Attributes:
         cutoff: in Å, by system; one entry serves every system.
         wrapper: the module, static.
         compute_cell_gradients: whether the module returns `cell_gradients`, static.
-        narrow: "auto" lets the module see as few padded rows as it needs, where that is possible;
-            False always gives it the padded shapes. Static.
-        capacity: (atoms, edges, systems), phantoms included, of a module that serves these shapes
-            only; static.
+        narrow: "auto" passes the module as few padded rows as possible; False always passes it the
+            padded shapes. Static.
+        capacity: (atoms, edges, systems), phantoms included, of a module for these shapes only;
+            static.
     """
 
     cutoff: Table[SystemId, Float[Array, " B"]]
@@ -77,20 +77,20 @@ class TorchMliap:
         capacity: tuple[int, int, int] | None = None,
         **options: Any,
     ) -> TorchMliap:
-        """Wraps a module that obeys `TorchMliapForward`.
+        """Wraps a module with the interface `TorchMliapForward`.
 
         Args:
             module: anything that `TorchModuleWrapper` takes.
             cutoff: in Å; a number for all systems.
             compute_cell_gradients: whether the module returns `cell_gradients`.
             narrow, capacity: see the attributes.
-            **options: those of `TorchModuleWrapper`, but for the specs, which the form of a
-                potential fixes. `requires_grad` is True unless given: potentials differentiate
-                inside. Those that do not are faster with False.
+            **options: options of `TorchModuleWrapper`, except `input_spec` and `output_spec`, which
+                are fixed for potentials. The default of `requires_grad` is True: most potentials
+                differentiate inside. False is faster for those that do not.
 
         Raises:
             ValueError: the cutoff is not positive, or an option is wrong.
-            TypeError: a spec was given, or the module is of a kind that cannot be called.
+            TypeError: a spec is given, or the module cannot be called.
         """
         _refuse_specs("from_module", options)
         _check_narrow("from_module", narrow)
@@ -106,17 +106,17 @@ class TorchMliap:
     def from_package(
         cls, path: str | Path, *, narrow: Literal["auto", False] = "auto", **options: Any
     ) -> TorchMliap:
-        """Wraps a package that `torchcall.mliap.compile` made, which states its cutoff and dtypes.
+        """Wraps a package made by `torchcall.mliap.compile`, which records its cutoff and dtypes.
 
         Args:
             path: the `.pt2` file.
             narrow: see the attributes; a package of static shapes is never narrowed.
-            **options: those of `TorchModuleWrapper`, but for the specs.
+            **options: options of `TorchModuleWrapper`, except `input_spec` and `output_spec`.
 
         Raises:
             FileNotFoundError, ValueError: the file is missing, damaged, or compiled for another
                 torch, device or processor; or it was not made by `torchcall.mliap.compile`.
-            TypeError: a spec was given.
+            TypeError: a spec is given.
         """
         package = read_potential(Path(path))
         _refuse_specs("from_package", options)
@@ -132,20 +132,20 @@ class TorchMliap:
         )
 
     def call(self, input: AtomGraphInput) -> dict[str, Array]:
-        """What the module returns for this input: no padding, no dropping.
+        """Calls the module with this input, without adding or removing padding.
 
         Args:
-            input: floats in one dtype.
+            input: the graphs; all floats have one dtype.
 
         Returns:
-            `energy` (B,), `position_gradients` (N, 3) and, where asked for, `cell_gradients`
+            `energy` (B,), `position_gradients` (N, 3) and, if requested, `cell_gradients`
             (B, 3, 3), in the positions' dtype.
 
         Raises:
-            TypeError, ValueError: something is missing or misshapen; the message names it.
-            jax.errors.JaxRuntimeError: likewise, where only the call itself can tell.
+            TypeError, ValueError: a key is missing or a shape is wrong; the message names it.
+            jax.errors.JaxRuntimeError: an error that is detected only during the call.
         """
-        if not isinstance(self.wrapper, TorchModuleWrapper):  # any function of the input
+        if not isinstance(self.wrapper, TorchModuleWrapper):  # another function of the input
             return self.checked(input, self.wrapper(input))
         error = unknown_element(self.species, input.get("atomic_numbers", ()), None, 0)
         if error:
@@ -156,19 +156,19 @@ class TorchMliap:
     def evaluate(
         self, input: AtomGraphInput, n_atoms: Int[ArrayLike, ""], n_edges: Int[ArrayLike, ""]
     ) -> dict[str, Array]:
-        """`call` for a padded graph of which the module need not see all.
+        """`call` for a padded graph, without its unnecessary padded rows.
 
-        With `narrow="auto"`, it gets the valid rows and one phantom, at least two in all: rows cost
-        what they cost, capacities nothing. Rows of the result that it has not seen are zero. On a
-        GPU to read a length would mean to wait, so the module sees all rows there; those that it
-        would not have seen on a CPU are zero all the same.
+        With `narrow="auto"`, the module gets the valid rows and one phantom, at least two rows in
+        total: the cost does not depend on capacities. Other rows of the result are zero. On a GPU,
+        reading the lengths would synchronise with the host, so the module gets all rows; the same
+        rows of the result are set to zero.
 
         Args:
-            input: valid atoms and edges first, in the form that `pad_graph` gives.
-            n_atoms, n_edges: how many of them are valid.
+            input: valid atoms and edges first, as returned by `pad_graph`.
+            n_atoms, n_edges: numbers of valid atoms and edges.
 
         Raises:
-            TypeError, ValueError, jax.errors.JaxRuntimeError: as `call`.
+            TypeError, ValueError, jax.errors.JaxRuntimeError: as for `call`.
         """
         fixed = self.narrow is False or self.capacity is not None
         if fixed or not isinstance(self.wrapper, TorchModuleWrapper):
@@ -180,16 +180,16 @@ class TorchMliap:
         out = self.wrapper._call((input,), {}, options, lengths)
         gradients = out["position_gradients"]
         out["position_gradients"] = jax.lax.platform_dependent(
-            gradients, lengths[0], cpu=lambda rows, _: rows, default=_zero_unseen
+            gradients, lengths[0], cpu=lambda rows, _: rows, default=_zero_narrowed
         )
         return out
 
     def output_specs(self, input: AtomGraphInput) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of the outputs that the form of a potential names."""
+        """Shapes and dtypes of a potential's outputs, by key."""
         return output_specs(input, compute_cell_gradients=self.compute_cell_gradients)
 
     def checked(self, input: AtomGraphInput, out: Any) -> dict[str, Array]:
-        """The outputs that the form of a potential names, if they are all there."""
+        """Checks keys and shapes of a potential's outputs, and casts to the positions' dtype."""
         name = self._name
         if not isinstance(out, dict):
             raise TypeError(
@@ -216,9 +216,9 @@ class TorchMliap:
         """The atomic numbers that the module declares, ascending; None if it declares none.
 
         Read once from the module's attribute or buffer `species` or `atomic_numbers`, or from the
-        package's metadata. Another element is an error in every engine: before the call where the
-        numbers are concrete, otherwise in the call. A call on a GPU would have to wait for the
-        numbers, so traced numbers are checked on CPUs only.
+        package's metadata. Another element is an error in every engine: before the call if the
+        numbers are concrete, otherwise in the call. Traced numbers are checked on CPUs only: on a
+        GPU, reading them would synchronise with the host.
         """
         return wrapped_species(self.wrapper)
 
@@ -229,23 +229,23 @@ class TorchMliap:
         return getattr(self.wrapper, "__name__", type(self.wrapper).__name__)
 
     def _index_checks(self, input: AtomGraphInput) -> tuple[IndexCheck, ...]:
-        """Edges join atoms, atoms belong to systems, elements are declared."""
+        """Checks of the call: edges join atoms, atoms belong to systems, elements are declared."""
         operand = {key: k for k, key in enumerate(sorted(input))}
         checks = [
             IndexCheck(operand[key], operand[rows])
             for key, rows in (("edge_index", "pos"), ("batch", "cell"))
             if key in operand and rows in operand
         ]
-        # The native set has 128 members.
+        # The native check supports numbers below 128.
         if self.species and self.species[-1] < 128 and "atomic_numbers" in operand:
             checks.append(IndexCheck.members(operand["atomic_numbers"], self.species))
         return tuple(checks)
 
     def check_species(self, graph: AtomGraph) -> None:
-        """Compares concrete atomic numbers with the elements that the module declares.
+        """Checks that the module declares the elements, if the atomic numbers are concrete.
 
         Raises:
-            ValueError: naming the first atom of another element.
+            ValueError: an element is not declared; the message names its first atom.
         """
         n_systems = graph.cell.shape[0]
         error = unknown_element(self.species, graph.atomic_numbers, graph.batch, n_systems)
@@ -256,11 +256,11 @@ class TorchMliap:
             )
 
     def check_cutoff(self, graph: AtomGraph) -> None:
-        """Compares with the cutoff of the graph's neighbour list, where both are known.
+        """Compares the cutoff with that of the graph's neighbour list, if both are known.
 
         Raises:
-            ValueError: they differ. A shorter list lacks pairs; a longer one holds pairs that the
-                form of a potential excludes.
+            ValueError: they differ. A list with a shorter cutoff lacks pairs; one with a longer
+                cutoff contains pairs that the model must not receive.
         """
         cutoff = self.cutoff.data
         if graph.list_cutoff is None or isinstance(cutoff, Tracer):
@@ -268,16 +268,16 @@ class TorchMliap:
         largest, listed = float(np.max(np.asarray(cutoff))), graph.list_cutoff
         if abs(largest - listed) <= 1e-6 * listed:
             return
-        what = "lacks pairs" if listed < largest else "holds pairs beyond it"
+        what = "lacks pairs" if listed < largest else "contains longer pairs"
         raise ValueError(
-            f"torchcall: cutoff: expected a neighbour list of the model's cutoff {largest:g} Å, "
-            f"got one of {listed:g} Å, which {what}"
+            f"torchcall: cutoff: expected a neighbour list with the model's cutoff {largest:g} Å, "
+            f"got one with {listed:g} Å, which {what}"
         )
 
 
-def _zero_unseen(rows: Array, n_atoms: Array) -> Array:
-    seen = jnp.arange(rows.shape[0], dtype=jnp.int32) < jnp.maximum(n_atoms + 1, 2)
-    return jnp.where(seen[:, None], rows, jnp.zeros_like(rows))
+def _zero_narrowed(rows: Array, n_atoms: Array) -> Array:
+    used = jnp.arange(rows.shape[0], dtype=jnp.int32) < jnp.maximum(n_atoms + 1, 2)
+    return jnp.where(used[:, None], rows, jnp.zeros_like(rows))
 
 
 def _narrowing(outputs: tuple[str, ...]) -> Narrowing:
@@ -291,7 +291,7 @@ def _narrowing(outputs: tuple[str, ...]) -> Narrowing:
     }
     return Narrowing(
         names=("n_atoms", "n_edges"),
-        # In the order of a dict's leaves.
+        # In the order of the leaves of a dict.
         inputs=tuple(inputs.get(key) for key in sorted(AtomGraphInput.__annotations__)),
         outputs={key: atoms if key == "position_gradients" else None for key in outputs},
     )
@@ -301,8 +301,8 @@ def _refuse_specs(method: str, options: dict[str, Any]) -> None:
     for name in ("input_spec", "output_spec"):
         if name in options:
             raise TypeError(
-                f"torchcall: TorchMliap.{method}: {name} follows from the form of a potential; "
-                "pass TorchMliap(cutoff, wrapper) a wrapper of your own instead"
+                f"torchcall: TorchMliap.{method}: {name} is fixed for potentials; to set it, "
+                "make a TorchModuleWrapper and pass it to TorchMliap(cutoff, wrapper)"
             )
 
 

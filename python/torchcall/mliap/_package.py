@@ -24,7 +24,7 @@ class PotentialPackage(NamedTuple):
         cutoff: in Å.
         compute_cell_gradients: whether `cell_gradients` are among the outputs.
         capacity: (atoms, edges, systems), phantoms included, of a package for fixed shapes.
-        dtypes: of each input, by key.
+        dtypes: dtype of each input, by key.
     """
 
     source: PackageSource
@@ -39,15 +39,15 @@ def read_potential(path: Path) -> PotentialPackage:
 
     Raises:
         FileNotFoundError, ValueError: the file is missing or damaged, it is for another torch,
-            device or processor, or it holds no potential.
+            device or processor, or it does not contain a potential.
     """
     source = PackageSource(path)
     own = source.metadata.torchcall
     user = {} if own is None else own["user"]
     if own is None or user.get("kind") != KIND:
         raise ValueError(
-            f"torchcall: {path}: expected a package made by torchcall.mliap.compile, got one of "
-            "another origin, which does not state its cutoff; wrap it with "
+            f"torchcall: {path}: expected a package made by torchcall.mliap.compile, got another "
+            "package, which does not record its cutoff; wrap it with "
             "TorchMliap(cutoff, torchcall.load(path, input_spec=...))"
         )
     for key, types in _KEYS.items():

@@ -13,14 +13,14 @@ from torchcall.mliap._table import Index, ParticleId, SystemId, rows_of
 
 
 class Rows(NamedTuple):
-    """Keys and data of a table, or of an object in its place."""
+    """Keys and data of a table, or of an object that is used like one."""
 
     keys: tuple[Any, ...]
     data: Any
 
 
 def particle_rows(particles: Any) -> Rows:
-    """Keys and data of the atoms. Without a table, keys are 0, 1, ….
+    """Keys and data of the atoms. Without a table, the keys are 0, 1, ….
 
     Raises:
         TypeError: an attribute is missing.
@@ -29,7 +29,7 @@ def particle_rows(particles: Any) -> Rows:
 
 
 def system_rows(systems: Any) -> Rows:
-    """Keys and data of the systems. Without a table, keys are 0, 1, ….
+    """Keys and data of the systems. Without a table, the keys are 0, 1, ….
 
     Raises:
         TypeError: there is no cell.
@@ -49,14 +49,14 @@ def _rows(table: Any, name: str, attribute: str, label: type[int]) -> Rows:
         keys = tuple(map(label, range(n[0])))
     if len(keys) != n[0] or len(set(keys)) != n[0]:
         raise ValueError(
-            f"torchcall: {name}.keys: expected a different key for each of {n[0]} {name}, "
-            f"got {len(keys)} keys, {len(set(keys))} of them different"
+            f"torchcall: {name}.keys: expected a unique key for each of {n[0]} {name}, "
+            f"got {len(keys)} keys, {len(set(keys))} of them unique"
         )
     return Rows(tuple(keys), data)
 
 
 def required(owner: Any, attribute: str, name: str) -> Any:
-    """The attribute; raises a TypeError that names it."""
+    """The attribute; if it is missing, raises a TypeError that names it."""
     if not hasattr(owner, attribute):
         raise TypeError(
             f"torchcall: {name}: expected an attribute {attribute!r}, got {type(owner).__name__} "
@@ -66,7 +66,7 @@ def required(owner: Any, attribute: str, name: str) -> Any:
 
 
 def raise_if_concrete(wrong: Bool[Array, ""], name: str, expected: str, got: Any) -> None:
-    """Raises ValueError if `wrong` is concrete and true. Under `jit`, callers use a flag."""
+    """Raises ValueError if `wrong` is concrete and true. Under `jit`, callers return a flag."""
     if not isinstance(wrong, Tracer) and bool(wrong):
         raise ValueError(f"torchcall: {name}: expected {expected}, got {got}")
 
@@ -99,7 +99,7 @@ def cutoffs_of(cutoffs: Any, systems: Rows, name: str) -> Float[Array, " b"]:
     """The cutoff of each system in Å, from a table with one entry per system or one for all.
 
     Raises:
-        TypeError: it is not a table.
+        TypeError: `cutoffs` is not a table.
         ValueError: its shape is wrong, or a system has no entry.
     """
     if not (hasattr(cutoffs, "keys") and hasattr(cutoffs, "data")):

@@ -14,7 +14,7 @@ from torchcall._wrapper import TorchModuleWrapper
 Species = tuple[int, ...]
 """Atomic numbers, ascending."""
 
-# Where a module that only wraps another keeps it.
+# Attributes under which wrapper modules store the wrapped module.
 _INNER = ("_orig_mod", "module", "model")
 _DEPTH = 4
 
@@ -22,8 +22,8 @@ _DEPTH = 4
 def species_of(module: object) -> Species | None:
     """The atomic numbers that a module declares, None where it declares none.
 
-    Read from its attribute or buffer `species`, else `atomic_numbers`: positive integers. A module
-    without either is searched for in `_orig_mod`, `module` and `model`, where wrappers keep it.
+    Read from its attribute or buffer `species`, else `atomic_numbers`: positive integers. If a
+    module has neither, the modules in its attributes `_orig_mod`, `module` and `model` are read.
     """
     for _ in range(_DEPTH):
         for name in ("species", "atomic_numbers"):
@@ -38,17 +38,17 @@ def species_of(module: object) -> Species | None:
 
 
 def wrapped_species(wrapper: object) -> Species | None:
-    """`species_of` the module behind a wrapper, or what its package states."""
+    """The elements that a wrapper's module or its package declares."""
     return _wrapped_species(wrapper) if isinstance(wrapper, TorchModuleWrapper) else None
 
 
 def unknown_element(species: Species | None, numbers: Any, batch: Any, n_systems: int) -> str:
-    """Describes the first atom of an undeclared element, as an error does; empty if there is none.
+    """Describes the first atom of an undeclared element, for an error text; empty if none.
 
-    Traced arrays have no values and pass: the call checks them.
+    Traced arrays are not checked here: the call checks them.
 
     Args:
-        species: what the model declares.
+        species: the elements that the model declares.
         numbers: (n,) atomic numbers.
         batch: (n,) system of each atom, or None; atoms outside [0, n_systems) are padding.
         n_systems: number of systems.
@@ -70,16 +70,16 @@ _cache: weakref.WeakKeyDictionary[TorchModuleWrapper, Species | None] = weakref.
 
 def _wrapped_species(wrapper: TorchModuleWrapper) -> Species | None:
     if wrapper not in _cache:
-        behind = wrapper._inspected()
-        stated = isinstance(behind, dict)
-        _cache[wrapper] = _numbers(behind.get("species")) if stated else species_of(behind)
+        found = wrapper._inspected()
+        is_metadata = isinstance(found, dict)
+        _cache[wrapper] = _numbers(found.get("species")) if is_metadata else species_of(found)
     return _cache[wrapper]
 
 
 def _attribute(module: object, name: str) -> Any:
     value = getattr(module, name, None)
     if value is None and isinstance(module, torch.jit.ScriptModule):
-        # Scripting drops the attributes of a class; a live module still knows its class.
+        # Scripting drops class attributes; a module scripted in this process retains its class.
         kind = getattr(getattr(module, "_concrete_type", None), "py_class", None)
         value = getattr(kind, name, None)
     return value

@@ -27,7 +27,7 @@ class ParticleId(int):
 @partial(jax.tree_util.register_dataclass, data_fields=["indices"], meta_fields=["keys"])
 @dataclass(frozen=True)
 class Index(Generic[Key]):
-    """References to keys: entry e means `keys[indices[e]]`, or nothing where that is out of range.
+    """References to keys: entry e refers to `keys[indices[e]]`, or is padding if out of range.
 
     Attributes:
         keys: unique, static.
@@ -60,14 +60,14 @@ class Index(Generic[Key]):
 
     @classmethod
     def new(cls, values: Sequence[Any]) -> Index[Any]:
-        """References to the values' own sorted, distinct entries."""
+        """References to the sorted unique entries of the values."""
         array = np.asarray(values, object)
         keys, indices = np.unique(array, return_inverse=True)
         return cls(tuple(keys.tolist()), jnp.asarray(indices.reshape(array.shape), jnp.int32))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of `indices`."""
+        """Shape of `indices`."""
         return self.indices.shape
 
     @property
@@ -86,7 +86,7 @@ class Index(Generic[Key]):
         return (self.indices >= 0) & (self.indices < len(self.keys))
 
     def indices_in(self, keys: tuple[Any, ...]) -> Int[Array, ...]:
-        """Place of each entry's key among `keys`, `len(keys)` for padding.
+        """Position of each entry's key in `keys`, `len(keys)` for padding.
 
         Raises:
             ValueError: a key of this index is not among them.
@@ -134,11 +134,11 @@ class Table(Generic[Key, Data]):
         return Index(self.keys, jnp.arange(len(self.keys), dtype=jnp.int32))
 
     def set_data(self, data: Any) -> Table[Key, Any]:
-        """Other data for the same keys."""
+        """A table with these data and the same keys."""
         return replace(self, data=data)
 
     def map_data(self, function: Callable[[Any], Any]) -> Table[Key, Any]:
-        """`function` of the data for the same keys."""
+        """A table with `function(data)` and the same keys."""
         return replace(self, data=function(self.data))
 
     def __len__(self) -> int:
@@ -164,12 +164,12 @@ class Table(Generic[Key, Data]):
 
 
 def rows_of(index: Any, keys: tuple[Any, ...], name: str) -> Int[Array, ...]:
-    """Place among `keys` of what each entry of an index refers to, `len(keys)` for padding.
+    """Position in `keys` of the key of each entry of an index, `len(keys)` for padding.
 
     Args:
-        index: anything with `keys` and `indices`, or an integer array of places.
-        keys: where to look.
-        name: what the index is, for errors.
+        index: an object with `keys` and `indices`, or an integer array of positions.
+        keys: the keys to search.
+        name: name of the index in error texts.
 
     Raises:
         ValueError: the index has a key that is not among `keys`.
@@ -193,7 +193,9 @@ def rows_of(index: Any, keys: tuple[Any, ...], name: str) -> Int[Array, ...]:
 
 def _class_of(keys: tuple[Any, ...]) -> type[Any]:
     if not keys:
-        raise ValueError("torchcall: cls: expected at least one key to tell the type, got none")
+        raise ValueError(
+            "torchcall: cls: expected at least one key, which determines the type, got none"
+        )
     return type(keys[0])
 
 

@@ -13,12 +13,12 @@ from torchcall.mliap._neighbors.search import Layout
 
 @dataclass(frozen=True)
 class NeighborListFn:
-    """What `neighbor_list` returns: the settings, and `allocate`.
+    """Settings of a neighbour list, and its allocation; made by `neighbor_list`.
 
     Attributes:
         cutoff: in Å.
         skin: in Å.
-        capacity_multiplier: slack factor of every capacity.
+        capacity_multiplier: factor between the capacities and the sizes that are needed.
     """
 
     cutoff: float
@@ -32,7 +32,7 @@ class NeighborListFn:
         pbc: Bool[ArrayLike, "B 3"],
         batch: Int[ArrayLike, " N"],
     ) -> NeighborList:
-        """Choose capacities from this geometry and list its pairs; outside ``jit``.
+        """Chooses capacities for this geometry and lists its pairs; outside ``jit``.
 
         Args:
             positions: (N, 3), float32 or float64, in Å, wrapped or not.
@@ -46,7 +46,7 @@ class NeighborListFn:
 
         Raises:
             TypeError: a dtype is wrong, or an argument is traced.
-            ValueError: a shape is wrong, batch is not sorted or out of range, something is not
+            ValueError: a shape is wrong, batch is not sorted or out of range, a value is not
                 finite, or the periodic lattice vectors of a system are zero or linearly dependent.
         """
         arrays = check.geometry(positions, cell, pbc, batch)
@@ -57,24 +57,24 @@ class NeighborListFn:
 def neighbor_list(
     cutoff: float, *, skin: float = 0.0, capacity_multiplier: float = 1.25
 ) -> NeighborListFn:
-    """Neighbour lists of all ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff`` but ``(i, i, 0)``.
+    """Lists of all ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff``, except ``(i, i, 0)``.
 
-    Atoms may coincide: no pair is too short to be listed.
+    Pairs of coincident atoms are included.
 
     Args:
-        cutoff: in Å, any length compared with the cell.
-        skin: in Å. Pairs within cutoff + skin are remembered, and the search is repeated only when
-            atoms and cell have moved so far that a pair could be missing; the list itself always
-            ends at the cutoff.
-        capacity_multiplier: at least 1; arrays have room for this many times what the allocated
-            geometry needs.
+        cutoff: in Å; may be longer than the lattice vectors.
+        skin: in Å. Pairs within cutoff + skin are stored. The search is repeated only when atoms
+            and cell have moved so far that a pair could be missing. The list itself always ends at
+            the cutoff.
+        capacity_multiplier: at least 1; capacities are this factor times the sizes that the
+            allocated geometry needs.
 
     Returns:
         An object with ``allocate(positions, cell, pbc, batch)``.
 
     Raises:
         ValueError: an argument is out of range.
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
     """
     check.settings(cutoff, skin, capacity_multiplier)
     return NeighborListFn(float(cutoff), float(skin), float(capacity_multiplier))

@@ -1,10 +1,10 @@
-"""Pairs closer than a cutoff, out of bins: runs of atoms sorted along one axis, tested densely.
+"""Finds pairs closer than a cutoff with bins: tests runs of sorted atoms.
 
-Every system is cut into bins along its reciprocal directions, atoms are sorted by bin with one axis
-(the run axis) fastest, and an atom's possible neighbours are then, for each neighbouring column of
-bins, one contiguous run of the sorted atoms. Periodicity is carried by the bin numbers alone: bin
-``b + d`` of an axis with ``n`` bins is bin ``(b + d) mod n`` of image ``floor((b + d) / n)``,
-whatever the ratio of cutoff and cell.
+Divides every system into bins along its reciprocal directions, and sorts atoms by bin; the bin
+number along the run axis varies fastest. In each neighbouring column of bins, the possible
+neighbours of an atom are then one contiguous run of the sorted atoms. Only bin numbers express
+periodicity: bin ``b + d`` of an axis with ``n`` bins is bin ``(b + d) mod n`` of image
+``floor((b + d) / n)``. This holds for any ratio of cutoff to cell.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ NO_IMAGE = sum(_IMAGE_ZERO << (_IMAGE_BITS * axis) for axis in range(3))  # (0, 
 
 @dataclass(frozen=True)
 class BinLayout:
-    """Static numbers of a binned search; everything else is data.
+    """Static numbers of a binned search; all other values are data.
 
     Attributes:
         axes: the run axis, then the two others, as indices of lattice vectors.
         reach: bins searched on each side, in the order of ``axes``.
-        turns: how often a run may go round the cell along the run axis.
-        row_capacity: atoms that one run may hold.
-        n_bins: bins of all systems together.
+        n_periods: number of periods of the run axis that are searched.
+        row_capacity: capacity of a run, in atoms.
+        n_bins: total number of bins of all systems.
         periodic: whether any system is periodic, in the order of ``axes``.
         open: whether any system is not periodic, in the order of ``axes``.
     """
 
     axes: tuple[int, int, int]
     reach: tuple[int, int, int]
-    turns: int
+    n_periods: int
     row_capacity: int
     n_bins: int
     periodic: tuple[bool, bool, bool]
@@ -56,21 +56,21 @@ class BinLayout:
 
     @property
     def n_rows(self) -> int:
-        """Runs searched for each atom."""
-        return self.turns * (2 * self.reach[1] + 1) * (2 * self.reach[2] + 1)
+        """Number of runs searched for each atom."""
+        return self.n_periods * (2 * self.reach[1] + 1) * (2 * self.reach[2] + 1)
 
 
 class Bins(NamedTuple):
     """Atoms sorted by bin. Axes in the layout's order.
 
     Attributes:
-        wrapped: (3, N), positions less ``wraps @ cell``, in Å.
-        wraps: (3, N), whole lattice vectors taken off, zero along axes without periodicity.
+        wrapped: (3, N), positions minus ``wraps @ cell``, in Å.
+        wraps: (3, N), number of lattice vectors subtracted, zero along open axes.
         place: (3, N), bin of each atom along each axis.
         counts: (B, 3), bins of each system.
         starts: (n_bins + 1,), first sorted atom of each bin.
         order: (N,), atoms in sorted order.
-        covered: (), whether reach and turns cover the cutoff in every system.
+        covered: (), whether ``reach`` and ``n_periods`` cover the cutoff in every system.
     """
 
     wrapped: Float[Array, "3 N"]
@@ -83,16 +83,16 @@ class Bins(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """The runs of sorted atoms that hold each atom's possible neighbours, shape (N, n_rows) each.
+    """The runs of sorted atoms that contain each atom's possible neighbours; each (N, n_rows).
 
     Attributes:
         start: first sorted atom.
         length: number of atoms.
-        column_end: sorted index where the column ends and the run goes on at the column's
-            beginning, one image on.
-        column_length: atoms of the column.
+        column_end: sorted index of the column's end. There the run continues at the column's
+            beginning, in the next image.
+        column_length: number of atoms in the column.
         image: packed image numbers of the run's first atom.
-        origin: three arrays, position of the searching atom less the image's shift, in Å.
+        origin: three arrays, position of the central atom minus the image's shift, in Å.
     """
 
     start: Int[Array, "N rows"]
@@ -104,7 +104,7 @@ class Rows(NamedTuple):
 
 
 def _per_atom(values: Array, batch: Int[Array, " N"]) -> Array:
-    """One entry a system to one an atom; a single system broadcasts."""
+    """Values of the systems as values of the atoms; a scalar for a single system."""
     return values[0] if values.shape[0] == 1 else values.at[batch].get(mode="promise_in_bounds")
 
 
@@ -129,7 +129,7 @@ def bin_atoms(
     limits: Int[Array, "B 3"],
     cutoff: Float[Array, ""],
 ) -> Bins:
-    """Wrap the atoms, choose the bins' widths for this geometry, and sort the atoms by bin.
+    """Wraps the atoms, chooses the bins' widths for this geometry, and sorts the atoms by bin.
 
     Args:
         layout: static numbers.
@@ -137,8 +137,8 @@ def bin_atoms(
         positions: in Å.
         pbc: periodicity of each axis.
         batch: system of each atom.
-        limits: most bins of each system along each lattice vector.
-        cutoff: search radius with everything added, in Å.
+        limits: largest number of bins of each system along each lattice vector.
+        cutoff: search radius, skin and rounding included, in Å.
 
     Returns:
         The bins.
@@ -148,14 +148,14 @@ def bin_atoms(
     pbc, limits = pbc[:, axes], limits[:, axes]
     x = [positions[:, k] for k in range(3)]
     wraps = [jnp.zeros(x[0].shape, jnp.int32) for _ in range(3)]
-    # The second pass removes what rounding of a large fractional coordinate left over.
+    # The second pass corrects the rounding of large fractional coordinates.
     for _ in range(2):
         fractions = _fractions(inverse, batch, x)
         whole = [
             jnp.where(_per_atom(pbc[:, a], batch), jnp.floor(fractions[a]), 0).astype(jnp.int32)
             for a in range(3)
         ]
-        # Fusions that compute a floor again may round it to the other side: compute it once.
+        # Compute floors once: fusions that repeat them may round differently.
         whole = materialize(whole)
         x = [x[k] - _shift(cell, batch, whole, k) for k in range(3)]
         wraps = [wraps[a] + whole[a] for a in range(3)]
@@ -186,14 +186,14 @@ def bin_atoms(
     bin_id = jnp.clip(bin_id, 0, layout.n_bins - 1)
     occupancy = jnp.zeros(layout.n_bins, jnp.int32).at[bin_id].add(1, mode="promise_in_bounds")
     starts = jnp.concatenate([jnp.zeros(1, jnp.int32), inclusive_sum(occupancy)])
-    # Systems without atoms have no pair to miss.
+    # Systems without atoms have no pairs.
     sizes = limits[:, 0] * limits[:, 1] * limits[:, 2]
     empty = starts.at[first + sizes].get(mode="promise_in_bounds") == starts.at[first].get(
         mode="promise_in_bounds"
     )
     covered = jnp.all(empty[:, None] | ~pbc | (wanted >= 1))
-    turned = counts[:, 0] * layout.turns >= 2 * layout.reach[0] + 1
-    covered &= jnp.all(empty | ~pbc[:, 0] | turned)
+    enough = counts[:, 0] * layout.n_periods >= 2 * layout.reach[0] + 1
+    covered &= jnp.all(empty | ~pbc[:, 0] | enough)
     _, order = lax.sort((bin_id, lax.iota(jnp.int32, bin_id.shape[0])), num_keys=2, is_stable=False)
     return Bins(
         materialize(jnp.stack(x)),
@@ -212,12 +212,12 @@ def _first_bins(limits: Int[Array, "B 3"]) -> Int[Array, " B"]:
 
 
 def _floor_divide(x: Array, n: Array, most: int) -> Array:
-    """``floor(x / n)`` for ``x ≥ −most · n``, with a division that truncates."""
+    """``floor(x / n)`` for ``x ≥ −most · n``, by a truncating division."""
     return lax.div(x + most * n, jnp.broadcast_to(n, jnp.broadcast_shapes(x.shape, n.shape))) - most
 
 
 def pack_image(axes: tuple[int, int, int], images: list[Array]) -> Array:
-    """Three image numbers in the order of ``axes``, as one int32 in the lattice vectors' order."""
+    """Packs image numbers, in the order of ``axes``, into an int32, in that of lattice vectors."""
     packed = 0
     for axis, image in zip(axes, images, strict=True):
         packed = packed + ((image + _IMAGE_ZERO) << (_IMAGE_BITS * axis))
@@ -238,7 +238,7 @@ def find_rows(
     batch: Int[Array, " N"],
     limits: Array,
 ) -> Rows:
-    """The runs of each atom: one for each neighbouring column of bins and turn round the run axis.
+    """The runs of each atom: one for each neighbouring column of bins and period of the run axis.
 
     Args:
         layout: static numbers.
@@ -246,20 +246,20 @@ def find_rows(
         bins: sorted atoms.
         pbc: periodicity of each axis.
         batch: system of each atom.
-        limits: most bins of each system along each lattice vector.
+        limits: largest number of bins of each system along each lattice vector.
 
     Returns:
-        The runs, of length zero where there is no such column.
+        The runs; their length is zero if the column does not exist.
     """
     axes = np.array(layout.axes)
     cell, pbc = frame.cell[:, axes], pbc[:, axes]
-    reach, turns = layout.reach, layout.turns
+    reach, n_periods = layout.reach, layout.n_periods
     n = [_per_atom(bins.counts[:, a], batch)[..., None] for a in range(3)]
     periodic = [_per_atom(pbc[:, a], batch)[..., None] for a in range(3)]
-    turn, step1, step2 = (
+    period, step1, step2 = (
         grid.reshape(1, -1).astype(np.int32)
         for grid in np.meshgrid(
-            np.arange(turns),
+            np.arange(n_periods),
             np.arange(-reach[1], reach[1] + 1),
             np.arange(-reach[2], reach[2] + 1),
             indexing="ij",
@@ -277,17 +277,17 @@ def find_rows(
         + (column[1] * n[1] + column[0]) * n[0]
     )
 
-    first = bins.place[0][:, None] - reach[0] + turn * n[0]
+    first = bins.place[0][:, None] - reach[0] + period * n[0]
     last = jnp.minimum(first + n[0] - 1, bins.place[0][:, None] + reach[0])
     first = jnp.where(
         periodic[0],
         first,
-        jnp.where(turn == 0, jnp.maximum(bins.place[0][:, None] - reach[0], 0), 1),
+        jnp.where(period == 0, jnp.maximum(bins.place[0][:, None] - reach[0], 0), 1),
     )
     last = jnp.where(
         periodic[0],
         last,
-        jnp.where(turn == 0, jnp.minimum(bins.place[0][:, None] + reach[0], n[0] - 1), 0),
+        jnp.where(period == 0, jnp.minimum(bins.place[0][:, None] + reach[0], n[0] - 1), 0),
     )
     image0 = _floor_divide(first, n[0], reach[0])
     phase = first - image0 * n[0]
@@ -335,7 +335,7 @@ def row_words(
     batch: Int[Array, " N"],
     cutoff: Float[Array, ""],
 ) -> UInt32[Array, " words"]:
-    """Test every atom of every run: one bit each, ``|r| < cutoff``.
+    """Tests ``|r| < cutoff`` for every atom of every run; one bit each.
 
     Args:
         layout: static numbers.
@@ -343,11 +343,11 @@ def row_words(
         bins: sorted atoms.
         rows: runs.
         batch: system of each atom.
-        cutoff: search radius with everything added, in Å.
+        cutoff: search radius, skin and rounding included, in Å.
 
     Returns:
-        ``ceil(row_capacity / 32)`` words for each run, flattened, in the order of the searching
-        atom.
+        ``ceil(row_capacity / 32)`` words for each run, flattened, in the order of the central
+        atoms.
     """
     run = frame.cell[:, layout.axes[0]]
     k = jnp.arange(layout.row_capacity, dtype=jnp.int32)
@@ -381,7 +381,7 @@ def gather_pairs(
         capacity: number of slots.
 
     Returns:
-        ``(sender, receiver, image, count)``; slots from ``count`` on are in range and mean nothing.
+        ``(sender, receiver, image, count)``; later slots are in range but arbitrary.
     """
     n_words = -(-layout.row_capacity // BITS)
     word, bit, count = compact(words, capacity)

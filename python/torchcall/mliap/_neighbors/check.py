@@ -1,4 +1,4 @@
-"""What a neighbour list accepts, and the words for what it does not."""
+"""Checks of a neighbour list's arguments, and descriptions of its problems."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ class Problem(enum.IntFlag):
     SKIN = 32
 
 
-_WORDS = {
+_DESCRIPTIONS = {
     Problem.EDGES: "more edges than capacity",
     Problem.CANDIDATES: "more pairs within cutoff + skin than capacity",
     Problem.BINS: "more atoms in neighbouring bins than capacity",
-    Problem.CELL: "the cell has shrunk below what the allocated number of images covers",
-    Problem.NOT_FINITE: "positions or cell are not finite, or the cell is flat, or atoms far away",
-    Problem.SKIN: "atoms or cell moved further than the skin allows between two searches",
+    Problem.CELL: "the cell has shrunk: the allocated number of images no longer covers the cutoff",
+    Problem.NOT_FINITE: "positions or cell are not finite, the cell is flat, or atoms are far away",
+    Problem.SKIN: "atoms or cell moved by more than the skin allows between two searches",
 }
 
 
 def describe(problems: int) -> str:
-    """The set bits in words, "" if there are none."""
-    return "; ".join(text for problem, text in _WORDS.items() if problems & problem)
+    """Describes the problems in English; "" if there are none."""
+    return "; ".join(text for problem, text in _DESCRIPTIONS.items() if problems & problem)
 
 
 def settings(cutoff: float, skin: float, capacity_multiplier: float) -> None:
-    """Raise unless ``0 < cutoff``, ``0 ≤ skin``, ``1 ≤ capacity_multiplier < ∞``, all numbers."""
+    """Raises unless ``0 < cutoff``, ``0 ≤ skin``, ``1 ≤ capacity_multiplier < ∞``, all numbers."""
     numbers = {"cutoff": cutoff, "skin": skin, "capacity_multiplier": capacity_multiplier}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float | np.number):
@@ -63,7 +63,7 @@ def settings(cutoff: float, skin: float, capacity_multiplier: float) -> None:
 
 
 def same_as_allocated(name: str, got: Any, allocated: jax.Array) -> None:
-    """Raise unless shape and dtype are the allocated ones."""
+    """Raises unless shape and dtype are the allocated ones."""
     if not isinstance(got, jax.Array | np.ndarray):
         raise TypeError(
             f"torchcall: NeighborList.update: {name}: expected an array, got {type(got).__name__}"
@@ -142,7 +142,7 @@ def _first_bad(value: np.ndarray) -> str:
 
 
 def frame(frame: Frame, pbc: jax.Array) -> None:
-    """Raise ValueError where a completed cell is flat or atoms are too far away from it."""
+    """Raises ValueError if a completed cell is flat or atoms are too far from the origin."""
     heights, periodic = np.asarray(frame.heights), np.asarray(pbc)
     flat = ~np.isfinite(heights).all(axis=1)
     if flat.any():

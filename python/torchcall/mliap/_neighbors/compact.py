@@ -1,10 +1,10 @@
-"""Stable compaction of bit masks: which slots are set, in order, in a fixed capacity.
+"""Stable compaction of bit masks: indices of the set bits, in order, in a fixed capacity.
 
-XLA's CPU backend scatters on one thread and lowers a long cumulative sum to a tree of window
-reductions; both cost more than the distances they sort out. Here a mask is packed into 32-bit
-words, the words' population counts are summed up, and every output slot finds its own set bit:
-gathers and arithmetic only, which run on all cores and on GPUs. On a CPU one custom call does all
-of it, in a fraction of the time to compile and to run.
+XLA's CPU backend scatters on one thread, and lowers a long cumulative sum to a tree of window
+reductions. Both cost more than the distances that are compacted. Here a mask is packed into 32-bit
+words, the words' population counts are summed, and every output slot finds its own set bit. This
+needs gathers and arithmetic only, which run on all cores and on GPUs. On a CPU, one custom call
+does the same and compiles and runs much faster.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def materialize(arrays: Array) -> Array: ...
 @overload
 def materialize(arrays: list[Array]) -> list[Array]: ...
 def materialize(arrays: Any) -> Any:
-    """The arrays as they are, written to memory once and not recomputed by every reader.
+    """Returns the arrays unchanged; writes them to memory once, so that no reader recomputes them.
 
-    XLA's CPU backend drops optimization barriers before it fuses, and then computes a stage again
-    in each fusion that reads it; a scatter is never fused, so one that writes nothing holds the
-    result. Other backends keep barriers.
+    XLA's CPU backend removes optimization barriers before it fuses, and then computes a value again
+    in each fusion that reads it. It never fuses a scatter, so a scatter that writes nothing
+    prevents this. Other backends respect barriers.
 
     Args:
         arrays: an array, or a list of arrays of one shape and dtype.
 
     Returns:
-        The same.
+        The same arrays.
     """
 
     stacked = arrays if isinstance(arrays, jax.Array) else jnp.stack(arrays)
@@ -56,18 +56,18 @@ def materialize(arrays: Any) -> Any:
         flat = x.reshape(-1)
         nowhere = jnp.full(
             2, flat.shape[0], jnp.int32
-        )  # one index alone would become a fusible slice update
+        )  # a single index would become a slice update, which is fused
         return flat.at[nowhere].set(jnp.zeros((), x.dtype), mode="drop").reshape(x.shape)
 
-    held = lax.platform_dependent(stacked, cpu=write_nothing, default=lax.optimization_barrier)
-    return held if isinstance(arrays, jax.Array) else list(held)
+    result = lax.platform_dependent(stacked, cpu=write_nothing, default=lax.optimization_barrier)
+    return result if isinstance(arrays, jax.Array) else list(result)
 
 
 def inclusive_sum(x: Int[Array, " n"]) -> Int[Array, " n"]:
-    """``y[k] = sum(x[: k + 1])`` for counts of which any 32 neighbours sum up to less than 2**24.
+    """``y[k] = sum(x[: k + 1])``, if any 32 adjacent entries of ``x`` sum to less than 2**24.
 
-    Sums inside blocks of 32 are a product with a triangular matrix, exact in float32 under that
-    bound: several times faster than ``jnp.cumsum`` on XLA's CPU backend, and quick to compile.
+    Sums within blocks of 32 are products with a triangular matrix, exact in float32 under that
+    bound. This is several times faster than ``jnp.cumsum`` on XLA's CPU backend, and compiles fast.
 
     Args:
         x: counts, int32.
@@ -87,7 +87,7 @@ def inclusive_sum(x: Int[Array, " n"]) -> Int[Array, " n"]:
 
 
 def pack_bits(mask: Bool[Array, "*rows k"]) -> UInt32[Array, "*rows words"]:
-    """``word[w] = sum_b mask[32 w + b] << b``, the last word filled up with zeros.
+    """``word[w] = sum_b mask[32 w + b] << b``, the last word padded with zeros.
 
     Args:
         mask: bits along the last axis.
@@ -110,7 +110,7 @@ def _popcount(words: UInt32[Array, "*n"]) -> Int[Array, "*n"]:
 
 
 def _ranks_below(words: UInt32[Array, " m"], *, inclusive: bool = False) -> Int[Array, " n"]:
-    """Number of set bits before each of the ``32 m`` bits (up to and with it if ``inclusive``)."""
+    """Number of set bits before each of the ``32 m`` bits (including it if ``inclusive``)."""
     counts = _popcount(words)
     before = materialize(inclusive_sum(counts) - counts)
     below = _UP_TO if inclusive else _BELOW
@@ -136,13 +136,13 @@ def compact(
     """The set bits of ``words`` in order: slot ``e`` holds the ``e``-th one.
 
     Args:
-        words: mask, 32 bits a word, lowest bit first.
+        words: mask, 32 bits per word, lowest bit first.
         capacity: number of output slots, static.
 
     Returns:
-        ``(word, bit, count)``: index of the word and of the bit in it for each slot, int32, in
-            range but without
-        meaning from ``count`` on; and the number of set bits, int32, which may exceed ``capacity``.
+        ``(word, bit, count)``, int32: for each slot, the index of the word and of the bit in it
+            (from slot ``count`` on, in range but arbitrary); and the number of set bits, which may
+            exceed ``capacity``.
     """
     words = materialize(words)
     return native.on_cpu_or(
@@ -154,8 +154,8 @@ def _compact(words: Array, capacity: int) -> tuple[Array, Array, Array]:
     counts = _popcount(words)
     ends = inclusive_sum(counts)
     starts = materialize(ends - counts)
-    # Words with a set bit, in order. Each begins at a slot of its own, so one mark a beginning is
-    # one bit a slot, and the number of marks up to a slot is the rank of the word that fills it.
+    # Words with a set bit, in order. Each starts at a different slot, which gets one mark bit. The
+    # number of marks up to a slot is the rank of the word that fills it.
     used = (counts > 0) & (starts < capacity)
     rank_of_word = _ranks_below(mask_to_words(used))[: words.shape[0]]
     ids = jnp.zeros(capacity + 1, jnp.int32)
@@ -170,7 +170,7 @@ def _compact(words: Array, capacity: int) -> tuple[Array, Array, Array]:
     )
     rank = _ranks_below(marks, inclusive=True)[:capacity] - 1
     word = ids.at[jnp.maximum(rank, 0)].get(mode="promise_in_bounds")
-    # Without the barriers XLA recomputes the gathered arrays once for every reader.
+    # Without it, XLA would recompute the gathered array for every reader.
     word = materialize(word)
     rank_in_word = jnp.arange(capacity, dtype=jnp.int32) - starts.at[word].get(
         mode="promise_in_bounds"
@@ -180,10 +180,10 @@ def _compact(words: Array, capacity: int) -> tuple[Array, Array, Array]:
 
 
 def mask_to_words(mask: Bool[Array, " n"]) -> UInt32[Array, " m"]:
-    """Pack a flat mask into words for `compact`.
+    """Packs a flat mask into words for `compact`.
 
     Args:
-        mask: one bit a slot.
+        mask: one bit per slot.
 
     Returns:
         ``ceil(n / 32)`` words, uint32.

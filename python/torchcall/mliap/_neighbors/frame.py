@@ -13,12 +13,12 @@ class Frame(NamedTuple):
     """Cells completed to three independent vectors, with reciprocals and heights.
 
     Attributes:
-        cell: (B, 3, 3), rows; vectors of axes without periodicity replaced by unit vectors normal
-            to the others.
+        cell: (B, 3, 3), rows are lattice vectors; those of open axes are unit vectors normal to
+            the others.
         inverse: (B, 3, 3), ``cell @ inverse = 1``.
         heights: (B, 3), distance between the faces of the cell along each axis, in Å.
-        slack: (), what rounding can add to a distance or a bin boundary, in Å.
-        finite: (), whether everything is finite and no periodic cell is flat.
+        slack: (), bound on the rounding error of a distance or a bin boundary, in Å.
+        finite: (), whether all values are finite and no periodic cell is flat.
     """
 
     cell: Float[Array, "B 3 3"]
@@ -29,12 +29,10 @@ class Frame(NamedTuple):
 
 
 def complete_cell(cell: Float[Array, "*B 3 3"], pbc: Bool[Array, "*B 3"]) -> Float[Array, "*B 3 3"]:
-    """Replace lattice vectors without periodicity by unit vectors normal to the periodic ones and
-    each other.
+    """Replaces vectors of open axes by unit vectors normal to the periodic ones and each other.
 
     Args:
-        cell: rows are lattice vectors, in Å; rows of axes without periodicity are ignored, zero or
-            not.
+        cell: rows are lattice vectors, in Å; rows of open axes are ignored, whether zero or not.
         pbc: periodicity of each axis.
 
     Returns:
@@ -44,7 +42,7 @@ def complete_cell(cell: Float[Array, "*B 3 3"], pbc: Bool[Array, "*B 3"]) -> Flo
     periodic = [pbc[..., k, None] for k in range(3)]
     n_periodic = jnp.sum(pbc, axis=-1, dtype=jnp.int32)[..., None]
     eye = jnp.broadcast_to(jnp.eye(3, dtype=cell.dtype), cell.shape)
-    # One periodic vector: the unit vector along its smallest component is never parallel to it.
+    # One periodic vector: it is never parallel to the axis of its smallest component.
     only = rows[0] + rows[1] + rows[2]
     smallest = jnp.argmin(jnp.abs(only), axis=-1)
     second = _unit(jnp.cross(only, jax.nn.one_hot(smallest, 3, dtype=cell.dtype)))
@@ -67,7 +65,7 @@ def make_frame(
     pbc: Bool[Array, "B 3"],
     cutoff: float,
 ) -> Frame:
-    """Complete the cells, invert them, and bound the rounding of what follows.
+    """Completes and inverts the cells, and bounds the rounding errors of a search.
 
     Args:
         positions: in Å, wrapped or not.
@@ -76,7 +74,7 @@ def make_frame(
         cutoff: search radius, in Å.
 
     Returns:
-        The frame; with ``finite`` false its numbers mean nothing.
+        The frame. If ``finite`` is false, its values are meaningless.
     """
     full = complete_cell(cell, pbc)
     a, b, c = full[:, 0], full[:, 1], full[:, 2]
@@ -94,7 +92,7 @@ def make_frame(
     largest = jnp.max(jnp.abs(positions), initial=0)
     size = largest + cutoff + jnp.max(jnp.sum(jnp.abs(full), axis=(1, 2)))
     slack = 16 * eps * size + 2 * residual * (cutoff + jnp.max(heights))
-    # 2**22 cells away from the origin wraps are no longer exact in float32.
+    # Beyond 2**22 cells from the origin, wraps are not exact in float32.
     far = largest / jnp.min(heights)
     finite = (
         jnp.isfinite(slack)

@@ -1,4 +1,4 @@
-"""Choice of the static numbers of a neighbour search from one concrete geometry, on the host."""
+"""Chooses the static numbers of a neighbour search for a concrete geometry, on the host."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 
 from torchcall.mliap._neighbors.bins import BinLayout
 
-# Cells may shrink by this factor before reach or turns have to grow.
+# Cells may shrink by this factor before reach or n_periods must grow.
 _HEADROOM = 1.03
-# Bins of one system are at most this many times its atoms: empty space costs no memory.
+# A system has at most this many bins per atom, so that empty space needs no memory.
 _BINS_PER_ATOM = 8
 _RUN_REACH = 4
 _LARGEST_REACH = 400
 
 
 class Plan(NamedTuple):
-    """Static layout and the bins' upper limits, which are data."""
+    """Static layout, and the largest numbers of bins, which are data."""
 
     layout: BinLayout
     limits: np.ndarray
@@ -34,7 +34,7 @@ def plan_bins(
     cutoff: float,
     floor: BinLayout | None = None,
 ) -> Plan:
-    """Choose the run axis, reaches and turns that make the search cheapest.
+    """Chooses the run axis, reaches and number of periods that make the search cheapest.
 
     Args:
         fractions: (N, 3), positions in units of the completed lattice vectors.
@@ -42,13 +42,13 @@ def plan_bins(
         pbc: (B, 3).
         batch: (N,), nondecreasing.
         cutoff: search radius with skin and rounding, in Å.
-        floor: layout whose reaches and turns are not to be undercut, and whose run axis is kept.
+        floor: layout with the run axis to use and the smallest reaches and number of periods.
 
     Returns:
-        The plan, with a guess of the row capacity.
+        The plan, with an estimated row capacity.
 
     Raises:
-        ValueError: the cutoff reaches across more images than an image number can hold.
+        ValueError: the cutoff spans more images than an image number can represent.
     """
     n_systems = heights.shape[0]
     n_atoms = np.bincount(batch, minlength=n_systems)
@@ -79,16 +79,16 @@ def plan_bins(
             np.maximum(np.floor(lengths[:, order] * np.array(reach) / cutoff / _HEADROOM), 1),
             limits,
         )
-        turns_needed = np.where(
+        periods_needed = np.where(
             pbc[:, order[0]] & used, np.ceil((2 * reach[0] + 1) / shrunk[:, 0]), 1
         )
-        turns = int(turns_needed.max(initial=1))
+        n_periods = int(periods_needed.max(initial=1))
         if floor is not None:
-            turns = max(turns, floor.turns)
+            n_periods = max(n_periods, floor.n_periods)
         in_run = np.minimum(1, (2 * reach[0] + 1) / limits[:, 0])
         mean = n_atoms * in_run / limits[:, 1] / limits[:, 2]
         row = float((mean + 3 * np.sqrt(mean)).max(initial=0)) + 1
-        n_rows = turns * (2 * reach[1] + 1) * (2 * reach[2] + 1)
+        n_rows = n_periods * (2 * reach[1] + 1) * (2 * reach[2] + 1)
         cost = n_rows * (row + 6)
         if best is None or cost < best[0]:
             periodic = pbc[:, order]
@@ -97,7 +97,7 @@ def plan_bins(
             layout = BinLayout(
                 axes=axes,
                 reach=(reach[0], reach[1], reach[2]),
-                turns=turns,
+                n_periods=n_periods,
                 row_capacity=max(16, math.ceil(1.5 * row)),
                 n_bins=max(1, int(limits.prod(axis=1).sum())),
                 periodic=tuple(bool(p) for p in periodic.any(axis=0)),  # type: ignore[arg-type]
@@ -117,7 +117,7 @@ def _extents(fractions: np.ndarray, batch: np.ndarray, n_systems: int) -> np.nda
 
 
 def _limit(wanted: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
-    """Make the finest axes coarser until every system has few enough bins."""
+    """Reduces the number of bins along the finest axes until no system has too many."""
     limits = wanted.copy()
     most = _BINS_PER_ATOM * n_atoms + 8
     for system in range(limits.shape[0]):
@@ -134,7 +134,7 @@ def _limit(wanted: np.ndarray, n_atoms: np.ndarray) -> np.ndarray:
 def with_rows(
     layout: BinLayout, longest: int, multiplier: float, floor: BinLayout | None
 ) -> BinLayout:
-    """Set the row capacity from the longest run seen."""
+    """Sets the row capacity from the longest run."""
     capacity = max(1, math.ceil(longest * multiplier))
     if floor is not None:
         capacity = max(capacity, floor.row_capacity)

@@ -1,6 +1,6 @@
-"""The list's two sequential stages on a CPU: custom calls that need no torch.
+"""The list's two sequential stages as custom calls on the CPU, without torch.
 
-Elsewhere, and in `use_jax`, they are gathers and scatters in JAX.
+On other platforms, and in `use_jax`, these stages are gathers and scatters in JAX.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ _enabled = True
 
 @contextmanager
 def use_jax() -> Iterator[None]:
-    """Programs traced meanwhile hold no custom call; for comparing the two."""
+    """Programs traced in this context contain no custom calls; for tests that compare the two."""
     global _enabled
     _enabled = False
     jax.clear_caches()
@@ -42,7 +42,7 @@ def on_cpu_or(native: Callable[..., Any], in_jax: Callable[..., Any], *operands:
 def compact(
     words: UInt32[Array, " m"], capacity: int
 ) -> tuple[Int[Array, " c"], Int[Array, " c"], Int[Array, ""]]:
-    """As `compact.compact`."""
+    """`compact.compact` by a custom call."""
     slots = jax.ShapeDtypeStruct((capacity,), jnp.int32)
     return _call("compact_bits", (slots, slots, jax.ShapeDtypeStruct((), jnp.int32)), words)
 
@@ -60,7 +60,7 @@ def keep_close(
     n_edges: int,
     limit: float,
 ) -> tuple[Int[Array, "2 E"], Float[Array, "E 3"], Int[Array, ""]]:
-    """The candidates with `|r|² < limit` but (i, i, 0): `(edge_index, cell_offsets, count)`."""
+    """Candidates with `|r|² < limit` except (i, i, 0): `(edge_index, cell_offsets, count)`."""
     results = (
         jax.ShapeDtypeStruct((2, n_edges), jnp.int32),
         jax.ShapeDtypeStruct((n_edges, 3), positions.dtype),

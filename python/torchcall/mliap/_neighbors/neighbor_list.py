@@ -3,7 +3,7 @@
 The list holds ``(i, j, S)`` with ``r = x_j − x_i + S h`` and ``|r| < cutoff``, ``h`` the cell whose
 rows are lattice vectors. Only ``(i, i, 0)`` is excluded: coincident atoms are listed.
 `NeighborListFn.allocate` chooses the sizes of the arrays outside ``jit``; `NeighborList.update`
-fills them inside.
+fills them inside ``jit``.
 """
 
 from __future__ import annotations
@@ -63,25 +63,26 @@ Schedule = Literal["when-needed", "always", "never"]
 )
 @dataclass(frozen=True)
 class NeighborList:
-    """All ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff`` but ``(i, i, 0)``.
+    """All ``(i, j, S)`` with ``|x_j − x_i + S h| < cutoff``, except ``(i, i, 0)``; a pytree.
 
-    A pytree of arrays of fixed size.
+    Arrays have a fixed size.
 
     Attributes:
         edge_index: (2, E) int32, row 0 sender, row 1 receiver; valid edges first, sorted by sender;
             unused slots ``(N, N)``, N the number of atoms.
         cell_offsets: (E, 3), S in the positions' dtype; ``(1, 0, 0)`` in unused slots.
         n_edges: () int32, number of valid edges.
-        problems: () int32, bits of `Problem`, kept until the next allocation.
-        positions: (N, 3), positions of the last update that found no problem before it, in Å.
-        cell: (B, 3, 3), cells of that update, in Å.
+        problems: () int32, bits of `Problem`, set until the next allocation.
+        positions: (N, 3), in Å, of the last update, or of the first one that found a problem.
+        cell: (B, 3, 3), in Å, of the same update.
         pbc: (B, 3) bool.
         batch: (N,) int32, system of each atom.
-        limits: (B, 3) int32, most bins along each lattice vector.
+        limits: (B, 3) int32, largest number of bins along each lattice vector.
         candidates: Verlet list, None without a skin.
         layout: static numbers.
-        schedule: what `update` does about a used-up skin, static: "when-needed" searches anew under
-            ``lax.cond``, "always" searches every time, "never" raises the flag.
+        schedule: when `update` searches, static. "when-needed": when the skin no longer suffices,
+            under ``lax.cond``. "always": every time. "never": not at all; sets ``did_overflow`` if
+            the skin does not suffice.
     """
 
     edge_index: Int[Array, "2 E"]
@@ -99,22 +100,22 @@ class NeighborList:
 
     @property
     def did_overflow(self) -> Bool[Array, ""]:
-        """Whether this list, or one it was updated from, may miss a pair; () bool."""
+        """Whether this list, or one that it was updated from, may lack a pair; () bool."""
         return self.problems != 0
 
     def update(
         self, positions: Float[ArrayLike, "N 3"], cell: Float[ArrayLike, "B 3 3"]
     ) -> NeighborList:
-        """List the pairs of new positions and cells; for use inside ``jit``, ``scan`` and ``vmap``.
+        """Lists the pairs of new positions and cells; works in ``jit``, ``scan`` and ``vmap``.
 
-        Derivatives stop here: differentiate an energy over the list at fixed pairs.
+        The list has no derivatives: differentiate an energy at fixed pairs.
 
         Args:
             positions: (N, 3), in Å, wrapped or not, dtype as allocated.
             cell: (B, 3, 3), rows are lattice vectors, in Å, dtype as allocated.
 
         Returns:
-            The list, with the same shapes. Look at ``did_overflow`` before trusting it.
+            The list, with the same shapes. Check its ``did_overflow``.
 
         Raises:
             ValueError: a shape differs from the allocated one.
@@ -122,7 +123,7 @@ class NeighborList:
         """
         check.same_as_allocated("positions", positions, self.positions)
         check.same_as_allocated("cell", cell, self.cell)
-        # Which pairs there are does not change smoothly; what is differentiable is their energy.
+        # The set of pairs has no derivative; the energy at fixed pairs has.
         positions, cell = lax.stop_gradient((jnp.asarray(positions), jnp.asarray(cell)))
         return _update(self, positions, cell, self.schedule)
 
@@ -131,14 +132,14 @@ class NeighborList:
         positions: Float[ArrayLike, "N 3"] | None = None,
         cell: Float[ArrayLike, "B 3 3"] | None = None,
     ) -> NeighborList:
-        """`update` with an unconditional search, whatever the schedule.
+        """`update` that always searches, for any schedule.
 
         Args:
             positions: (N, 3), in Å; those of the last update if None.
             cell: (B, 3, 3), in Å; those of the last update if None.
 
         Returns:
-            The list, with a fresh skin.
+            The list, with new reference positions for its skin.
         """
         positions = self.positions if positions is None else positions
         cell = self.cell if cell is None else cell
@@ -147,28 +148,30 @@ class NeighborList:
         )
 
     def __call__(self, particles: Any, systems: Any, cutoffs: Any) -> Edges:
-        """The edges of a state, as ``neighborlist_view`` wants them; for use inside ``jit``.
+        """The edges of a state, the form that ``neighborlist_view`` requires; works in ``jit``.
 
-        A list that does not stand at these positions and cells is updated for it, which it forgets.
+        If positions or cells differ from those of this list, uses an updated copy of it, which is
+        not stored.
 
         Args:
-            particles: table of particles in any order, as many in each system as allocated.
+            particles: table of particles in any order, with the allocated number in each system.
             systems: table of systems, with the periodicity as allocated.
-            cutoffs: table by system, in Å, at most the list's own; longer pairs are left out.
+            cutoffs: table by system, in Å, at most the list's own; longer pairs are omitted.
 
         Returns:
-            Edges with ``did_overflow``, true also for systems other than the allocated ones.
+            Edges; ``did_overflow`` is also true if the systems differ from the allocated ones.
 
         Raises:
-            ValueError, TypeError: as `update`; or a mismatch is known here, or something missing.
+            ValueError, TypeError: as for `update`; an attribute is missing; or concrete systems or
+                cutoffs do not match the list.
         """
         return _list_edges(self, particles, systems, cutoffs)
 
     def grow(self) -> NeighborList:
-        """Allocate anew, outside ``jit``, with room for the geometry at which this list overflowed.
+        """Allocates a list large enough for the geometry that overflowed; outside ``jit``.
 
         Returns:
-            A list at that geometry, no capacity smaller than before, without problems.
+            A list at that geometry without problems. No capacity is smaller than before.
 
         Raises:
             ValueError: positions or cell were not finite.
@@ -183,16 +186,16 @@ class NeighborList:
         return replace(grown, schedule=self.schedule)
 
     def why(self) -> str:
-        """What made ``did_overflow`` true, in words; outside ``jit``."""
+        """Describes why ``did_overflow`` is true; outside ``jit``."""
         return check.describe(int(np.asarray(self.problems)))
 
 
-def roomier(nbrs: NeighborList) -> NeighborList:
-    """The list with bins of the same shape and room for twice as many atoms in a run of them."""
+def with_larger_bins(nbrs: NeighborList) -> NeighborList:
+    """The list with twice the capacity in each run of bins; the bins' shape does not change."""
     bins = nbrs.layout.bins
     assert bins is not None
-    # No run holds more than all atoms, as often as it goes round the cell.
-    most = nbrs.positions.shape[0] * bins.turns
+    # A run contains each atom at most once per period.
+    most = nbrs.positions.shape[0] * bins.n_periods
     bins = replace(bins, row_capacity=max(bins.row_capacity + 1, min(2 * bins.row_capacity, most)))
     layout = replace(nbrs.layout, bins=bins)
     geometry = (nbrs.positions, nbrs.cell, nbrs.pbc, nbrs.batch, nbrs.limits)
@@ -216,7 +219,7 @@ def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedul
         wraps = candidates.wraps
     else:
         strain, moved, since = drift(frame, old, positions, cell, nbrs.pbc, nbrs.batch)
-        # Not "reached > allowed": a NaN has to count as used up.
+        # Written so that NaN counts as "not enough".
         enough = strain * (layout.cutoff + 2 * moved) + frame.slack <= reach
         if schedule == "never":
             candidates, wraps = old, old.wraps + since
@@ -234,7 +237,7 @@ def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedul
     problems |= jnp.where(frame.finite & (n_edges > layout.edges), Problem.EDGES.value, 0).astype(
         jnp.int32
     )
-    # The geometry of the first problem is kept: `grow` makes room for it.
+    # Retain the geometry of the first problem: `grow` makes room for it.
     fresh = before == 0
     return replace(
         nbrs,
@@ -295,8 +298,8 @@ def _list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: 
     system = rows_of(required(atoms.data, "system", "particles"), boxes.keys, "particles.system")
     if system.shape != neighbors.batch.shape or cell.shape != neighbors.cell.shape:
         raise ValueError(
-            "torchcall: neighborlist: expected the numbers of atoms and systems that it was "
-            f"allocated for, {neighbors.batch.shape[0]} and {neighbors.cell.shape[0]}, "
+            "torchcall: neighborlist: expected the allocated numbers of atoms and systems, "
+            f"{neighbors.batch.shape[0]} and {neighbors.cell.shape[0]}, "
             f"got {system.shape[0]} and {cell.shape[0]}"
         )
     values: Array | None = cutoffs_of(cutoffs, boxes, "cutoffs").astype(positions.dtype)
@@ -308,7 +311,7 @@ def _list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: 
     raise_if_concrete(
         found.systems_differ,
         "neighborlist",
-        "as many atoms in each system, and the periodicity, as it was allocated for",
+        "the allocated number of atoms in each system, and the allocated periodicity",
         f"pbc {pbc}, systems {system}",
     )
     raise_if_concrete(

@@ -1,4 +1,4 @@
-"""The two halves of an update: a search for candidates, and the filter that makes them a list."""
+"""The two stages of an update: search for candidates, and selection of those in the cutoff."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from torchcall.mliap._neighbors.frame import Frame, make_frame
 
 @dataclass(frozen=True)
 class Layout:
-    """Static part of a list: numbers that decide array sizes or the program.
+    """Static part of a list: numbers that determine array sizes or the program.
 
     Attributes:
         cutoff: in Å.
         skin: in Å.
-        capacity_multiplier: slack factor of every capacity.
-        edges: slots of the list.
-        candidates: slots for pairs within cutoff + skin.
-        bins: numbers of the search; None for systems without atoms.
+        capacity_multiplier: factor between the capacities and the sizes that are needed.
+        edges: number of slots of the list.
+        candidates: number of slots for pairs within cutoff + skin.
+        bins: numbers of the search; None if there are no atoms.
     """
 
     cutoff: float
@@ -61,8 +61,8 @@ class Candidates(NamedTuple):
         receiver: (V,).
         image: (V,), packed images between wrapped positions.
         n_pairs: (), number of pairs.
-        wraps: (3, N), lattice vectors taken off the reference positions, in the lattice vectors'
-            order.
+        wraps: (3, N), number of lattice vectors subtracted from the reference positions, in the
+            order of the lattice vectors.
         positions: (N, 3), reference positions, in Å.
         cell: (B, 3, 3), reference cells, in Å.
     """
@@ -79,12 +79,11 @@ class Candidates(NamedTuple):
 def drift(
     frame: Frame, old: Candidates, positions: Array, cell: Array, pbc: Array, batch: Array
 ) -> tuple[Array, Array, Array]:
-    """How far the geometry has left its reference: ``x = x₀ F + u + n h`` with ``F = h₀⁻¹ h``.
+    """Difference between geometry and reference: ``x = x₀ F + u + n h`` with ``F = h₀⁻¹ h``.
 
     Returns:
         ``(strain, moved, since)``: an upper bound of the largest singular value of F⁻¹; the largest
-            ``|u|``, in Å;
-        ``n``, (3, N) int32.
+            ``|u|``, in Å; and ``n``, (3, N) int32.
     """
     reference = make_frame(old.positions, old.cell, pbc, 0.0)
     eye = jnp.eye(3, dtype=cell.dtype)
@@ -110,7 +109,7 @@ def drift(
         since.append(jnp.where(atoms(pbc[:, a]), n, jnp.zeros((), n.dtype)))
     u = [u[k] - sum(since[a] * atoms(frame.cell[:, a, k]) for a in range(3)) for k in range(3)]
     moved = jnp.sqrt(jnp.max(u[0] * u[0] + u[1] * u[1] + u[2] * u[2]))
-    # Mask and offsets have to see the same whole numbers: compute them once.
+    # Mask and offsets must use the same integers: compute them once.
     return strain, moved, materialize(jnp.stack(since).astype(jnp.int32))
 
 
@@ -119,7 +118,7 @@ def bins_and_rows(
 ) -> tuple[Bins, Rows, Array]:
     assert layout.bins is not None
     radius = (layout.cutoff + layout.skin + frame.slack).astype(positions.dtype)
-    # Bins are wider than the radius by the rounding of an atom's place in them.
+    # Bins are wider than the radius by the rounding error of an atom's bin number.
     bins = bin_atoms(layout.bins, frame, positions, pbc, batch, limits, radius + frame.slack)
     return bins, find_rows(layout.bins, frame, bins, pbc, batch, limits), radius
 
@@ -148,7 +147,7 @@ def find_candidates(
 
 
 def _squared_threshold(cutoff: float, dtype: np.dtype) -> np.floating:
-    """The smallest t with rounded ``√t ≥ cutoff``, so that ``d² < t`` is ``|r| < cutoff``."""
+    """The smallest t with rounded ``√t ≥ cutoff``: ``d² < t`` is equivalent to ``|r| < cutoff``."""
     c = dtype.type(cutoff)
     t = dtype.type(c * c)
     while np.sqrt(t) >= c:
@@ -166,7 +165,7 @@ def keep_close(
     cell: Array,
     batch: Array,
 ) -> tuple[Array, Array, Array]:
-    """Keep ``|x_j − x_i + S h| < cutoff``, evaluated in the positions' dtype, without (i, i, 0)."""
+    """Selects ``|x_j − x_i + S h| < cutoff`` except (i, i, 0), in the positions' dtype."""
     limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
     pairs = (candidates.sender, candidates.receiver, candidates.image, candidates.n_pairs)
     return native.on_cpu_or(
@@ -215,7 +214,7 @@ def _keep_close(
         )
         difference = take(x[k], j) - take(x[k], i) + shift
         square += difference * difference
-    # By index, not by length: atoms may coincide, and short lengths underflow.
+    # Compare indices, not lengths: atoms may coincide, and squares of short lengths underflow.
     itself = (i == j) & (code == NO_IMAGE)
     valid = ~itself & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < n_pairs)
     word, bit, count = compact(mask_to_words(valid), n_edges)

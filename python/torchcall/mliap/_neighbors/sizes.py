@@ -1,4 +1,4 @@
-"""The sizes of a list's arrays, measured at one concrete geometry."""
+"""Determines the sizes of a list's arrays at a concrete geometry."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _frame = jax.jit(make_frame)
 def sized_for(
     positions: Array, cell: Array, pbc: Array, batch: Array, layout: Layout
 ) -> tuple[Layout, Array]:
-    """The layout with room for this geometry, no capacity smaller than before; outside ``jit``.
+    """A layout with room for this geometry; no capacity becomes smaller; outside ``jit``.
 
     Returns:
-        The layout, without bins if there are no atoms, and the most bins of each system along each
-        lattice vector, (B, 3) int32.
+        The layout, without bins if there are no atoms; and the largest number of bins of each
+        system along each lattice vector, (B, 3) int32.
     """
     n_atoms = positions.shape[0]
     multiplier = layout.capacity_multiplier
@@ -74,7 +74,7 @@ def sized_for(
 def _measure(
     layout: Layout, positions: Array, cell: Array, pbc: Array, batch: Array, limits: Array
 ) -> Array:
-    """Longest run, pairs within cutoff + skin and within the cutoff, self pairs too; (3,) int32."""
+    """Longest run, and pairs within cutoff + skin and within cutoff, with (i, i, 0); (3,) int32."""
     assert layout.bins is not None
     frame = make_frame(positions, cell, pbc, layout.cutoff + layout.skin)
     bins, rows, radius = bins_and_rows(layout, frame, positions, pbc, batch, limits)

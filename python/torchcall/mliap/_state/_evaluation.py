@@ -19,7 +19,7 @@ from torchcall.mliap._energy import (
     EnergyAndGradients,
     energy_tangent,
     evaluation,
-    moving,
+    has_tangent,
     nan_where,
     refuse_second_derivatives,
 )
@@ -73,7 +73,7 @@ def _evaluate_jvp(primals: Any, tangents: Any) -> tuple[EnergyAndGradients, Ener
     graph, moves = primals[2], tangents[2]
     out = _choose_once(*primals)
     change = energy_tangent(out, graph, moves)
-    if moving(moves.positions) or moving(moves.cell):
+    if has_tangent(moves.positions) or has_tangent(moves.cell):
         tangent = jax.tree.map(lambda x: _no_tangent(jnp.sum(change), x), out)
     else:
         tangent = jax.tree.map(jnp.zeros_like, out)
