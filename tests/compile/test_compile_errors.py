@@ -103,7 +103,7 @@ EXAMPLES = [
     (edited("edge_index", put(9, 0, 0)), "example['edge_index']: expected numbers in [0, 9)"),
     (edited("edge_index", put(-1, 1, 0)), "expected numbers in [0, 9), got -1"),
     (edited("batch", put(5, 8)), "example['batch']: expected numbers in [0, 2), got 5"),
-    (edited("batch", put(1, 0)), "example['batch']: expected systems that never decrease"),
+    (edited("batch", put(1, 0)), "example['batch']: expected nondecreasing systems"),
     (edited("cell_offsets", put(0.5, 0, 0)), "example['cell_offsets']: expected whole numbers"),
     (edited("atomic_numbers", put(0, 0)), "example['atomic_numbers']: expected numbers from 1 on"),
     (edited("cell_offsets", put(0.0, -1)), "expected edges between different atoms or images, got"),
@@ -178,7 +178,10 @@ RESULTS = [
     (lambda _, e: e.sum(), "output ['energy']: expected shape (2,), got ()"),
     (lambda _, e: {"e": e}, "output: expected the key 'energy', got ['e']"),
     (lambda *_: None, "output ['energy']: expected a tensor, got None"),
-    (lambda _, e: e.detach(), "output: expected an energy that autograd can follow back to 'pos'"),
+    (
+        lambda _, e: e.detach(),
+        "output: expected an energy that autograd can differentiate by 'pos'",
+    ),
     (lambda _, e: e > 0, "output ['energy']: expected floats, got bool"),
     (lambda _, e: e * float("nan"), "output ['energy']: expected finite numbers for the example"),
     (lambda i, _: {"position_gradients": i["pos"]}, "expected the key 'energy'"),
@@ -191,7 +194,7 @@ RESULTS = [
         "output ['cell_gradients']: expected a tensor, got None",
     ),
     (fails, "got one that fails on the example.\nKeyError: 'charges'"),
-    (detaches_the_energy, "has to return 'position_gradients' = -forces"),
+    (detaches_the_energy, "must return 'position_gradients' = -forces"),
 ]
 
 

@@ -70,9 +70,9 @@ def test_a_module_that_fixes_a_size_gets_a_capacity(
     assert capacity_of(own) == {"N": 9, "E": example["cell_offsets"].shape[0], "B": 2}
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert "not for any shapes: the module branches on N <= 500" in printed.err
-    assert "instead for a capacity of 9 atoms" in printed.err
-    with pytest.raises(torchcall.CompileError, match="dynamic=False makes a package for"):
+    assert "cannot compile for any shapes: the module branches on N <= 500" in printed.err
+    assert "compiling for a capacity of 9 atoms" in printed.err
+    with pytest.raises(torchcall.CompileError, match="dynamic=False compiles it for"):
         compiled(module, tmp_path / "n.pt2", example, dynamic=True)
     assert not (tmp_path / "n.pt2").exists()
 

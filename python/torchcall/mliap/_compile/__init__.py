@@ -1,4 +1,4 @@
-"""From a potential to a package: gradients, metadata, checks."""
+"""Compiles a potential into a package: gradients, metadata, checks."""
 
 from torchcall.mliap._compile._public import compile
 

@@ -1,4 +1,4 @@
-"""Graphs of other shapes than the example's, made from it, to compare a package with its module."""
+"""Graphs of various shapes, made from the example, to compare a package with its module."""
 
 from typing import NamedTuple
 
@@ -10,48 +10,48 @@ _RATTLE = 0.05  # Å
 
 
 class Case(NamedTuple):
-    """A graph and what is special about it."""
+    """A graph and its description."""
 
-    what: str
+    description: str
     graph: Graph
 
 
 def resized(graph: Graph, sizes: Sizes, cutoff: float) -> Graph:
-    """The graph's first systems, atoms and edges, and phantoms, in exactly these numbers.
+    """A graph of the given sizes: the first systems, atoms and edges of `graph`, and phantoms.
 
-    At least one system and one atom are phantoms, in the form that `pad_graph` gives them. Edges
-    lose the partners of atoms that were cut off: good for comparing, not for physics.
+    At least one system and one atom are phantoms, in the form of `pad_graph`. Edges of removed
+    atoms are removed too, so the energy is not physical; it serves for comparison only.
 
     Args:
-        graph: of any shape.
+        graph: a graph of any shape.
         sizes: at least 2 of each.
         cutoff: in Å; half the side of the phantom system's cell.
     """
     n_atoms, n_edges, n_systems = sizes[N], sizes[E], sizes[B]
     pos, cell = graph["pos"], graph["cell"]
-    kept_systems = min(n_systems - 1, cell.shape[0])
-    kept_atoms = min(n_atoms - 1, int((graph["batch"] < kept_systems).sum()))
-    inside = (graph["edge_index"] < kept_atoms).all(0)
+    n_real_systems = min(n_systems - 1, cell.shape[0])
+    n_real_atoms = min(n_atoms - 1, int((graph["batch"] < n_real_systems).sum()))
+    inside = (graph["edge_index"] < n_real_atoms).all(0)
     index = graph["edge_index"][:, inside][:, :n_edges]
     offsets = graph["cell_offsets"][inside][:n_edges]
-    more_atoms, more_systems = n_atoms - kept_atoms, n_systems - kept_systems
+    more_atoms, more_systems = n_atoms - n_real_atoms, n_systems - n_real_systems
     more_edges = n_edges - index.shape[1]
 
     cube = 2 * cutoff * torch.eye(3, dtype=cell.dtype, device=cell.device)
     unused = torch.tensor([1.0, 0.0, 0.0], dtype=cell.dtype, device=cell.device)
     numbers, batch = graph["atomic_numbers"], graph["batch"]
     result = {
-        "pos": torch.cat([pos[:kept_atoms], pos.new_zeros(more_atoms, 3)]),
-        "atomic_numbers": torch.cat([numbers[:kept_atoms], numbers[:1].expand(more_atoms)]),
-        "cell": torch.cat([cell[:kept_systems], cube.expand(more_systems, 3, 3)]),
+        "pos": torch.cat([pos[:n_real_atoms], pos.new_zeros(more_atoms, 3)]),
+        "atomic_numbers": torch.cat([numbers[:n_real_atoms], numbers[:1].expand(more_atoms)]),
+        "cell": torch.cat([cell[:n_real_systems], cube.expand(more_systems, 3, 3)]),
         "pbc": torch.cat(
-            [graph["pbc"][:kept_systems], graph["pbc"].new_ones(more_systems, 3)],
+            [graph["pbc"][:n_real_systems], graph["pbc"].new_ones(more_systems, 3)],
         ),
-        "edge_index": torch.cat([index, index.new_full((2, more_edges), kept_atoms)], 1),
+        "edge_index": torch.cat([index, index.new_full((2, more_edges), n_real_atoms)], 1),
         "cell_offsets": torch.cat([offsets, unused.expand(more_edges, 3)]),
-        "batch": torch.cat([batch[:kept_atoms], batch.new_full((more_atoms,), kept_systems)]),
+        "batch": torch.cat([batch[:n_real_atoms], batch.new_full((more_atoms,), n_real_systems)]),
         **{
-            key: torch.cat([graph[key][:kept_systems], graph[key][:1].expand(more_systems)])
+            key: torch.cat([graph[key][:n_real_systems], graph[key][:1].expand(more_systems)])
             for key in ("charge", "spin")
         },
     }
@@ -59,14 +59,14 @@ def resized(graph: Graph, sizes: Sizes, cutoff: float) -> Graph:
 
 
 def rattled(graph: Graph) -> Graph:
-    """The graph with every atom moved a little: no force vanishes by symmetry any more."""
+    """The graph with small displacements of all atoms, so that no force vanishes by symmetry."""
     generator = torch.Generator().manual_seed(0)
     pos = graph["pos"]
     moves = torch.randn(pos.shape, generator=generator, dtype=torch.float64) * _RATTLE
     return graph | {"pos": pos + moves.to(pos.device, pos.dtype)}
 
 
-def twice(graph: Graph) -> Graph:
+def duplicated(graph: Graph) -> Graph:
     """Two copies of the graph in one batch."""
     n, b = graph["pos"].shape[0], graph["cell"].shape[0]
     both = {key: torch.cat([value, value], -1 if key == "edge_index" else 0)
@@ -77,7 +77,7 @@ def twice(graph: Graph) -> Graph:
 
 
 def dynamic_cases(example: Graph, cutoff: float) -> list[Case]:
-    """What a package for any numbers of atoms, edges and systems is tried on."""
+    """Test graphs for a package with any numbers of atoms, edges and systems."""
     sizes = sizes_of(example)
     graph = rattled(example)
     first_only = int((example["batch"] == 0).sum())
@@ -91,13 +91,13 @@ def dynamic_cases(example: Graph, cutoff: float) -> list[Case]:
         Case("the example with more phantoms", size(sizes[N] + 7, sizes[E] + 13, sizes[B] + 2)),
         Case("a part of the example", size(sizes[N] // 2, sizes[E] // 3, sizes[B])),
         Case("the example's first system", size(first_only + 1, sizes[E], 2)),
-        Case("the example twice", twice(graph)),
+        Case("the example twice", duplicated(graph)),
         Case("two of everything", resized(graph, MINIMUM, cutoff)),
     ]
 
 
 def static_cases(example: Graph, cutoff: float) -> list[Case]:
-    """What a package for the example's sizes is tried on."""
+    """Test graphs for a package with the example's sizes."""
     sizes = sizes_of(example)
     graph = rattled(example)
     half = {N: max(2, sizes[N] // 2), E: max(2, sizes[E] // 3), B: sizes[B]}

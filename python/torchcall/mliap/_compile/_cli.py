@@ -19,11 +19,11 @@ from torchcall._engines import unpickle
 
 _EPILOG = """MODULE is FILE.py:FACTORY or PACKAGE.MODULE:FACTORY, a function without arguments that
 returns a torch.nn.Module whose forward takes an AtomGraphInput and returns energies; or, with
---allow-pickle, a file made by torch.save(module). docs/packages.md says more."""
+--allow-pickle, a file made by torch.save(module). See docs/packages.md."""
 
 
 class UsageError(Exception):
-    """Something the user can put right; the command line shows its text and nothing else."""
+    """An error of the user, reported by its text without a traceback."""
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         return _fail("torchcall: compile: interrupted")
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        if not str(error).startswith("torchcall:"):  # a bug: its traceback is wanted
+        if not str(error).startswith("torchcall:"):  # a bug: show its traceback
             raise
         return _fail(str(error))
     seconds = time.perf_counter() - start
@@ -62,7 +62,7 @@ def _run(options: argparse.Namespace) -> Path:
     progress = Progress(True)
     with progress.stage("loading the module"):
         module = load_module(options.module, allow_pickle=options.allow_pickle)
-    name = options.dtype or _weights(module)
+    name = options.dtype or _dtype_of_weights(module)
     with progress.stage("reading the example"):
         example = read_example(Path(options.example), options.cutoff, name)
     progress.note(
@@ -83,11 +83,11 @@ def _run(options: argparse.Namespace) -> Path:
 
 
 def load_module(spec: str, *, allow_pickle: bool) -> Any:
-    """What a factory returns, or a pickle holds.
+    """Calls a factory, or loads a pickled module.
 
     Raises:
-        UsageError: there is no such file, module or function, or it fails.
-        ValueError, TypeError: a pickle that does not load, or holds no module.
+        UsageError: the file, module or function does not exist or fails.
+        ValueError, TypeError: the pickle cannot be loaded or does not contain a module.
     """
     source, colon, name = spec.rpartition(":")
     if not colon or not name.isidentifier():
@@ -110,8 +110,8 @@ def _load_pickle(path: Path, *, allow_pickle: bool) -> Any:
         raise UsageError(f"{path}: {form}, got no factory; write {path}:NAME")
     if not allow_pickle:
         raise UsageError(
-            f"{path}: {form}, got a file. If it is a pickled module: unpickling runs whatever code "
-            "the file names; if you trust it, pass --allow-pickle"
+            f"{path}: {form}, got a file. If it is a pickled module: unpickling can run any code; "
+            "if you trust the file, pass --allow-pickle"
         )
     return unpickle(path)
 
@@ -140,7 +140,7 @@ def _from_file(path: Path) -> Any:
     if spec is None or spec.loader is None:
         raise UsageError(f"{path}: expected a Python file, got something else")
     module = importlib.util.module_from_spec(spec)
-    # As when the file is run: pickles and TorchScript look classes up by their module.
+    # Pickles and TorchScript look up classes by module, so the module must be registered.
     sys.modules.setdefault(path.stem, module)
     with _importable(path.resolve().parent):
         spec.loader.exec_module(module)
@@ -158,16 +158,18 @@ def _importable(folder: Path) -> Any:
 
 
 def read_example(path: Path, cutoff: float, dtype: str) -> Any:
-    """The last frame of anything that ASE reads, as an `AtomGraph`.
+    """The last frame of a file that ASE can read, as an `AtomGraph`.
 
     Raises:
-        UsageError: ASE is missing, or cannot read it, or it has no atoms or edges.
+        UsageError: ASE is missing or cannot read the file, or the frame has no atoms or edges.
     """
     import jax
     import jax.numpy as jnp
 
-    from torchcall.mliap import AtomGraph, geometry_from_ase, neighbor_list
+    from torchcall.mliap._adapters import geometry_from_ase
     from torchcall.mliap._compile._example import checked_cutoff
+    from torchcall.mliap._graph import AtomGraph
+    from torchcall.mliap._neighbors.allocate import neighbor_list
 
     cutoff = checked_cutoff(cutoff)
     try:
@@ -202,8 +204,8 @@ def read_example(path: Path, cutoff: float, dtype: str) -> Any:
         )
 
 
-def _weights(module: Any) -> str:
-    """The dtype that a module's weights have in common, or float32."""
+def _dtype_of_weights(module: Any) -> str:
+    """float64 if all weights of a module are float64, else float32."""
     tensors = module.parameters() if isinstance(module, torch.nn.Module) else ()
     dtypes = {dtype_name(tensor.dtype) for tensor in tensors if tensor.dtype.is_floating_point}
     return "float64" if dtypes == {"float64"} else "float32"
@@ -216,10 +218,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         allow_abbrev=False,
     )
-    parser.add_argument("module", metavar="MODULE", help="where the module comes from, see below")
-    parser.add_argument("path", metavar="PACKAGE", help="where to write, a name ending in .pt2")
+    parser.add_argument("module", metavar="MODULE", help="source of the module, see below")
+    parser.add_argument("path", metavar="PACKAGE", help="output file, a name ending in .pt2")
     parser.add_argument(
-        "--example", required=True, metavar="FILE", help="a structure, anything that ASE reads"
+        "--example", required=True, metavar="FILE", help="a structure file that ASE can read"
     )
     parser.add_argument("--cutoff", required=True, type=float, metavar="Å", help="the model's")
     parser.add_argument(
@@ -232,18 +234,20 @@ def _parser() -> argparse.ArgumentParser:
         dest="shapes",
         action="store_const",
         const="static",
-        help="for the example's padded sizes only",
+        help="compile for the example's padded sizes only",
     )
     shapes.add_argument(
         "--dynamic",
         dest="shapes",
         action="store_const",
         const="dynamic",
-        help="for any sizes, or fail (default: any sizes where that is possible)",
+        help="compile for any sizes, or fail (default: any sizes if possible)",
     )
-    parser.add_argument("--no-cache", action="store_true", help="compile in any case")
     parser.add_argument(
-        "--allow-pickle", action="store_true", help="let MODULE be a pickled module"
+        "--no-cache", action="store_true", help="compile even if the package is cached"
+    )
+    parser.add_argument(
+        "--allow-pickle", action="store_true", help="accept a pickled module as MODULE"
     )
     return parser
 

@@ -1,4 +1,4 @@
-"""The example that a module is traced with, as tensors in the form that packages take."""
+"""The example for tracing, as tensors in the form of a package's input."""
 
 import math
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ import torch
 from jax.core import Tracer
 
 from torchcall._compile._metadata import dtype_name
-from torchcall.mliap import AtomGraph, pad_graph
 from torchcall.mliap._compile._form import INPUTS, MINIMUM, Graph, dtype_of, shape_of
+from torchcall.mliap._graph import AtomGraph, pad_graph
 
 _FLOATS = {"float32": torch.float32, "float64": torch.float64}
 
@@ -20,26 +20,26 @@ def checked_cutoff(cutoff: Any) -> float:
     """The cutoff as a number.
 
     Raises:
-        ValueError: it is no positive length.
+        ValueError: it is not a positive length.
     """
     try:
         value = float(cutoff)
     except (TypeError, ValueError) as error:
-        raise ValueError(_cutoff(repr(cutoff))) from error
+        raise _cutoff_error(cutoff) from error
     if isinstance(cutoff, bool | str) or not 0 < value < math.inf:
-        raise ValueError(_cutoff(repr(cutoff)))
+        raise _cutoff_error(cutoff)
     return value
 
 
-def _cutoff(got: str) -> str:
-    return f"torchcall: compile: cutoff: expected a positive length in Å, got {got}"
+def _cutoff_error(got: object) -> ValueError:
+    return ValueError(f"torchcall: compile: cutoff: expected a positive length in Å, got {got!r}")
 
 
 def checked_dtype(dtype: Any) -> torch.dtype | None:
-    """float32 or float64 of torch, NumPy or JAX, or its name; None stays.
+    """The torch dtype for float32 or float64 of torch, NumPy or JAX, or a name; None for None.
 
     Raises:
-        TypeError: it is another dtype, or none.
+        TypeError: the argument is neither.
     """
     if dtype is None:
         return None
@@ -62,14 +62,14 @@ def example_tensors(
     """The example as an `AtomGraphInput` of tensors, checked.
 
     Args:
-        example: an `AtomGraph`, which is padded as little as possible, or an `AtomGraphInput` of
-            arrays of any library, taken as it is.
-        cutoff: in Å; sizes the phantom system of an `AtomGraph`.
-        dtype: of the floats; None: that of the positions.
-        device: where the tensors go.
+        example: an `AtomGraph`, which is padded to the smallest sizes, or an `AtomGraphInput` of
+            arrays of any library, which is not padded.
+        cutoff: in Å; sets the size of the phantom system of an `AtomGraph`.
+        dtype: dtype of the floats; that of the positions if None.
+        device: device of the tensors.
 
     Raises:
-        TypeError: it is something else, or a dtype does not fit.
+        TypeError: the example has another type, or an array has a wrong dtype.
         ValueError: a key is missing, or a shape or a value is wrong; the message names it.
     """
     if isinstance(example, AtomGraph):
@@ -84,7 +84,7 @@ def example_tensors(
     missing = [key for key in INPUTS if key not in arrays]
     if missing:
         raise ValueError(
-            f"torchcall: compile: example: expected the keys of an AtomGraphInput, got none for "
+            f"torchcall: compile: example: expected the keys of an AtomGraphInput, got no "
             f"{', '.join(map(repr, missing))}"
         )
     tensors = {key: _tensor(key, arrays[key]) for key in INPUTS}
@@ -104,7 +104,7 @@ def checked_positions(pos: torch.Tensor) -> torch.dtype:
     """The positions' dtype.
 
     Raises:
-        TypeError: it is neither float32 nor float64.
+        TypeError: the dtype is neither float32 nor float64.
     """
     if pos.dtype not in _FLOATS.values():
         raise TypeError(
@@ -121,7 +121,7 @@ def _padded(graph: AtomGraph, cutoff: float) -> dict[str, Any]:
             f"torchcall: compile: cutoff: expected that of the example's neighbour list, "
             f"{listed:g} Å, got {cutoff:g} Å"
         )
-    # Doubles stay doubles whatever JAX is set to outside.
+    # Retain float64 arrays even if jax_enable_x64 is off outside.
     with jax.enable_x64(True):
         return dict(pad_graph(graph, cutoff=cutoff)[0])
 
@@ -131,8 +131,8 @@ def _tensor(key: str, value: Any) -> torch.Tensor:
         return value.detach().cpu().clone()
     if isinstance(value, Tracer):
         raise TypeError(
-            f"torchcall: compile: example[{key!r}]: expected an array with values, got one that is "
-            "traced; compile outside jit"
+            f"torchcall: compile: example[{key!r}]: expected a concrete array, got a traced one; "
+            "compile outside jit"
         )
     try:
         array = np.array(value)
@@ -183,7 +183,7 @@ def _check_shapes(tensors: Graph) -> None:
 def _too_short(key: str, what: str, got: int) -> str:
     return (
         f"torchcall: compile: example[{key!r}]: expected at least 2 {what}, phantoms included, got "
-        f"{got}; pass an AtomGraph, or what pad_graph returns"
+        f"{got}; pass an AtomGraph, or the result of pad_graph"
     )
 
 
@@ -192,24 +192,26 @@ def _check_values(tensors: Graph) -> None:
     batch, offsets, index = tensors["batch"], tensors["cell_offsets"], tensors["edge_index"]
     for key in ("pos", "cell", "cell_offsets", "charge", "spin"):
         if not bool(torch.isfinite(tensors[key]).all()):
-            raise ValueError(_value(key, "finite numbers", "NaN or infinity"))
+            raise ValueError(_value_text(key, "finite numbers", "NaN or infinity"))
     for key, end in (("edge_index", n_atoms), ("batch", n_systems)):
         low, high = int(tensors[key].min()), int(tensors[key].max())
         if low < 0 or high >= end:
-            raise ValueError(_value(key, f"numbers in [0, {end})", f"{low if low < 0 else high}"))
+            raise ValueError(
+                _value_text(key, f"numbers in [0, {end})", f"{low if low < 0 else high}")
+            )
     if bool((batch[1:] < batch[:-1]).any()):
-        raise ValueError(_value("batch", "systems that never decrease", "unordered ones"))
+        raise ValueError(_value_text("batch", "nondecreasing systems", "decreasing ones"))
     if bool((offsets != offsets.round()).any()):
-        raise ValueError(_value("cell_offsets", "whole numbers", "fractions"))
+        raise ValueError(_value_text("cell_offsets", "whole numbers", "fractions"))
     if int(tensors["atomic_numbers"].min()) < 1:
         got = str(int(tensors["atomic_numbers"].min()))
-        raise ValueError(_value("atomic_numbers", "numbers from 1 on", got))
+        raise ValueError(_value_text("atomic_numbers", "numbers from 1 on", got))
     itself = (index[0] == index[1]) & (offsets == 0).all(1)
     if bool(itself.any()):
         edge = int(itself.nonzero()[0])
         expected = "edges between different atoms or images"
-        raise ValueError(_value("edge_index", expected, f"edge {edge} of an atom to itself"))
+        raise ValueError(_value_text("edge_index", expected, f"edge {edge} of an atom to itself"))
 
 
-def _value(key: str, expected: str, got: str) -> str:
+def _value_text(key: str, expected: str, got: str) -> str:
     return f"torchcall: compile: example[{key!r}]: expected {expected}, got {got}"

@@ -1,4 +1,4 @@
-"""The fixed form of a potential's inputs and outputs, and the metadata that state it."""
+"""The fixed form of a potential's inputs and outputs, and its metadata."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -29,10 +29,10 @@ OUTPUTS: dict[str, tuple[str | int, ...]] = {
     "position_gradients": (N, 3),
     "cell_gradients": (B, 3, 3),
 }
-"""Likewise; without cell gradients, the first two."""
+"""Shapes by key, in the order of a package's outputs; without cell gradients, the first two."""
 
 MINIMUM = {N: 2, E: 2, B: 2}
-"""Of every axis: what exported programs can serve, and what `pad_graph` guarantees."""
+"""Minimum length of each axis: required by exported programs, guaranteed by `pad_graph`."""
 
 Sizes = dict[str, int]
 """Numbers of atoms, edges and systems, by `N`, `E` and `B`."""
@@ -48,12 +48,12 @@ def sizes_of(graph: Graph) -> Sizes:
 
 
 def shape_of(form: tuple[str | int, ...], sizes: Sizes) -> tuple[int, ...]:
-    """A shape with numbers in place of names."""
+    """The shape with the names of axes replaced by their sizes."""
     return tuple(sizes[n] if isinstance(n, str) else n for n in form)
 
 
 def dtype_of(key: str, floats: torch.dtype) -> torch.dtype:
-    """What an input has to be, `floats` being the positions' dtype."""
+    """The dtype of an input; `floats` is the positions' dtype."""
     if key in ("atomic_numbers", "edge_index", "batch"):
         return torch.int64
     return torch.bool if key == "pbc" else floats
@@ -72,8 +72,9 @@ def metadata_of(
 ) -> dict[str, Any]:
     """The metadata of a potential's package.
 
-    Edges number atoms and atoms number systems; atomic numbers are members of `species`. `user` is
-    what `TorchMliap.from_package` reads.
+    It states the checks of a call: entries of `edge_index` are rows of `pos`, entries of `batch`
+    are rows of `cell`, and atomic numbers are members of `species`. `TorchMliap.from_package`
+    reads the key `user`.
     """
     known = None if species is None else sorted(species)
     checks: dict[str, dict[str, Any]] = {

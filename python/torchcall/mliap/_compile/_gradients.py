@@ -1,4 +1,4 @@
-"""The function that becomes a package: energy, position gradients and lattice gradients."""
+"""The function that is compiled: energy, position gradients and lattice gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,20 +17,20 @@ Evaluate = Callable[[Graph], dict[str, torch.Tensor]]
 class Potential:
     """A module's energies and gradients, in one of two ways.
 
-    A module that returns `position_gradients` differentiates inside and is taken at its word. Of
-    any other, the energy is differentiated here by the positions and by a symmetric strain ε of
-    each system, `r → r + r @ ε`, `h → h + h @ ε`, at ε = 0:
+    If a module returns `position_gradients`, its gradients are used. Otherwise the energy is
+    differentiated here by the positions and by a symmetric strain ε of each system,
+    `r → r + r @ ε`, `h → h + h @ ε`, at ε = 0:
 
         position_gradients = ∂E/∂r,    cell_gradients = h⁻ᵀ (∂E/∂ε − Σ r ⊗ ∂E/∂r).
 
-    r is taken from the system's mean position here: far from the origin, rounding would dominate.
+    r is measured from the system's mean position, to reduce rounding errors far from the origin.
 
     Attributes:
         name: the module's class.
-        module: a copy of the caller's, in eval mode, its weights constants.
+        module: a copy of the caller's, in eval mode, with constant weights.
         differentiates: whether the module returns gradients itself.
-        cell_gradients: whether there are any.
-        dtype: of the floats that go in and come out.
+        cell_gradients: whether the outputs include cell gradients.
+        dtype: dtype of float inputs and outputs.
     """
 
     def __init__(self, module: object, dtype: torch.dtype | None, device: torch.device) -> None:
@@ -43,20 +43,20 @@ class Potential:
         self._writes = False
 
     def inspect(self, example: Graph) -> dict[str, torch.Tensor]:
-        """Runs the module on the example and learns what it returns.
+        """Runs the module on the example and records the form of its outputs.
 
         Returns:
             The results for the example.
 
         Raises:
-            TypeError, ValueError: the module returns something else than it should.
-            CompileError: it fails, or its results are not finite.
+            TypeError, ValueError: an output has a wrong key, type, shape or dtype.
+            CompileError: the module fails, or its results are not finite.
         """
         self.dtype = example["pos"].dtype
         inputs = {key: value.clone() for key, value in example.items()}
         inputs["pos"].requires_grad_(True)
         pos, tensors = inputs["pos"], dict(inputs)
-        # A module may write to what it takes out of its input only if that is not a leaf.
+        # Not a leaf: autograd forbids in-place writes to leaves, and the module may write to it.
         inputs["pos"] = pos * 1
         tensors["pos"] = inputs["pos"]
         versions = {key: tensor._version for key, tensor in tensors.items()}
@@ -83,7 +83,7 @@ class Potential:
             return dict(zip(self.outputs(), self.flat(*tensors), strict=True))
 
     def reference(self, graph: Graph) -> dict[str, torch.Tensor]:
-        """The same with positions' gradients from the module's energy alone, without a strain."""
+        """`evaluate`, but with position gradients from the energy directly, without a strain."""
         result = self.evaluate(graph)
         if self.differentiates:
             return result
@@ -99,14 +99,14 @@ class Potential:
         }
 
     def flat(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """From the inputs in order to the outputs in order; what is traced."""
+        """Maps the inputs, in order, to the outputs, in order. This function is traced."""
         graph = dict(zip(INPUTS, tensors, strict=True))
-        if self._writes:  # a package works in place on the caller's memory
+        if self._writes:  # otherwise the package would write to the caller's memory
             graph = {key: tensor.clone() for key, tensor in graph.items()}
-        result = self._taken(graph) if self.differentiates else self._derived(graph)
+        result = self._own_gradients(graph) if self.differentiates else self._autograd(graph)
         return tuple(result[key].detach().to(self.dtype).contiguous() for key in self.outputs())
 
-    def _taken(self, graph: Graph) -> dict[str, torch.Tensor]:
+    def _own_gradients(self, graph: Graph) -> dict[str, torch.Tensor]:
         out = self.module(dict(graph))
         if not isinstance(out, dict):
             raise TypeError(self._output(f"expected a dict, got {type(out).__name__}"))
@@ -116,7 +116,7 @@ class Potential:
             self._check_tensor(key, out[key], graph)
         return out
 
-    def _derived(self, graph: Graph) -> dict[str, torch.Tensor]:
+    def _autograd(self, graph: Graph) -> dict[str, torch.Tensor]:
         cell, batch = graph["cell"], graph["batch"]
         pos = graph["pos"].detach().requires_grad_(True)
         strain = torch.zeros_like(cell).requires_grad_(True)
@@ -141,9 +141,9 @@ class Potential:
         if not energy.requires_grad:
             raise ValueError(
                 self._output(
-                    "expected an energy that autograd can follow back to 'pos', got one that is "
-                    "detached (computed under no_grad, or without the positions); a module that "
-                    "differentiates inside returns 'position_gradients' too"
+                    "expected an energy that autograd can differentiate by 'pos', got a detached "
+                    "one (computed under no_grad, or without the positions); a module that "
+                    "differentiates inside must return 'position_gradients' too"
                 )
             )
 
@@ -161,7 +161,7 @@ class Potential:
             )
 
     def _check_finite(self, result: dict[str, torch.Tensor], graph: Graph) -> None:
-        """Phantoms, the rows of the last system, never reach a caller."""
+        """Checks real systems only: callers do not see phantoms, the rows of the last system."""
         real = graph["cell"].shape[0] - 1
         for key, value in result.items():
             rows = int((graph["batch"] < real).sum()) if key == "position_gradients" else real
@@ -179,14 +179,14 @@ class Potential:
 
 
 def failed_on_example(potential: Potential, error: Exception, example: Graph) -> CompileError:
-    """An error for a module that fails before anything is compiled."""
+    """The error for a module that fails on the example, before compilation."""
     weights = {t.dtype for t in potential.module.parameters() if t.dtype.is_floating_point}
     found, given = ", ".join(sorted(map(dtype_name, weights))), dtype_name(example["pos"].dtype)
     hint = ""
     if weights and weights != {example["pos"].dtype}:
         hint = f" Its weights are {found} and its input {given}: dtype='{given}' casts the weights."
     if "second time" in str(error):
-        hint += " A module that differentiates inside has to return 'position_gradients' = -forces."
+        hint += " A module that differentiates inside must return 'position_gradients' = -forces."
     return CompileError(
         f"torchcall: {potential.name}: compile: expected a module that can be called with an "
         f"AtomGraphInput, got one that fails on the example.{hint}\n{message_of(error)}"

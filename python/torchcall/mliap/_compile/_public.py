@@ -23,49 +23,48 @@ def compile(
 ) -> Path:
     """Compiles a potential into an AOTInductor package that returns energies and gradients.
 
-    The package serves any numbers of atoms, edges and systems from 2 on, if the module allows it.
-    Otherwise its shapes are those of the padded example, which it records as its capacity.
+    The package serves any numbers of atoms, edges and systems of at least 2, if the module allows
+    it. Otherwise its shapes are those of the padded example, which it records as its capacity.
 
-    It is written only after its results have been compared with the module's own on several shapes
-    and structures: to 1e-10 of the largest number of their kind in float64, 1e-4 in float32.
+    Before the package is written, its results are compared with the module's on several shapes and
+    structures, to 1e-10 of the largest value of the output in float64, and 1e-4 in float32.
 
     Args:
         module: an eager module that takes an `AtomGraphInput` of tensors and returns energies (B,)
             in eV, alone or in a dict under 'energy'; or, if it differentiates inside, a dict with
-            'position_gradients' (N, 3), ∂E/∂r, and, if it has them, 'cell_gradients' (B, 3, 3),
-            ∂E/∂h. It is not changed: a copy is compiled, in eval mode, its weights constants.
-        path: where to write, a name that ends in `.pt2`. An existing file is replaced at the end,
-            in one step.
+            'position_gradients' (N, 3), ∂E/∂r, and optionally 'cell_gradients' (B, 3, 3), ∂E/∂h.
+            The module is not changed: a copy is compiled, in eval mode, with constant weights.
+        path: output file, a name that ends in `.pt2`. An existing file is replaced atomically at
+            the end.
         example: a `torchcall.mliap.AtomGraph`, or an `AtomGraphInput` of arrays of any library,
             phantoms included. Only a package for fixed shapes depends on its sizes.
         cutoff: in Å, recorded for `TorchMliap.from_package`; None: the module's attribute `cutoff`.
-        dtype: float32 or float64, of inputs, outputs, weights and buffers; None: inputs and
-            outputs have that of the example's positions, weights keep theirs.
+        dtype: float32 or float64, for inputs, outputs, weights and buffers. None: inputs and
+            outputs have the dtype of the example's positions; weights are not cast.
         device: "cpu" or "cuda".
-        dynamic: "auto": any shapes where that is possible; True: else an error; False: the padded
-            example's shapes only.
+        dynamic: "auto": any shapes if possible, else those of the padded example. True: any
+            shapes, or an error. False: the padded example's shapes only.
         cache: whether to reuse packages from, and store them in, `$TORCHCALL_CACHE`, by default
             `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers
             the traced operators, the weights, the options, torch and the machine.
-
         second_derivatives: must be False in this version.
 
     Returns:
         The path.
 
     Raises:
-        NotImplementedError: second derivatives are asked for.
+        NotImplementedError: second derivatives are requested.
         TypeError, ValueError: an argument is wrong; the message names it.
         OSError: the path cannot be written.
-        CompileError: the module cannot be compiled; the message names the operation, and what
-            still works.
+        CompileError: the module cannot be compiled; the message names the operation and
+            alternatives.
     """
     if second_derivatives:
         raise NotImplementedError(
             "torchcall: compile: second_derivatives: expected False, got "
             f"{second_derivatives!r}: packages have no second derivatives in this version"
         )
-    # torch's compiler takes seconds to import: only who compiles waits for it.
+    # torch's compiler takes seconds to import: import it only for compilation.
     from torchcall._compile._progress import Progress
     from torchcall.mliap._compile._run import run
 

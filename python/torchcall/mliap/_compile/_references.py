@@ -1,4 +1,4 @@
-"""Comparisons of a package with its module on graphs."""
+"""Compares a package with its module on graphs."""
 
 from collections.abc import Callable, Iterable
 
@@ -11,11 +11,11 @@ from torchcall.mliap._compile._gradients import Evaluate, Potential
 
 
 class References:
-    """What the eager module gives for each case, computed once.
+    """Results of the eager module for each case, computed once.
 
     Args:
         potential: the module.
-        cases: the example first, then the example with its atoms moved.
+        cases: the example, then the example with displaced atoms, then others.
 
     Raises:
         DifferentError: the module itself fails for a shape.
@@ -29,7 +29,8 @@ class References:
                 self.results.append(potential.reference(case.graph))
             except Exception as error:
                 raise DifferentError(
-                    f"the module itself fails for {case.what}: {type(error).__name__}: {error}"
+                    f"the module itself fails for {case.description}: "
+                    f"{type(error).__name__}: {error}"
                 ) from error
         self.tolerance = TOLERANCE[potential.dtype]
 
@@ -37,9 +38,9 @@ class References:
         """Compares every case.
 
         Raises:
-            DifferentError: at the first difference that rounding does not explain.
+            DifferentError: a difference exceeds the tolerance; the first one is reported.
         """
-        # Forces that vanish by symmetry, and energies of lone atoms, have no size of their own.
+        # Forces that vanish by symmetry and energies of isolated atoms need the scale of others.
         sizes = {
             key: max(largest(result[key]) for result in self.results[:2]) for key in self.results[0]
         }
@@ -49,12 +50,12 @@ class References:
                 share = len(self.cases[0].graph["pos"]) if key == "energy" else 1
                 size = max(largest(reference), sizes[key] / share)
                 compare_tensors(
-                    f"[{key!r}] for {case.what}", found[key], reference, self.tolerance, size
+                    f"[{key!r}] for {case.description}", found[key], reference, self.tolerance, size
                 )
 
 
 def graph_function(module: Callable[..., tuple[torch.Tensor, ...]], keys: list[str]) -> Evaluate:
-    """A traced graph as a function of graphs."""
+    """A traced module as a function of an `AtomGraphInput`."""
 
     def evaluate(graph: Graph) -> dict[str, torch.Tensor]:
         with torch.no_grad():
@@ -67,4 +68,6 @@ def _run(evaluate: Evaluate, case: Case) -> dict[str, torch.Tensor]:
     try:
         return evaluate({key: value.clone() for key, value in case.graph.items()})
     except Exception as error:
-        raise DifferentError(f"fails for {case.what}: {type(error).__name__}: {error}") from error
+        raise DifferentError(
+            f"fails for {case.description}: {type(error).__name__}: {error}"
+        ) from error

@@ -1,4 +1,4 @@
-"""From a potential to a package: what is tried, in which order."""
+"""The steps of compiling a potential: any shapes first, then those of the example."""
 
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -41,7 +41,7 @@ def run(
     cache: bool,
     progress: Progress,
 ) -> Path:
-    """`torchcall.mliap.compile` with the progress to report to."""
+    """`torchcall.mliap.compile`, reporting to `progress`."""
     length = checked_cutoff(getattr(module, "cutoff", None) if cutoff is None else cutoff)
     floats, place = checked_dtype(dtype), checked_device(device)
     check_flags(dynamic, cache)
@@ -58,7 +58,7 @@ def run(
             except Exception as error:
                 raise failed_on_example(potential, error, graph) from error
         if potential.was_training:
-            progress.note("the module is in training mode; it is compiled as in eval mode")
+            progress.note("the module is in training mode; its copy is compiled in eval mode")
         _write(_Job(potential, graph, length, temporary, cache, progress), dynamic)
     return Path(path)
 
@@ -73,7 +73,7 @@ class _Job(NamedTuple):
 
 
 def _write(job: _Job, dynamic: Literal["auto"] | bool) -> None:
-    """Fills the temporary file, by the first way that works."""
+    """Writes the temporary file: for any shapes if possible, else for the example's sizes."""
     name = job.potential.name
     if dynamic is not False:
         try:
@@ -88,12 +88,12 @@ def _write(job: _Job, dynamic: Literal["auto"] | bool) -> None:
                 raise CompileError(
                     f"torchcall: {name}: compile: dynamic: expected a module that serves any "
                     f"numbers of atoms, edges and systems, got one that does not: {error}; "
-                    "dynamic=False makes a package for the example's padded sizes"
+                    "dynamic=False compiles it for the example's padded sizes"
                 ) from error
             sizes = sizes_of(job.example)
-            job.progress.note(f"not for any shapes: {str(error).splitlines()[0]}")
+            job.progress.note(f"cannot compile for any shapes: {str(error).splitlines()[0]}")
             job.progress.note(
-                f"instead for a capacity of {sizes[N]} atoms, {sizes[E]} edges and {sizes[B]} "
+                f"compiling for a capacity of {sizes[N]} atoms, {sizes[E]} edges and {sizes[B]} "
                 "systems, phantoms included"
             )
     try:
@@ -149,7 +149,7 @@ def _cases(job: _Job, traced: Traced, *, dynamic: bool) -> list[Case]:
 
 
 def _of_distinct_sizes(graph: Graph) -> Graph:
-    """Zeros in shapes near the graph's, each axis of another length: what tracing has to see."""
+    """Zeros in shapes near the graph's; all axes differ in length, as `trace` requires."""
     taken: set[int] = set()
     sizes: Sizes = {}
     for name, least in ((B, 5), (N, 11), (E, 13)):

@@ -1,4 +1,4 @@
-"""A potential as a graph of operators, and the shapes that the graph holds for."""
+"""Traces a potential into a graph of operators, and finds the shapes that it is valid for."""
 
 import contextlib
 import threading
@@ -24,7 +24,7 @@ from torchcall._compile._errors import CompileError, SpecialisedError, Watch, ca
 from torchcall.mliap._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes
 from torchcall.mliap._compile._gradients import Potential
 
-_LARGEST = 100_000  # of an axis, the largest excluded size that is worth trying
+_LARGEST = 100_000  # largest excluded size of an axis that is compared
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Traced:
 
     Attributes:
         module: maps the inputs, in order, to the outputs, in order.
-        excluded: sizes for which the module may take another path than the one in the graph, to be
-            compared; empty for static shapes.
+        excluded: sizes for which the module may execute other operators than the graph's; they
+            must be compared. Empty for static shapes.
     """
 
     module: torch.fx.GraphModule
@@ -42,17 +42,17 @@ class Traced:
 
 
 def trace(potential: Potential, example: Graph, *, dynamic: bool) -> Traced:
-    """Follows the potential with fake tensors.
+    """Traces the potential with fake tensors.
 
     Args:
-        potential: has looked at the example.
+        potential: a potential whose `inspect` has run.
         example: only its shapes matter. If `dynamic`, those of the three axes differ from one
             another and from all small numbers, so that no size is mistaken for another.
         dynamic: whether numbers of atoms, edges and systems are symbols.
 
     Raises:
         SpecialisedError: the module fixes a size that should be a symbol.
-        CompileError: it cannot be followed at all.
+        CompileError: it cannot be traced.
     """
     env = ShapeEnv()
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=env)
@@ -67,9 +67,9 @@ def trace(potential: Potential, example: Graph, *, dynamic: bool) -> Traced:
     watch = Watch()
     try:
         with mode, inlined_script_functions(), watch:
-            # Over fakes of our own, "real" means: as they are.
-            follow = make_fx(potential.flat, tracing_mode="real", _allow_non_fake_inputs=True)
-            module = follow(*fakes)
+            # The inputs are fake already: "real" leaves them unchanged.
+            traceable = make_fx(potential.flat, tracing_mode="real", _allow_non_fake_inputs=True)
+            module = traceable(*fakes)
     except Exception as error:
         raise cannot_export(potential.name, "traced", error, watch) from error
     module.eval()
@@ -82,17 +82,17 @@ def trace(potential: Potential, example: Graph, *, dynamic: bool) -> Traced:
             raise
         more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
         raise SpecialisedError(
-            f"{error}; the module has parts in TorchScript ({parts[0]}{more}), which turns sizes "
-            "into numbers"
+            f"{error}; the module has parts in TorchScript ({parts[0]}{more}), which converts "
+            "symbolic sizes to constants"
         ) from error
 
 
 @contextlib.contextmanager
 def inlined_script_functions() -> Iterator[None]:
-    """Calls the Python behind script functions, in this thread, for as long as the body runs.
+    """In this context and thread, script functions run as the Python functions they came from.
 
-    TorchScript turns symbolic sizes into numbers; e3nn's spherical harmonics would fix the number
-    of edges.
+    TorchScript converts symbolic sizes to constants; e3nn's spherical harmonics would fix the
+    number of edges.
     """
     kind: Any = torch.jit.ScriptFunction
     scripted, here = kind.__call__, threading.get_ident()
@@ -111,13 +111,13 @@ def inlined_script_functions() -> Iterator[None]:
 
 
 def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
-    """Sizes of which the trace decided that they are not these; one of each kind.
+    """Sizes that the trace excluded, one per guard.
 
-    A comparison of sizes that came out "not equal" excludes single sizes, which can be tried. All
-    others cut off whole ranges: there the graph is only a guess.
+    A comparison with the result "not equal" excludes a single size, which can be compared
+    separately. Any other guard excludes a range of sizes, for which the graph may be wrong.
 
     Raises:
-        SpecialisedError: at an axis that became a number, or a range that is cut off.
+        SpecialisedError: an axis became a constant, or a range of sizes is excluded.
     """
     by_key = dict(zip(INPUTS, fakes, strict=True))
     axes = {
@@ -130,8 +130,8 @@ def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
         if not isinstance(symbol, sympy.Symbol):
             where = next((f" {g.sloc}" for g in env.guards if isinstance(g.expr, sympy.Eq)), "")
             raise SpecialisedError(
-                f"the number of {_WORDS[name]} became the constant {symbol}{where}, as len() and "
-                "int() do to a size, but .size() and .shape do not"
+                f"the number of {_AXIS_NAMES[name]} became the constant {symbol}{where}; len() and "
+                "int() make a size constant, .size() and .shape do not"
             )
     names = {symbol: name for name, symbol in symbols.items()}
     result = []
@@ -145,11 +145,11 @@ def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
     return result
 
 
-_WORDS = {N: "atoms", E: "edges", B: "systems"}
+_AXIS_NAMES = {N: "atoms", E: "edges", B: "systems"}
 
 
 def _expression(size: Any) -> Any:
-    """The symbol of a symbolic size, or what it was found to be."""
+    """The symbol or constant of a size."""
     if not isinstance(size, torch.SymInt):
         return size
     node: Any = size.node
@@ -157,7 +157,7 @@ def _expression(size: Any) -> Any:
 
 
 def _violation(unequal: Any, names: dict[Any, str]) -> Sizes | None:
-    """The only size of one axis for which an inequality does not hold, if it is of that kind."""
+    """The size of one axis for which `unequal` is false, if there is exactly one such size."""
     symbols = unequal.free_symbols
     if len(symbols) != 1 or not symbols <= set(names):
         return None
@@ -174,7 +174,7 @@ def _violation(unequal: Any, names: dict[Any, str]) -> Sizes | None:
 
 
 class _OfDicts(torch.nn.Module):
-    """A function of tensors in order as a function of one dict, which is a package's argument."""
+    """Converts a function of ordered tensors to one of a dict, the argument of a package."""
 
     def __init__(self, flat: torch.fx.GraphModule, outputs: list[str]) -> None:
         super().__init__()
@@ -191,7 +191,7 @@ def export_graph(
     """The graph as an exported program.
 
     Raises:
-        SpecialisedError: `dynamic`, and torch's exporter finds that a size cannot be a symbol.
+        SpecialisedError: torch's exporter finds that a size cannot be a symbol, if `dynamic`.
         CompileError: the graph cannot be exported.
     """
     shapes: Any = None
@@ -214,7 +214,7 @@ def export_graph(
     written = program.graph_signature.user_inputs_to_mutate
     if written:
         raise CompileError(
-            f"torchcall: {name}: compile: expected a module that leaves its input as it is, got "
+            f"torchcall: {name}: compile: expected a module that does not change its input, got "
             f"one that writes to {', '.join(sorted(written.values()))} for some shapes only; give "
             "it copies (.clone())"
         )
