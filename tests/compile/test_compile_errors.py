@@ -88,7 +88,7 @@ def put(value, *index):
 EXAMPLES = [
     (lambda _: None, "an AtomGraphInput (a dict), got NoneType"),
     (lambda g: list(g.values()), "an AtomGraphInput (a dict), got list"),
-    (lambda g: {k: v for k, v in g.items() if k not in ("pos", "spin")}, "for 'pos', 'spin'"),
+    (lambda g: {k: v for k, v in g.items() if k not in ("pos", "spin")}, "without 'pos', 'spin'"),
     (edited("pos", lambda t: t[:, :2]), "example['pos']: expected shape (9, 3), got (9, 2)"),
     (edited("batch", lambda t: t[:-1]), "example['batch']: expected shape (9,), got (8,)"),
     (edited("edge_index", lambda t: t.T), "example['edge_index']: expected shape"),

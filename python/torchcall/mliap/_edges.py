@@ -23,7 +23,7 @@ class Edges:
     """A full directed list of pairs: `r = x_j − x_i + S h`, `|r| < cutoff`; a pytree.
 
     Attributes:
-        indices: (e, 2), sender i and receiver j; edges with an index outside the atoms are ignored.
+        indices: (e, 2), sender i and receiver j; edges with an index out of range are ignored.
         shifts: (e, 1, 3), S, integer-valued, of any dtype.
         n_edges: (), number of valid edges, which come first; None if their positions are unknown.
         did_overflow: () bool, whether pairs may be missing; energies and gradients are then NaN.

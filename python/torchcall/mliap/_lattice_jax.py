@@ -33,7 +33,7 @@ def lattice_gradient_from_virial_jax(
     A net force is ignored.
 
     Open axes get rows of zeros, which is exact for slabs, wires and molecules. An axis is open if
-    `pbc` is false there, whatever its lattice vector is, or if its vector is exactly zero.
+    `pbc` is false for it, even if its lattice vector is not zero, or if its vector is exactly zero.
 
     Args:
         forces: −∂E/∂r in eV/Å.
@@ -209,7 +209,7 @@ def _determinant(cell: Float[Array, "B 3 3"], crosses: Float[Array, "B 3 3"]) ->
 def _tolerance(cell: Float[Array, "B 3 3"]) -> float:
     """The sine product |det h| / (|a||b||c|) below which a cell counts as flat.
 
-    Depends on the precision of the given cell: rounding gives flat float32 cells about 1e-7.
+    Depends on the precision of the given cell: rounding makes it 1e-7 for flat float32 cells.
     """
     return 1e-12 if cell.dtype == jnp.float64 else 1e-6
 

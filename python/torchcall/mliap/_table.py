@@ -71,11 +71,6 @@ class Index(Generic[Key]):
         return self.indices.shape
 
     @property
-    def num_labels(self) -> int:
-        """Number of keys."""
-        return len(self.keys)
-
-    @property
     def cls(self) -> type[Any]:
         """Type of the keys."""
         return _class_of(self.keys)
@@ -173,7 +168,7 @@ def rows_of(index: Any, keys: tuple[Any, ...], name: str) -> Int[Array, ...]:
 
     Raises:
         ValueError: the index has a key that is not among `keys`.
-        TypeError: it does not hold integers.
+        TypeError: its entries are not integers.
     """
     own = getattr(index, "keys", None)
     places = jnp.asarray(index if own is None else index.indices)

@@ -84,7 +84,7 @@ def example_tensors(
     missing = [key for key in INPUTS if key not in arrays]
     if missing:
         raise ValueError(
-            f"torchcall: compile: example: expected the keys of an AtomGraphInput, got no "
+            f"torchcall: compile: example: expected an AtomGraphInput, got one without "
             f"{', '.join(map(repr, missing))}"
         )
     tensors = {key: _tensor(key, arrays[key]) for key in INPUTS}

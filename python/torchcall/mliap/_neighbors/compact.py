@@ -133,7 +133,7 @@ def _select_bit(word: UInt32[Array, " n"], rank: Int[Array, " n"]) -> Int[Array,
 def compact(
     words: UInt32[Array, " m"], capacity: int
 ) -> tuple[Int[Array, " c"], Int[Array, " c"], Int[Array, ""]]:
-    """The set bits of ``words`` in order: slot ``e`` holds the ``e``-th one.
+    """The set bits of ``words`` in order: slot ``e`` refers to the ``e``-th one.
 
     Args:
         words: mask, 32 bits per word, lowest bit first.

@@ -1,7 +1,7 @@
 """The neighbour list: every directed pair closer than a cutoff, in fixed-size arrays.
 
-The list holds ``(i, j, S)`` with ``r = x_j − x_i + S h`` and ``|r| < cutoff``, ``h`` the cell whose
-rows are lattice vectors. Only ``(i, i, 0)`` is excluded: coincident atoms are listed.
+The list contains ``(i, j, S)`` with ``r = x_j − x_i + S h`` and ``|r| < cutoff``. The rows of the
+cell ``h`` are lattice vectors. Only ``(i, i, 0)`` is excluded: coincident atoms are listed.
 `NeighborListFn.allocate` chooses the sizes of the arrays outside ``jit``; `NeighborList.update`
 fills them inside ``jit``.
 """
