@@ -23,12 +23,14 @@ def listed(positions, cell, pbc, batch, cutoff):
         if not len(ids):
             continue
         lattice = np.where(pbc[s][:, None], cell[s], 0).astype(float)
-        search = vesin.NeighborList(cutoff=cutoff, full_list=True)
+        # With small cutoffs vesin fills a large box with millions of cells.
+        search = vesin.NeighborList(cutoff=max(cutoff, 2.0), full_list=True)
         i, j, shifts, d = search.compute(
             positions[ids].astype(float), lattice, pbc[s].tolist(), "ijSd"
         )
         for a, b, shift, length in zip(i, j, shifts, d, strict=True):
-            found[int(ids[a]), int(ids[b]), *map(int, shift)] = float(length)
+            if length <= cutoff:
+                found[int(ids[a]), int(ids[b]), *map(int, shift)] = float(length)
     return found
 
 

@@ -87,5 +87,5 @@ def test_library_that_needs_functions_missing_in_this_torch_is_refused(foreign, 
 
 
 def test_foreign_package_is_refused_as_a_potential(foreign):
-    with pytest.raises(ValueError, match=r"expected a package made by torchcall\.compile"):
+    with pytest.raises(ValueError, match=r"expected a package made by torchcall\.mliap\.compile"):
         TorchMliap.from_package(foreign())
