@@ -47,7 +47,7 @@ PARTS = {
     "a DLPack import of torch": lambda x: torch.from_dlpack(x),
     "a memoryview": lambda x: memoryview(x.numpy()),
     "a buffer": buffer,
-    "an iterator": lambda x: iter(x),
+    "an iterator": lambda x: iter(x[:9]),
 }
 
 
@@ -64,10 +64,9 @@ def test_what_a_model_retains_of_an_input_does_not_change(part, size):
     gc.collect()
     for x, retained in zip(calls, module.retained, strict=True):
         expected = part(torch.from_numpy(x))
-        for got, wanted in zip(retained, expected, strict=True):
-            assert float(got) == float(wanted)
-            break
-        if not hasattr(retained, "__next__"):
+        if hasattr(retained, "__next__"):
+            assert [float(y) for y in retained] == [float(y) for y in expected]
+        else:
             np.testing.assert_array_equal(np.asarray(retained), np.asarray(expected))
 
 
