@@ -101,7 +101,7 @@ void CallInputs::Narrow(const Input& input, const TcNarrowing& narrowing, int64_
   }
 }
 
-int64_t CallInputs::FindUnforeseenWrite() const {
+int64_t CallInputs::FindUnexpectedWrite() const {
   for (size_t i = 0; i < inputs_.size(); ++i) {
     const Input& input = inputs_[i];
     if (!input.given.defined()) continue;

@@ -45,7 +45,7 @@ class CallInputs {
   void Point(const DLTensor* buffers, const std::vector<int64_t>& sizes);
 
   // The position of an input that was written to although the plan expects no write, or -1.
-  int64_t FindUnforeseenWrite() const;
+  int64_t FindUnexpectedWrite() const;
 
   // Ends the call, on its stream. Afterwards no tensor refers to a caller's buffer: an input that
   // the model retained owns a copy, or throws when it is read. If any was retained, these tensors

@@ -10,7 +10,7 @@ namespace torchcall {
 namespace {
 
 // A pool larger than the number of concurrent calls would only waste memory.
-constexpr size_t kMostPooled = 64;
+constexpr size_t kMaxPooled = 64;
 
 }  // namespace
 
@@ -36,7 +36,7 @@ std::string Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace p
 ContextPlan::ContextPlan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form,
                          Autograd autograd, bool pools)
     : Plan(std::move(model), spec, std::move(form), autograd), pools_(pools) {
-  if (pools_) pool_.reserve(kMostPooled);
+  if (pools_) pool_.reserve(kMaxPooled);
 }
 
 std::unique_ptr<CallContext> ContextPlan::Acquire(TcPlace place) {
@@ -61,7 +61,7 @@ std::unique_ptr<CallContext> ContextPlan::Acquire(TcPlace place) {
 void ContextPlan::ReturnToPool(std::unique_ptr<CallContext> context) noexcept {
   if (!pools_ || context->place.purpose == TC_RECORD) return;
   const std::lock_guard<std::mutex> lock(pool_mutex_);
-  if (pool_.size() < kMostPooled) pool_.push_back(std::move(context));  // within its capacity
+  if (pool_.size() < kMaxPooled) pool_.push_back(std::move(context));  // within its capacity
 }
 
 void ContextPlan::Invoke(CallContext& call, const DLTensor* inputs, const DLTensor* outputs) {
@@ -73,7 +73,7 @@ void ContextPlan::Invoke(CallContext& call, const DLTensor* inputs, const DLTens
     index_checks().Run(form(), [&](int64_t i) { return call.inputs[i]; });
   }
   call.Invoke();
-  const int64_t written = call.inputs.FindUnforeseenWrite();
+  const int64_t written = call.inputs.FindUnexpectedWrite();
   if (written >= 0) {
     throw std::runtime_error(form().inputs[written].name +
                              ": expected to be read only, got an in-place write by the model");
