@@ -165,3 +165,9 @@ def test_patches_are_pytrees_applied_in_order():
     both = ComposedPatch((move, IdPatch(), move))
     after = jax.jit(lambda p, s: p(s, accept(True, True)))(both, state)
     np.testing.assert_array_equal(after.particles.data.positions, 3.0)
+
+
+def test_kups_methods_of_lenses_indices_and_patches():
+    assert lens(lambda s: s.pair).focus(lambda p: p.left) == lens(lambda s: s.pair.left)
+    assert Index.integer(jnp.zeros(0, jnp.int32), n=2).num_labels == 2
+    assert WithPatch(3, IdPatch()).map_data(lambda x: x + 1).data == 4

@@ -71,6 +71,11 @@ class Index(Generic[Key]):
         return self.indices.shape
 
     @property
+    def num_labels(self) -> int:
+        """Number of keys."""
+        return len(self.keys)
+
+    @property
     def cls(self) -> type[Any]:
         """Type of the keys."""
         return _class_of(self.keys)

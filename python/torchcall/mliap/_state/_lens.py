@@ -67,6 +67,10 @@ class PathLens(Generic[State, Part]):
         """
         return _with(state, self.path, value)
 
+    def focus(self, where: Callable[[Any], Any]) -> PathLens[State, Any]:
+        """Returns the lens to what `where` reads of this lens's value."""
+        return PathLens((*self.path, *_path_of(where)))
+
 
 def lens(where: Callable[[Any], Part]) -> PathLens[Any, Part]:
     """A lens to the part that `where` reads.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -96,6 +97,10 @@ class WithPatch(Generic[Data, PatchType]):
 
     data: Data
     patch: PatchType
+
+    def map_data(self, function: Callable[[Any], Any]) -> WithPatch[Any, PatchType]:
+        """Returns `function` of the data, with the same patch."""
+        return replace(self, data=function(self.data))
 
 
 def commit(proposal: Patch[Any] | None, outputs: list[Any]) -> Any:
