@@ -32,7 +32,7 @@ typedef struct {
 typedef enum {
   TC_OK = 0,
   TC_FAILED = 1,
-  TC_KEPT = 2,  // of an observed call: done, but calls like it cannot be captured
+  TC_NOT_CAPTURABLE = 2,  // the observed call succeeded, but such calls cannot be captured
 } TcStatus;
 
 // One node of a pytree in preorder: a container is followed by its `size` children, a dict by
@@ -73,9 +73,9 @@ typedef struct {
   int32_t training;              // the module is in training mode
 } TcModelInfo;
 
-// An int32 scalar input that says how many entries of padded axes are valid. It is not an
-// argument of the model, which sees max(valid + extra, least) entries of every axis that is
-// narrowed by it, and never more than the axis has.
+// An int32 scalar input with the number of valid entries of padded axes. The model does not get it.
+// It sees max(valid + extra, least) entries of every axis that this length narrows, and never more
+// than the axis has.
 typedef struct {
   int64_t input;
   int64_t extra;
@@ -99,10 +99,10 @@ typedef struct {
   uint64_t allowed[2];
 } TcIndexCheck;
 
-// A model whose code runs on the JAX half's side, as one plan calls it. Calls come from any thread,
-// several at once, each with a frame of its own. Addresses of tensors are those of at::TensorImpl.
+// The code of an eager model, which the JAX half runs, for one plan. Any thread may call it,
+// several at once; each call has its own frame. Addresses of tensors are those of at::TensorImpl.
 typedef struct {
-  void* self;  // NULL: none
+  void* self;  // NULL: not an eager model
   // Begins a call. Makes the tensors that the model gets, new ones for every call, one per input,
   // on the device, of the input's shape and of the dtype that it is cast to; without elements for
   // an input that is shared, NULL for a length. They live until `close`, which follows every
@@ -115,7 +115,8 @@ typedef struct {
   void (*release_outputs)(void* self, void* frame, int32_t* retained);
   void (*close)(void* self, void* frame);
   void (*release)(void* self);
-  // What the model computes with on the device now, to be released before `release` is called.
+  // Holds the tensors that the model reads on the device now. They must be released before
+  // `release` is called.
   TcStatus (*hold)(void* self, DLDevice device, void** held, TcSink error);
   void (*release_held)(void* self, void* held);
 } TcEager;
@@ -153,7 +154,7 @@ typedef struct {
 
 typedef enum {
   TC_COMPUTE = 0,
-  // As TC_COMPUTE; ends in TC_KEPT and a reason if the model retained an input.
+  // As TC_COMPUTE; returns TC_NOT_CAPTURABLE and a reason if the model retained an input.
   TC_OBSERVE = 1,
   // The call is, or prepares for, the capture of a CUDA graph: what it uses beside the buffers is
   // allocated within the call and used by no other one. A model that retains an input fails.
@@ -185,8 +186,8 @@ typedef struct {
   TcStatus (*model_from_live_function)(const void* live, TcModelOptions options, TcModel** out,
                                        TcSink error);
   // An AOTInductor package, which must have been compiled for this torch and this machine. It is
-  // loaded on `home`, and from the file again on each further device of that kind. So many calls as
-  // it has runners can be under way at once on a CPU, one per device elsewhere.
+  // loaded on `home`, and from the file again on each further device of that kind. On a CPU up to
+  // `num_runners` calls run at once, elsewhere one per device.
   TcStatus (*model_from_package)(const char* path, DLDevice home, int32_t num_runners,
                                  TcModel** out, TcSink error);
   // An eager model: each of its plans brings its code, `TcPlanSpec::eager`.

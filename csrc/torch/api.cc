@@ -192,7 +192,7 @@ TcStatus PlanRun(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, 
   const TcStatus status = Guarded(error, [&] { reason = plan->plan->Run(inputs, outputs, place); });
   if (status != TC_OK || reason.empty()) return status;
   Write(error, reason);
-  return TC_KEPT;
+  return TC_NOT_CAPTURABLE;
 }
 
 TcStatus PlanHold(TcPlan* plan, DLDevice device, TcHold** out, TcSink error) {

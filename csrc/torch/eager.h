@@ -1,4 +1,4 @@
-// A model whose code runs on the other side of the seam, where Python is, and its calls.
+// Eager models and their calls. The JAX half runs the models' Python code.
 
 #ifndef TORCHCALL_TORCH_EAGER_H_
 #define TORCHCALL_TORCH_EAGER_H_
@@ -14,13 +14,13 @@
 
 namespace torchcall {
 
-// What the code reported.
+// An error that the model's code reported.
 class EagerError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
 
-// Every plan brings the code that runs it.
+// Each plan contains the code that runs it.
 class EagerModel : public Model {
  public:
   EagerModel(std::string name, TcModelOptions options);
@@ -38,9 +38,9 @@ class EagerModel : public Model {
   Autograd autograd_;
 };
 
-// Each call gets tensors of its own, so what the model does with an input, or retains of it,
-// reaches nobody else. An input that is neither copied nor cast is shared: its tensor refers to
-// XLA's buffer, and the model must neither retain nor write to it.
+// Each call gets its own tensors, so a model may write to its inputs and retain them. An input that
+// is neither copied nor cast is shared: its tensor refers to XLA's buffer, and the model must
+// neither retain nor write to it.
 class EagerPlan : public Plan {
  public:
   EagerPlan(std::shared_ptr<EagerModel> model, const TcPlanSpec& spec);
@@ -49,7 +49,7 @@ class EagerPlan : public Plan {
 
  private:
   class Frame;
-  // Released when the last who holds it is gone.
+  // Released when its last owner is destroyed.
   struct Code {
     explicit Code(const TcEager& eager) : table(eager) {}
     ~Code() { table.release(table.self); }
@@ -61,7 +61,7 @@ class EagerPlan : public Plan {
   bool Compute(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) override;
 
   std::shared_ptr<const Code> code_;
-  bool shares_ = false;  // some input
+  bool shares_ = false;  // whether any input is shared
 };
 
 }  // namespace torchcall

@@ -77,7 +77,7 @@ class TorchStateGuard {
     c10::impl::_force_tls_local_dispatch_key_set(state.keys);
     c10::AutogradState::set_tls_state(state.autograd);
   }
-  // The state that torch's own guards set. Found once, so that a call sets it in one step.
+  // The state that torch's own guards set. Computed once, so that a call sets it in one step.
   static State Find(Autograd autograd) {
     const c10::impl::ForceDispatchKeyGuard defaults(c10::default_included_set,
                                                     c10::default_excluded_set);

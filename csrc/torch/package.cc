@@ -42,7 +42,7 @@ std::shared_ptr<PackageLoader> PackageModel::loader(c10::Device device) const {
 }
 
 std::shared_ptr<PackageLoader> PackageModel::Hold(c10::Device device) const {
-  loaders_.LetGo();
+  loaders_.ReleaseReplaced();
   return loader(device);
 }
 

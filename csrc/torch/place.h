@@ -93,9 +93,9 @@ class PerDevice {
     }
     DropUnused(dropped);
   }
-  // Drops replaced values that no call or graph uses any more, where the device can be waited for.
+  // Releases replaced values that no call or graph uses, if the device can be waited for.
   // Must not run during a capture.
-  void LetGo() const {
+  void ReleaseReplaced() const {
     std::vector<Old> dropped;
     const std::lock_guard<std::mutex> lock(mutex_);
     DropUnused(dropped);
@@ -114,7 +114,7 @@ class PerDevice {
 
   // Enqueued work reads the values, on streams that freeing memory does not wait for. So a value is
   // freed only here, after the device finished, and never by a call. A value in use, or on a device
-  // that cannot be waited for, stays until a later time.
+  // that cannot be waited for, is retained until a later attempt.
   void DropUnused(std::vector<Old>& dropped) const {
     std::erase_if(old_, [&](Old& old) {
       if (old.value.use_count() > 1) return false;

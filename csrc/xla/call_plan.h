@@ -30,7 +30,7 @@ struct ArraySpec {
   size_t Bytes(const DtypeEntry& as) const;
 };
 
-// Whether calls on a CUDA device may be replays of a graph, and why not, where they may not.
+// Whether calls on a CUDA device may replay a graph, and the reason if not.
 struct GraphOption {
   GraphMode mode;
   std::string refusal;  // see PlanCalls
@@ -47,14 +47,14 @@ class NativePlan {
   // Thread-safe; needs no GIL. On a CUDA device it enqueues on the stream.
   xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results,
                       TcPlace place);
-  // The same on buffers whose shapes and dtypes the caller guarantees. Throws what went wrong.
+  // The same on buffers whose shapes and dtypes the caller guarantees. Throws on failure.
   void RunOn(void* const* operands, void* const* results, TcPlace place);
 
   // Digest of the model's code and weights as they are now; see CallCounters.
   std::string content() const { return counters_->content(); }
 
  private:
-  // Runs the model. Throws what went wrong; returns what an observed call reports.
+  // Runs the model. Throws on failure. Returns why an observed call cannot be captured, or "".
   std::string RunPlainly(void* const* operands, void* const* results, TcPlace place) const;
 
   std::string model_name_;
@@ -68,15 +68,14 @@ class NativePlan {
   std::unique_ptr<CudaCalls> cuda_calls_;  // after the plan: its graphs go first
 };
 
-// Plans by the two integers that stand in a compiled program: `id`, a hash of what the plan does,
-// and `ordinal`, which tells registered plans of equal ids apart. Both are the same in every
+// Plans by the two integers that a compiled program contains: `id`, a hash of what the plan does,
+// and `ordinal`, which distinguishes registered plans of equal ids. Both are the same in every
 // process that registers the same plans in the same order, so that a program compiles to the same
 // text there.
 //
-// Where weights have a digest, it is part of the id. Plans of equal ids then compute the same, and
-// a program from another process may use any of them. Over live weights only the exact plan serves;
-// such programs never leave their process. An executable takes its share of the plan when it is
-// instantiated.
+// If the weights have a digest, it is part of the id. Plans of equal ids then compute the same, and
+// a program from another process may use any of them. With live weights a program needs the exact
+// plan, and cannot be serialised. An executable shares ownership of the plan once instantiated.
 class PlanRegistry {
  public:
   static PlanRegistry& Get();

@@ -20,7 +20,7 @@ inline constexpr const char* kInterpreterEnds =
 inline std::atomic<int64_t> threads_inside{0};
 inline std::atomic<bool> interpreter_ends{false};
 
-// Counts the thread among those that the interpreter waits for at exit, while it lives.
+// While it exists, the interpreter waits for this thread at exit.
 class Inside {
  public:
   Inside() {
@@ -33,7 +33,7 @@ class Inside {
   }
   Inside(const Inside&) = delete;
   Inside& operator=(const Inside&) = delete;
-  // False once the interpreter ends: the GIL must not be asked for.
+  // False once the interpreter shuts down: the thread must not take the GIL.
   explicit operator bool() const { return entered_; }
 
  private:
@@ -41,7 +41,7 @@ class Inside {
 };
 
 // Python did not create XLA's threads. Each gets one thread state, which is never destroyed,
-// because making one costs more than a call. Only for threads that are inside.
+// because making one costs more than a call. The thread must hold an `Inside`.
 inline PyGILState_STATE TakeGil() {
   if (PyGILState_GetThisThreadState() == nullptr) {
     PyGILState_Ensure();

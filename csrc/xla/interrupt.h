@@ -22,9 +22,11 @@ void WatchInterrupts(PyObject* raise_later);
 // Whether SIGINT came while the main thread was outside Python, where it still is.
 inline std::atomic<bool> interrupt_pending{false};
 
-// Called by every call, inside. Throws std::runtime_error if the program is to end.
+// Throws std::runtime_error if the pending Ctrl-C ends the program.
 void HandleInterrupt();
+// Reinstalls the handler if Python has replaced it.
 void WatchAgain();
+// Every call makes this check while it holds an `Inside`.
 inline void CheckInterrupt() {
   // Python's own handler is back after each signal.signal().
   thread_local unsigned calls = 0;
@@ -36,8 +38,8 @@ inline void CheckInterrupt() {
 // the GIL.
 void RaiseLater(PyObject* exception);
 
-// Refuses further calls, and waits until those under way are through. A second Ctrl-C ends the
-// process. Called when the process exits, with the GIL.
+// Refuses further calls, and waits for running ones. Ctrl-C during the wait ends the process.
+// Called when the process exits, with the GIL.
 void FinishCalls();
 
 }  // namespace torchcall

@@ -67,7 +67,7 @@ class TorchModuleWrapper:
 
     Raises:
         TypeError, ValueError, FileNotFoundError: at construction: the model is unusable. At a call:
-            an argument is, which the error names.
+            an argument is unusable; the error names it.
         jax.errors.JaxRuntimeError: a call fails inside torch, or an output has another shape or
             dtype than expected. JAX may raise the same text as a ValueError. The process stays
             usable.
@@ -153,11 +153,12 @@ class TorchModuleWrapper:
 
         Needed after weights were changed in place if calls run on another device than the module's,
         or with `freeze=True`, and after a parameter was replaced. Otherwise the weights are shared
-        and changes apply at once. A path is read again; a package may be another one of the same
-        form.
+        and changes apply immediately. A path is read again; the new package may have other weights
+        and code, but must have the same arguments and results.
 
         Raises:
-            ValueError: the code has changed too; make a new wrapper.
+            ValueError: the code of a TorchScript model, or the arguments or results of a package,
+                have changed; make a new wrapper.
         """
         self._refuse_fork()
         try:
@@ -175,7 +176,7 @@ class TorchModuleWrapper:
             `copied_inputs` (inputs that the model got as private copies: all inputs of an eager
             model, else those that it may write to); `kept_inputs` (inputs that a TorchScript model
             retained after a call; each became a copy); `devices` of the calls so far;
-            `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, the reason of a slower
+            `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, the reason for a slower
             path, or None.
         """
         fallback = self._model.fallback or None

@@ -23,7 +23,7 @@ struct GraphUse {
   bool draws_random_numbers = false;
 };
 
-// Conservative: what the schemas leave open counts as written.
+// Conservative: a write that a schema does not exclude is assumed.
 GraphUse AnalyseGraph(const std::shared_ptr<torch::jit::Graph>& graph);
 
 }  // namespace torchcall

@@ -265,7 +265,7 @@ std::shared_ptr<const ModelInstance> ScriptModel::instance(c10::Device device) c
 }
 
 std::shared_ptr<const ModelInstance> ScriptModel::Hold(c10::Device device) const {
-  instances_.LetGo();
+  instances_.ReleaseReplaced();
   return instance(device);
 }
 

@@ -12,7 +12,7 @@ from torchcall._call.tree import Node
 
 
 class IndexCheck(NamedTuple):
-    """Which entries an operand of integers may have; see csrc/engine.h.
+    """The allowed entries of an integer operand; see csrc/engine.h.
 
     Attributes:
         operand: the operand.
@@ -113,7 +113,7 @@ class EngineCall(Protocol):
     Attributes:
         arguments: the model's arguments, a tuple (positional) and a dict (keywords) in preorder.
         copies: per operand, whether the model always gets a private copy.
-        index_checks: checks that the model itself asks for.
+        index_checks: checks that the model itself requires.
         device: "cpu" or "cuda" for code that runs there alone, else None.
     """
 

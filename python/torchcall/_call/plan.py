@@ -55,8 +55,8 @@ class PlanSpec(NamedTuple):
 class CallPlan:
     """One plan. It lives as long as this object or an executable needs it.
 
-    Compared by identity. It does not refer to its wrapper, so a cached program does not keep the
-    wrapper alive.
+    Compared by identity. It does not refer to its wrapper, so a cached program does not retain the
+    wrapper.
 
     Attributes:
         model_name: what errors call the model.
@@ -81,7 +81,7 @@ class CallPlan:
         device: str | None,
         compiled: "Callable[[CallPlan], Callable[..., Any]]",
     ) -> None:
-        described = spec._replace(eager_runner=None)  # its address means nothing
+        described = spec._replace(eager_runner=None)  # its address differs between processes
         self._description = repr((tuple(described), model.options))
         self._live_model = (model_name, model.fingerprint)
         self._registration: Callable[[], Registration | None] = lambda: None
@@ -106,8 +106,8 @@ class CallPlan:
     def __call__(self, *operands: Any) -> Any:
         """Runs the plan on concrete arrays.
 
-        JAX needs a plan to be callable, too: its caches hold callable parameters of a primitive
-        weakly, and would keep any other parameter alive.
+        JAX's caches refer to callable parameters of a primitive weakly, and retain all others. So a
+        plan is callable.
         """
         run = self._eager()
         if run is None:  # its wrapper is gone, but a program still uses the plan

@@ -32,7 +32,8 @@ def compiled(plan: CallPlan) -> Callable[..., list[jax.Array]]:
     def torchcall(*operands: Any) -> list[jax.Array]:
         return bind(plan, list(operands))
 
-    # As JAX marks its own primitives: a NaN in the result is reported, not looked for op by op.
+    # JAX marks its own primitives in the same way: with jax_debug_nans, a NaN in the result is
+    # reported without running the function again operation by operation.
     torchcall._apply_primitive = True  # pyright: ignore[reportFunctionMemberAccess]
     return jax.jit(torchcall)
 
@@ -60,17 +61,17 @@ def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan)
         _refuse(
             plan,
             "cuda_graph='require' in a program for the CPU",
-            'pass cuda_graph="auto", which asks for a CUDA graph where there can be one',
+            'pass cuda_graph="auto", which uses a CUDA graph only on CUDA devices',
         )
     return _lower(ctx, *operands, plan=plan, kind="cpu", platform="cpu")
 
 
 def _lowering_cuda(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
-    hindrance = _native.prepare_cuda()
-    if hindrance is not None:
+    obstacle = _native.prepare_cuda()
+    if obstacle is not None:
         _refuse(
             plan,
-            f"a program for CUDA ({hindrance})",
+            f"a program for CUDA ({obstacle})",
             "install a torch with CUDA, or run the program on the CPU",
         )
     return _lower(ctx, *operands, plan=plan, kind="cuda", platform="CUDA")
@@ -94,8 +95,8 @@ def _lower(
             "serialise the compiled program with jax.experimental.serialize_executable instead",
         )
     _native.register_target(platform)
-    # XLA's executable takes a share of the plan when it is instantiated; until then, and for as
-    # long as JAX may compile this module again, the module holds it.
+    # XLA's executable shares ownership of the plan once it is instantiated. Until then, and as long
+    # as JAX may compile this module again, the module holds the registration.
     registration = plan.register()
     ctx.module_context.add_keepalive(registration)
     rule = jax.ffi.ffi_lowering(_native.TARGET)
