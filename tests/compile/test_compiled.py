@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import reference
 import torch
-from energies import Energies, Soft
+from energies import Soft
 from engines import Energy, capacity_of
 
 import torchcall
@@ -140,20 +140,3 @@ def test_a_static_package_in_single_precision_has_the_examples_capacity(tmp_path
         assert value.dtype == torch.float32
         size = float(exact[key].abs().max())
         torch.testing.assert_close(value.double(), exact[key], rtol=0, atol=1e-5 * size)
-
-
-def test_products_of_small_matrices_do_not_limit_the_sizes(tmp_path):
-    # torch's compiler replaces small matrix products by sums, chosen by the example's sizes. A
-    # package for any shapes must not depend on that choice.
-    members = [reference.systems()[kind] for kind in KINDS]
-    network = reference.potentials()["message passing"]
-    network.layers = network.layers[:1]
-    graph = reference.graph(members[:1])
-    path = torchcall.mliap.compile(
-        Energies(network), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF, dynamic=True
-    )
-    larger = reference.graph(members, n_atoms=20)
-    for key, value in load(path)(larger).items():
-        expected = network(larger)[key]
-        size = float(expected.abs().max())
-        torch.testing.assert_close(value, expected, rtol=0, atol=1e-11 * size)
