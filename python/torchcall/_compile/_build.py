@@ -11,9 +11,11 @@ from typing import Any
 
 import sympy
 import torch
+from filelock import FileLock
 from torch._guards import detect_fake_mode
 from torch._inductor import aoti_compile_and_package
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.export import ExportedProgram
 from torch.fx.experimental import _config
 
@@ -127,6 +129,15 @@ def _threads_of_the_machine() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextlib.contextmanager
+def _one_build_of(content: str) -> Iterator[None]:
+    """Lets one process at a time build a model: the files in torch's cache are named by content."""
+    folder = Path(cache_dir())
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"torchcall-{content[:32]}.lock"):
+        yield
+
+
 def _guards(program: ExportedProgram) -> list[Any]:
     """The guards on sizes that tracing and compilation have added so far."""
     values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
@@ -152,7 +163,11 @@ def build(
     try:
         # With the flag, choices between equivalent operators do not restrict the sizes.
         symbols: Any = _config
-        with _threads_of_the_machine(), symbols.patch(backed_size_oblivious=True):
+        with (
+            _one_build_of(metadata["content"]),
+            _threads_of_the_machine(),
+            symbols.patch(backed_size_oblivious=True),
+        ):
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
     except Exception as error:
         cause = error

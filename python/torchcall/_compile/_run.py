@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from torchcall._compile import _cache
 from torchcall._compile._build import build, options
 from torchcall._compile._compare import DifferentError
+from torchcall._compile._errors import CompileError
 from torchcall._compile._progress import Progress
 
 # torch's exporter and compiler keep their state in module globals.
@@ -93,7 +94,13 @@ def produce(
     with progress.stage("compiling (tens of seconds)"):
         build(name, program, to, metadata, device)
     with progress.stage("checking its results against the module"):
-        compare(aoti_load_package(str(to)))
+        try:
+            package = aoti_load_package(str(to))
+        except RuntimeError as error:
+            raise CompileError(
+                f"torchcall: {name}: compile: expected a package that loads, got an error: {error}"
+            ) from error
+        compare(package)
     if key:
         _cache.store(key, to)
 
