@@ -363,3 +363,18 @@ def test_ordered_and_default_dicts_are_passed_as_dicts():
 
 def adds_values(d: dict[str, Tensor]) -> Tensor:
     return d["z"] + 2 * d["a"]
+
+
+MIXED_KEYS = {"a": X, 1: X}
+
+
+def test_dict_with_keys_of_two_types_is_an_error_that_names_it():
+    f = TorchModuleWrapper(lambda d: d["a"])
+    text = error_of(lambda: f({"d": MIXED_KEYS}))
+    assert "operand args[0]['d']: expected a dict with keys of one type, got the keys" in text
+    specs = {key: jax.ShapeDtypeStruct(x.shape, x.dtype) for key, x in MIXED_KEYS.items()}
+    for output_spec in (None, specs, lambda _: specs):
+        g = TorchModuleWrapper(lambda x: {"a": x, 1: x}, output_spec=output_spec)
+        text = error_of(lambda g=g: jax.jit(g)(X))
+        assert text.startswith("torchcall: <lambda>: output")
+        assert "expected a dict with keys of one type, got the keys ['a', 1]" in text

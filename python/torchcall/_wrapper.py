@@ -17,6 +17,7 @@ from torchcall._call.plan import CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
 from torchcall._call.specs import is_static
+from torchcall._call.tree import check_keys
 from torchcall._engines import source_of, unpickle
 from torchcall._engines.archive import PickledModelError
 
@@ -48,7 +49,8 @@ class TorchModuleWrapper:
             package. A package that `torchcall.compile` did not make needs it.
         freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
             only for a TorchScript module in eval mode.
-        vmap_method: reserved for `jax.vmap`, which this version refuses.
+        vmap_method: how `jax.vmap` of a call will work. This version refuses `vmap` of a call and
+            accepts "sequential" only.
         share_inputs: True hands an eager model XLA's own memory instead of copies of its inputs,
             which saves a copy of each input that is not cast. Such a model must not write to its
             inputs, and must not retain them after the call: no tensor, view, NumPy array or DLPack
@@ -63,7 +65,8 @@ class TorchModuleWrapper:
             without a graph, with "require" too.
 
     XLA merges equal calls and drops calls whose outputs are unused, so a model that draws random
-    numbers draws them once per distinct call.
+    numbers draws them once per distinct call. `jax_debug_nans` finds NaNs that a model returns.
+    `checkify`'s float checks do not: check the result, `checkify.check(jnp.isfinite(y).all(), "")`.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: at construction: the model is unusable. At a call:
@@ -81,7 +84,7 @@ class TorchModuleWrapper:
         input_spec: Any = None,
         output_spec: Any = None,
         freeze: bool = False,
-        vmap_method: str | None = "sequential",
+        vmap_method: Literal["sequential"] = "sequential",
         share_inputs: bool = False,
         cuda_graph: Literal["auto", "off", "require"] = "auto",
     ) -> None:
@@ -97,8 +100,13 @@ class TorchModuleWrapper:
         for option, value in booleans.items():
             if not isinstance(value, bool):
                 raise TypeError(f"torchcall: {option}: expected True or False, got {value!r}")
-        if vmap_method is not None and not isinstance(vmap_method, str):
-            raise TypeError(f"torchcall: vmap_method: expected a str or None, got {vmap_method!r}")
+        if vmap_method in ("expand_dims", "broadcast_all", "torch"):
+            raise NotImplementedError(
+                f"torchcall: vmap_method={vmap_method!r} is not supported by this version, which "
+                "refuses vmap of a call; leave the option out"
+            )
+        if vmap_method != "sequential":
+            raise ValueError(f"torchcall: vmap_method: expected 'sequential', got {vmap_method!r}")
         self._source = source_of(module, share_inputs=share_inputs)
         self._options: dict[str, Any] = {
             "requires_grad": requires_grad,
@@ -130,7 +138,15 @@ class TorchModuleWrapper:
         lengths: Sequence[Any] = (),
     ) -> Any:
         """Calls the model. `lengths` are the int32 scalars of `Narrowing`, in its order."""
-        leaves, treedef = jax.tree_util.tree_flatten((args, kwargs), is_leaf=lambda x: x is None)
+        try:
+            leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=lambda x: x is None)
+        except ValueError:
+            try:
+                check_keys(args, "operand args")
+                check_keys(kwargs, "operand kwargs")
+            except ValueError as error:
+                raise ValueError(self._say(str(error))) from None
+            raise
         operands = [leaf for leaf in leaves if not is_static(leaf)]
         operands += lengths
         prepared = self._prepare(leaves, treedef, options)

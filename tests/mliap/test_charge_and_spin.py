@@ -92,3 +92,12 @@ def test_charge_and_spin_of_ase_atoms():
     assert [len(array) for array in found] == [13, 6, 6, 13]
     none = geometry_from_ase([], dtype=np.float64)
     assert none.charge.shape == none.spin.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["charge", "spin"])
+@pytest.mark.parametrize("value", ["x", float("nan"), [1, 2]], ids=["text", "NaN", "a list"])
+def test_an_invalid_charge_or_spin_is_an_error_that_names_it(name, value):
+    atoms = ase.build.molecule("H2O")
+    atoms.info[name] = value
+    with pytest.raises(ValueError, match=rf"torchcall: atoms.info\['{name}'\]: expected a finite"):
+        geometry_from_ase(atoms)

@@ -21,7 +21,7 @@ from torchcall._call.specs import (
     torch_dtype_name,
     type_name,
 )
-from torchcall._call.tree import broadcast_prefix
+from torchcall._call.tree import broadcast_prefix, check_keys
 
 
 class Prepared:
@@ -97,6 +97,7 @@ def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: Engi
         for i, copied in zip(call.arrays, engine_call.copies, strict=True)
     ]
     output_tree = _output_tree(call, engine_call)
+    check_keys(output_tree, "output")
     outputs, structure = _outputs(output_tree, narrowing)
     lengths = []
     if narrowing is not None:
@@ -175,6 +176,7 @@ def _output_tree(call: Call, engine_call: EngineCall) -> Any:
             raise ValueError(
                 f"output_spec: the function raised {type(error).__name__}: {error}"
             ) from error
+    check_keys(specs, "output_spec")
     if not jax.tree.leaves(specs):
         raise ValueError(f"output_spec: expected at least one jax.ShapeDtypeStruct, got {specs!r}")
     return specs

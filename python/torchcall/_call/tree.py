@@ -23,6 +23,27 @@ def items_of(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
     return sorted(mapping.items())
 
 
+def check_keys(tree: Any, path: str) -> None:
+    """Checks that JAX can sort the keys of every dict.
+
+    Raises:
+        ValueError: it cannot, as for keys of two types; the message names the dict.
+    """
+    if isinstance(tree, dict):
+        if not isinstance(tree, OrderedDict):
+            try:
+                sorted(tree)
+            except TypeError:
+                raise ValueError(
+                    f"{path}: expected a dict with keys of one type, got the keys {list(tree)}"
+                ) from None
+        for key, value in tree.items():
+            check_keys(value, f"{path}[{key!r}]")
+    elif isinstance(tree, list | tuple):
+        for i, value in enumerate(tree):
+            check_keys(value, f"{path}[{i}]")
+
+
 def scalar_node(value: object) -> Node:
     """The node of a static Python value."""
     match value:

@@ -266,6 +266,6 @@ def _specs_of(value: Any, path: str) -> Any:
             items = [_specs_of(item, f"{path}[{i}]") for i, item in enumerate(value)]
             return _named_tuple(value)(*items) if hasattr(value, "_fields") else tuple(items)
     raise InferenceError(
-        f"output {path}: expected a tensor, got {type(value).__name__}; return a tensor, e.g. "
-        "torch.tensor(value)"
+        f"output{' ' if path else ''}{path}: expected a tensor, got {type(value).__name__}; return "
+        "a tensor, e.g. torch.tensor(value)"
     )

@@ -88,13 +88,25 @@ def geometry_from_ase(atoms: Any, *, dtype: Any = np.float32) -> Geometry:
 
 def _charge(system: Any) -> float:
     given = system.info.get("charge")
-    return float(system.get_initial_charges().sum() if given is None else given)
+    return float(system.get_initial_charges().sum()) if given is None else _number("charge", given)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number):
+        raise ValueError(
+            f"torchcall: atoms.info[{name!r}]: expected a finite number, got {value!r}"
+        )
+    return number
 
 
 def _multiplicity(system: Any) -> float:
     given = system.info.get("spin")
     if given is not None:
-        return float(given)
+        return _number("spin", given)
     # (N,), or (N, 3) where moments are not collinear.
     moment = np.linalg.norm(np.atleast_1d(system.get_initial_magnetic_moments().sum(axis=0)))
     return float(np.rint(moment)) + 1
