@@ -19,7 +19,7 @@ _RUN_REACH = 4
 _LARGEST_REACH = 400
 
 
-class Plan(NamedTuple):
+class ChosenLayout(NamedTuple):
     """Static layout, and the largest numbers of bins, which are data."""
 
     layout: BinLayout
@@ -33,7 +33,7 @@ def plan_bins(
     batch: np.ndarray,
     cutoff: float,
     floor: BinLayout | None = None,
-) -> Plan:
+) -> ChosenLayout:
     """Chooses the run axis, reaches and number of periods that make the search cheapest.
 
     Args:
@@ -63,7 +63,7 @@ def plan_bins(
             f"torchcall: cell: expected lattice vectors that a search radius of {cutoff:g} Å "
             f"crosses at most {_LARGEST_REACH} times, got {int(needed.max())}"
         )
-    best: tuple[float, Plan] | None = None
+    best: tuple[float, ChosenLayout] | None = None
     for run, finer in itertools.product(range(3), (1, 2, 3)):
         axes = (run, (run + 1) % 3, (run + 2) % 3)
         if floor is not None and axes != floor.axes:
@@ -103,7 +103,7 @@ def plan_bins(
                 periodic=tuple(bool(p) for p in periodic.any(axis=0)),  # type: ignore[arg-type]
                 open=tuple(bool(p) for p in (~periodic).any(axis=0)),  # type: ignore[arg-type]
             )
-            best = cost, Plan(layout, back.astype(np.int32))
+            best = cost, ChosenLayout(layout, back.astype(np.int32))
     assert best is not None
     return best[1]
 

@@ -107,7 +107,7 @@ def _choose(
         # The cache may hold the gradient of an atom that has become padding.
         cached = _where(jnp.ones_like(stored.known), graph.batch, stored.out, zero)
         out = lax.cond(
-            _in_any_replica(~jnp.all(stored.known)),
+            _in_any_mapped(~jnp.all(stored.known)),
             lambda: evaluation(model, graph),
             lambda: cached,
         )
@@ -130,15 +130,15 @@ def _where(
 
 
 @custom_vmap
-def _in_any_replica(needed: Bool[Array, ""]) -> Bool[Array, ""]:
-    """`needed`; under `vmap`, whether any replica needs it: keeps `cond` from becoming `select`."""
+def _in_any_mapped(needed: Bool[Array, ""]) -> Bool[Array, ""]:
+    """`needed`; under `vmap`, true if it is for any mapped state: `cond` stays a `cond`."""
     return needed
 
 
-@_in_any_replica.def_vmap
-def _in_any_replica_vmap(axis_size: int, in_batched: Any, needed: Array) -> tuple[Array, bool]:
+@_in_any_mapped.def_vmap
+def _in_any_mapped_vmap(axis_size: int, in_batched: Any, needed: Array) -> tuple[Array, bool]:
     del axis_size, in_batched
-    return _in_any_replica(jnp.any(needed)), False
+    return _in_any_mapped(jnp.any(needed)), False
 
 
 # The tangent of gradients: a linear function of a scalar whose value is NaN and whose transpose
