@@ -8,14 +8,14 @@ import torch
 from energies import Energies, Pairs, Soft, odd
 
 from torchcall._compile._copy import copy_of
-from torchcall.mliap._compile._gradients import Potential
+from torchcall.mliap._compile._gradients import PotentialModule
 
 CPU = torch.device("cpu")
 KINDS = ["triclinic", "left-handed", "slab", "slab with a vacuum vector", "wire", "molecule"]
 
 
 def potential_of(module, graph, dtype=None):
-    result = Potential(module, dtype, CPU)
+    result = PotentialModule(module, dtype, CPU)
     result.inspect(graph)
     return result
 

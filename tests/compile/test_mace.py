@@ -53,14 +53,14 @@ def test_energies_and_forces_equal_those_of_mace(adapter, model):
 
 def test_mace_is_traced_for_any_shapes(adapter, model):
     from torchcall.mliap._compile._cases import dynamic_cases
-    from torchcall.mliap._compile._gradients import Potential
+    from torchcall.mliap._compile._gradients import PotentialModule
     from torchcall.mliap._compile._references import References, graph_function
     from torchcall.mliap._compile._run import _of_distinct_sizes
     from torchcall.mliap._compile._trace import trace
     from torchcall.mliap._species import species_of
 
     graph = silicon("triclinic", "slab")
-    potential = Potential(adapter.MaceEnergy(model), None, torch.device("cpu"))
+    potential = PotentialModule(adapter.MaceEnergy(model), None, torch.device("cpu"))
     potential.inspect(graph)
     with torch.enable_grad():
         found = trace(potential, _of_distinct_sizes(graph), dynamic=True)

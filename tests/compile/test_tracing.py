@@ -10,7 +10,7 @@ from torchcall._compile._compare import DifferentError
 from torchcall._compile._errors import SpecialisedError
 from torchcall.mliap._compile._cases import dynamic_cases, resized, static_cases
 from torchcall.mliap._compile._form import B, E, N, sizes_of
-from torchcall.mliap._compile._gradients import Potential
+from torchcall.mliap._compile._gradients import PotentialModule
 from torchcall.mliap._compile._references import References, graph_function
 from torchcall.mliap._compile._run import _of_distinct_sizes
 from torchcall.mliap._compile._trace import export_graph, inlined_script_functions, trace
@@ -30,7 +30,7 @@ def modules():
 
 
 def traced(module, example, *, dynamic=True):
-    potential = Potential(module, None, CPU)
+    potential = PotentialModule(module, None, CPU)
     potential.inspect(example)
     graph = _of_distinct_sizes(example) if dynamic else example
     with torch.enable_grad():

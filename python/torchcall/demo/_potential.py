@@ -26,7 +26,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Potential:
+class LoadedPotential:
     """A model. torchcall calls `wrapper`, the peers call `module`."""
 
     name: str
@@ -65,7 +65,7 @@ class Potential:
                 self.outputs.others[key] = jax.ShapeDtypeStruct(tuple(value.shape), dtype)
 
 
-def load_potential(path: Path | None, cutoff: float) -> Potential:
+def load_potential(path: Path | None, cutoff: float) -> LoadedPotential:
     """Loads a model from a file, or the included Lennard-Jones argon.
 
     Models from files run with `requires_grad=True`, as most learned potentials differentiate
@@ -85,13 +85,13 @@ def load_potential(path: Path | None, cutoff: float) -> Potential:
             argon = load_example("lennard_jones").LennardJones(cutoff=cutoff).eval()
             module = torch.jit.script(argon)
         wrapper = torchcall.TorchModuleWrapper(module, **spec)
-        return Potential("Lennard-Jones argon", wrapper, module, outputs, requires_grad=False)
+        return LoadedPotential("Lennard-Jones argon", wrapper, module, outputs, requires_grad=False)
     if not path.is_file():
         raise DemoError(f"--model {path}: {'not a file' if path.exists() else 'no such file'}")
     wrapper = torchcall.load(path, requires_grad=True, **spec)
     with quiet_torchscript():
         module = torch.jit.load(path, map_location="cpu")
-    return Potential(path.name, wrapper, module, outputs, requires_grad=True)
+    return LoadedPotential(path.name, wrapper, module, outputs, requires_grad=True)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from torchcall.demo._dynamics import (
     with_gradients,
 )
 from torchcall.demo._peers import buffer_callback_call, pure_callback_call
-from torchcall.demo._potential import Potential, load_potential
+from torchcall.demo._potential import LoadedPotential, load_potential
 from torchcall.demo._progress import progress
 from torchcall.demo._report import Observables, draw, timing_table, write_json
 from torchcall.demo._system import DemoError, included_file, read_structure, require
@@ -142,7 +142,7 @@ def simulate(
 
 
 def time_peers(
-    potential: Potential,
+    potential: LoadedPotential,
     state: State,
     constants: Constants,
     options: argparse.Namespace,

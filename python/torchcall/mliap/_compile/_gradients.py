@@ -14,7 +14,7 @@ from torchcall.mliap._lattice_torch import centred, lattice_gradient_from_virial
 Evaluate = Callable[[Graph], dict[str, torch.Tensor]]
 
 
-class Potential:
+class PotentialModule:
     """A module's energies and gradients, in one of two ways.
 
     If a module returns `position_gradients`, its gradients are used. Otherwise the energy is
@@ -178,7 +178,7 @@ class Potential:
         return f"torchcall: {self.name}: output{space if space else ' '}{text}"
 
 
-def failed_on_example(potential: Potential, error: Exception, example: Graph) -> CompileError:
+def failed_on_example(potential: PotentialModule, error: Exception, example: Graph) -> CompileError:
     """The error for a module that fails on the example, before compilation."""
     weights = {t.dtype for t in potential.module.parameters() if t.dtype.is_floating_point}
     found, given = ", ".join(sorted(map(dtype_name, weights))), dtype_name(example["pos"].dtype)

@@ -7,7 +7,7 @@ import torch
 from torchcall._compile._compare import TOLERANCE, DifferentError, compare_tensors, largest
 from torchcall.mliap._compile._cases import Case
 from torchcall.mliap._compile._form import Graph
-from torchcall.mliap._compile._gradients import Evaluate, Potential
+from torchcall.mliap._compile._gradients import Evaluate, PotentialModule
 
 
 class References:
@@ -21,7 +21,7 @@ class References:
         DifferentError: the module itself fails for a shape.
     """
 
-    def __init__(self, potential: Potential, cases: Iterable[Case]) -> None:
+    def __init__(self, potential: PotentialModule, cases: Iterable[Case]) -> None:
         self.cases = list(cases)
         self.results: list[dict[str, torch.Tensor]] = []
         for case in self.cases:

@@ -23,7 +23,7 @@ from torchcall.mliap._compile._form import (
     shape_of,
     sizes_of,
 )
-from torchcall.mliap._compile._gradients import Potential, failed_on_example
+from torchcall.mliap._compile._gradients import PotentialModule, failed_on_example
 from torchcall.mliap._compile._references import References, graph_function
 from torchcall.mliap._compile._trace import Traced, export_graph, trace
 from torchcall.mliap._species import species_of
@@ -47,7 +47,7 @@ def run(
     check_flags(dynamic, cache)
     with writing(path, place, progress) as temporary:
         with progress.stage("running the module on the example"):
-            potential = Potential(module, floats, place)
+            potential = PotentialModule(module, floats, place)
             graph = example_tensors(example, cutoff=length, dtype=floats, device=place)
             try:
                 potential.inspect(graph)
@@ -64,7 +64,7 @@ def run(
 
 
 class _Job(NamedTuple):
-    potential: Potential
+    potential: PotentialModule
     example: Graph
     cutoff: float
     temporary: Path

@@ -22,7 +22,7 @@ from torch.fx.experimental.symbolic_shapes import (
 from torchcall._compile._copy import scripted_parts
 from torchcall._compile._errors import CompileError, SpecialisedError, Watch, cannot_export
 from torchcall.mliap._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes
-from torchcall.mliap._compile._gradients import Potential
+from torchcall.mliap._compile._gradients import PotentialModule
 
 _LARGEST = 100_000  # largest excluded size of an axis that is compared
 
@@ -41,7 +41,7 @@ class Traced:
     excluded: list[Sizes]
 
 
-def trace(potential: Potential, example: Graph, *, dynamic: bool) -> Traced:
+def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Traced:
     """Traces the potential with fake tensors.
 
     Args:

@@ -82,7 +82,7 @@ class Bins(NamedTuple):
     covered: Bool[Array, ""]
 
 
-class Rows(NamedTuple):
+class BinRows(NamedTuple):
     """The runs of sorted atoms that contain each atom's possible neighbours; each (N, n_rows).
 
     Attributes:
@@ -237,7 +237,7 @@ def find_rows(
     pbc: Bool[Array, "B 3"],
     batch: Int[Array, " N"],
     limits: Array,
-) -> Rows:
+) -> BinRows:
     """The runs of each atom: one for each neighbouring column of bins and period of the run axis.
 
     Args:
@@ -324,14 +324,14 @@ def find_rows(
         [start, length, column_end, column_length, image]
     )
     x, y, z = materialize(list(origin))
-    return Rows(start, length, column_end, column_length, image, (x, y, z))
+    return BinRows(start, length, column_end, column_length, image, (x, y, z))
 
 
 def row_words(
     layout: BinLayout,
     frame: Frame,
     bins: Bins,
-    rows: Rows,
+    rows: BinRows,
     batch: Int[Array, " N"],
     cutoff: Float[Array, ""],
 ) -> UInt32[Array, " words"]:
@@ -369,7 +369,7 @@ def row_words(
 
 
 def gather_pairs(
-    layout: BinLayout, bins: Bins, rows: Rows, words: UInt32[Array, " words"], capacity: int
+    layout: BinLayout, bins: Bins, rows: BinRows, words: UInt32[Array, " words"], capacity: int
 ) -> tuple[Int[Array, " V"], Int[Array, " V"], Int[Array, " V"], Int[Array, ""]]:
     """The pairs whose bits are set, sorted by sender.
 

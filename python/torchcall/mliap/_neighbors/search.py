@@ -14,8 +14,8 @@ from torchcall.mliap._neighbors import native
 from torchcall.mliap._neighbors.bins import (
     NO_IMAGE,
     BinLayout,
+    BinRows,
     Bins,
-    Rows,
     bin_atoms,
     find_rows,
     gather_pairs,
@@ -115,7 +115,7 @@ def drift(
 
 def bins_and_rows(
     layout: Layout, frame: Frame, positions: Array, pbc: Array, batch: Array, limits: Array
-) -> tuple[Bins, Rows, Array]:
+) -> tuple[Bins, BinRows, Array]:
     assert layout.bins is not None
     radius = (layout.cutoff + layout.skin + frame.slack).astype(positions.dtype)
     # Bins are wider than the radius by the rounding error of an atom's bin number.
