@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
 	@echo "make test       the test suite"
-	@echo "make test-slow  the test suite with more repetitions and XLA's full optimisation"
+	@echo "make test-slow  the repetitions that make test leaves out, with XLA's full optimisation"
 	@echo "make test-kups  our potential against kUPS' own, in a separate environment (5.7 GB)"
 	@echo "make lint       ruff and clang-format;  make format  applies their changes"
 	@echo "make types      pyright"
@@ -68,7 +68,7 @@ test: setup
 	@$(PYTEST) -m "not slow"
 
 test-slow: setup
-	@TORCHCALL_TESTS_OPTIMISED=1 $(PYTEST)
+	@TORCHCALL_TESTS_OPTIMISED=1 $(PYTEST) -m slow
 
 # kUPS needs Python 3.12.
 PYTHON_KUPS ?= python3.12

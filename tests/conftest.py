@@ -20,7 +20,8 @@ QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codeg
 def pytest_configure(config):
     """Settings of JAX, before its first use. xdist's workers and child processes inherit them.
 
-    `TORCHCALL_TESTS_OPTIMISED=1` (`make test-slow`) and a CUDA device leave XLA's optimisations on.
+    `TORCHCALL_TESTS_OPTIMISED=1` (as in `make test-slow`) and a CUDA device leave XLA's
+    optimisations on.
     """
     # A background job may have inherited an ignored SIGINT. Tests and their children send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
