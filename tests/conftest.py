@@ -37,7 +37,7 @@ def pytest_configure(config):
         "jax_disable_most_optimizations": quick,
         # One test process uses the programs that another has compiled.
         "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_persistent_cache_min_entry_size_bytes": -1,
         # Only a folder of limited size is locked while a program is written.
         "jax_compilation_cache_max_size": 2**30,

@@ -112,8 +112,14 @@ ENDS = {
 
 @pytest.mark.parametrize(
     "engine, end",
-    [(engine, end) for engine in ("eager", "script") for end in ENDS]
-    + [("package", "without waiting")],
+    [("eager", end) for end in ENDS]
+    + [("script", "without waiting"), ("package", "without waiting")]
+    # All engines share the code that waits.
+    + [
+        pytest.param(engine, end, marks=pytest.mark.slow)
+        for engine in ("script", "package")
+        for end in ("by sys.exit", "by an exception")
+    ],
 )
 def test_a_process_that_ends_while_calls_run_ends_as_usual(tmp_path, package, engine, end):
     code, status = ENDS[end]

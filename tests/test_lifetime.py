@@ -74,13 +74,13 @@ def test_wrapper_made_inside_a_loop_body_works_after_it_is_collected():
     assert_same(program(X), X + 5)
 
 
-def test_wrapper_recreated_hundreds_of_times_gives_no_stale_result_and_leaks_nothing(live_plans):
-    """Twenty programs, each of which creates ten wrappers and calls them with new shapes."""
+def test_wrapper_recreated_a_hundred_times_gives_no_stale_result_and_leaks_nothing(live_plans):
+    """Twenty programs, each of which creates six wrappers and calls them with new shapes."""
     module = torch.jit.script(Linear())
     before = live_plans()
     memory = []
     for i in range(20):
-        xs = [np.full((1 + (i * 10 + j) % 37, 3), i + j, np.float32) for j in range(10)]
+        xs = [np.full((1 + (i * 6 + j) % 37, 3), i + j, np.float32) for j in range(6)]
         program = jax.jit(lambda xs: [TorchModuleWrapper(module)(x) for x in xs])
         for x, got in zip(xs, program(xs), strict=True):
             np.testing.assert_array_equal(got, numpy_of(module(torch_of(x))))

@@ -47,7 +47,7 @@ def assert_same_list(native, in_jax):
         np.testing.assert_array_equal(getattr(native, name), getattr(in_jax, name), err_msg=name)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
 def test_native_updates_equal_those_in_jax(dtype):
     with jax.enable_x64(dtype is np.float64):
         geometry = two_systems(dtype=dtype)
