@@ -20,7 +20,7 @@ from _harness import (
 from _native_loop import package_loop, script_loop
 from _potentials import shares
 
-import torchcall
+from torchcall import mliap
 from torchcall.demo._dynamics import Constants, State, with_gradients
 from torchcall.demo._peers import CallCounter
 from torchcall.demo._system import load_example
@@ -57,7 +57,7 @@ def models(
         torch.set_num_threads(1)  # serial code, as docs/packages.md advises for small systems
     for method, dynamic in ((ANY, True), (FIXED, False))[: 1 + fixed]:
         path = package_path(folder, name, method)
-        torchcall.mliap.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
+        mliap.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
         result[method] = TorchMliap.from_package(path)
     torch.set_num_threads(threads)
     return result

@@ -21,6 +21,7 @@ from _native_loop import package_loop, script_loop
 from script_options import OPTIMISED, PROFILING, attempt, optimised
 
 import torchcall
+from torchcall import mliap
 from torchcall.demo._system import load_example
 from torchcall.demo._timing import Run
 from torchcall.mliap import TorchMliap, pad_graph
@@ -38,9 +39,7 @@ def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
     padded, _ = pad_graph(graph, cutoff=5.0)
     tensors = tensors_of(padded)
     eager = example.MacePotential(example.random_mace(for_compile=False)).eval()
-    path = torchcall.mliap.compile(
-        example.random_silicon(), folder / "mace.pt2", example=graph, cutoff=5.0
-    )
+    path = mliap.compile(example.random_silicon(), folder / "mace.pt2", example=graph, cutoff=5.0)
     package = torch._inductor.aoti_load_package(str(path))
     expected = eager(tensors)
     for key, value in package(tensors).items():

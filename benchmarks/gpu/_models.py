@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from _common import Device, graph_at, neighbors_of
 
-import torchcall
+from torchcall import mliap
 from torchcall.mliap import AtomGraphInput, TorchMliap, pad_graph
 
 SCRIPT, PACKAGE, EAGER = "TorchScript", "AOTInductor", "eager"
@@ -70,7 +70,7 @@ def package_of(name: str, module: torch.nn.Module, cutoff: float, device: Device
     neighbors = neighbors_of(64, cutoff)
     example, _ = pad_graph(graph_at(neighbors.positions, neighbors.cell, neighbors), cutoff=cutoff)
     path = folder / f"{name.replace(' ', '-')}-{device.of_torch.type}.pt2"
-    return torchcall.mliap.compile(
+    return mliap.compile(
         module, path, example=example, cutoff=cutoff, device=device.of_torch.type, dynamic=True
     )
 
