@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.experimental import checkify
 from models import (
     Counter,
     Linear,
@@ -201,32 +200,6 @@ def test_call_works_with_jit_disabled():
         assert_same(f(X), 2 * X)
         assert_same(jax.jit(lambda x: f(x) + 1)(X), 2 * X + 1)
         assert_same(jax.lax.fori_loop(0, 2, lambda _, x: f(x), X), 4 * X)
-
-
-def divides(x: Tensor) -> Tensor:
-    return x / (x - 1)
-
-
-@pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eagerly", "under jit"])
-def test_debug_nans_finds_a_nan_that_the_model_returns(wrap):
-    f = wrap(scripted(divides))
-    nan = np.array([np.nan], np.float32)
-    with jax.debug_nans(True):
-        assert_same(f(np.array([3.0], np.float32)), np.array([1.5], np.float32))
-        with pytest.raises(FloatingPointError, match=r"nan.*torchcall: divides"):
-            jax.block_until_ready(f(nan))
-
-
-def test_checkify_needs_a_check_of_the_result():
-    f = scripted(divides)
-
-    def checked(x):
-        y = f(x)
-        checkify.check(jnp.isfinite(y).all(), "the model returned a NaN")
-        return y
-
-    error, _ = checkify.checkify(jax.jit(checked))(np.array([np.nan], np.float32))
-    assert "the model returned a NaN" in error.get()
 
 
 def test_call_works_in_compile_time_evaluation_inside_jit():
