@@ -36,14 +36,18 @@ def copy_of(
         got = f"the class {module.__name__}" if isinstance(module, type) else name
         raise TypeError(f"{expected}, got {got}")
     try:
-        copied = _copied(module, {})
+        copied = inference_copy(module)
     except Exception as error:
         raise CompileError(
             f"torchcall: {name}: compile: expected a module that can be copied, got an "
             f"error\n{message_of(error)}"
         ) from error
-    copied = copied.to(device=device) if dtype is None else copied.to(device=device, dtype=dtype)
-    return copied.eval().requires_grad_(False)
+    return copied.to(device=device) if dtype is None else copied.to(device=device, dtype=dtype)
+
+
+def inference_copy(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy of any module in eval mode, with weights that do not require gradients."""
+    return _copied(module, {}).eval().requires_grad_(False)
 
 
 def scripted_parts(module: torch.nn.Module) -> list[str]:

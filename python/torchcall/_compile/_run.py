@@ -39,6 +39,29 @@ def check_flags(dynamic: object, cache: object) -> None:
 
 
 @contextlib.contextmanager
+def caching(device: torch.device) -> Iterator[Path]:
+    """A temporary file in the cache's folder, like `writing` but without an output file.
+
+    Raises:
+        OSError: the cache's folder cannot be written.
+    """
+    folder = _cache.cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (
+            _LOCK,
+            _compilation_modes(device),
+            _cache.temporary_beside(folder / "new.pt2") as temporary,
+        ):
+            yield temporary
+    except OSError as error:
+        raise type(error)(
+            f"torchcall: compile: expected a writable cache of packages, got {folder}: "
+            f"{error.strerror or error}; set TORCHCALL_CACHE to another folder"
+        ) from error
+
+
+@contextlib.contextmanager
 def writing(path: str | Path, device: torch.device, progress: Progress) -> Iterator[Path]:
     """A temporary file beside `path`, which it replaces atomically when the body succeeds.
 
@@ -64,7 +87,7 @@ def produce(
     to: Path,
     cache: bool,
     progress: Progress,
-) -> None:
+) -> str:
     """Takes the package from the cache or builds it, and compares its results with the module's.
 
     Args:
@@ -77,6 +100,9 @@ def produce(
         cache: whether to use the cache.
         progress: where to report the stages.
 
+    Returns:
+        The key of the cache's entry; empty without the cache.
+
     Raises:
         DifferentError, SpecialisedError, CompileError: it cannot be built, or its results differ.
     """
@@ -86,7 +112,7 @@ def produce(
             shutil.copyfile(entry, to)
             try:
                 compare(aoti_load_package(str(to)))
-                return
+                return key
             except (DifferentError, RuntimeError):  # not valid here: build it again
                 entry.unlink(missing_ok=True)
     with progress.stage("exporting"):
@@ -103,6 +129,7 @@ def produce(
         compare(package)
     if key:
         _cache.store(key, to)
+    return key
 
 
 def checked_device(device: str | torch.device) -> torch.device:

@@ -11,6 +11,7 @@ from torchcall.mliap._check_model import CheckReport, check_model
 from torchcall.mliap._chunks import RunError, run_chunks
 from torchcall.mliap._compile import compile
 from torchcall.mliap._energy import EnergyAndGradients, energy, energy_and_gradients
+from torchcall.mliap._energy_torch import edge_vectors, with_gradients
 from torchcall.mliap._graph import AtomGraph, PaddingMasks, pad_graph
 from torchcall.mliap._input import AtomGraphInput
 from torchcall.mliap._lattice_jax import (
@@ -103,6 +104,7 @@ __all__ = [
     "WithPatch",
     "check_model",
     "compile",
+    "edge_vectors",
     "edges_from_jax_md",
     "edges_from_pairs",
     "empty_cache",
@@ -125,4 +127,5 @@ __all__ = [
     "torch_mliap_model_fn",
     "virial_from_lattice_gradient",
     "virial_from_lattice_gradient_jax",
+    "with_gradients",
 ]

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import torch
 from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -19,6 +20,7 @@ from torchcall._call.call import CallOptions, IndexCheck
 from torchcall._call.narrowing import Axis, Narrowing
 from torchcall._call.specs import torch_dtype
 from torchcall._wrapper import TorchModuleWrapper
+from torchcall.mliap._from_energy import Engine, Script, energy_source
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
 from torchcall.mliap._package import read_potential
@@ -101,6 +103,52 @@ class TorchMliap:
         )
         table = cutoff if isinstance(cutoff, Table) else _one_cutoff(cutoff)
         return cls(table, wrapper, compute_cell_gradients, narrow, capacity)
+
+    @classmethod
+    def from_energy(
+        cls,
+        module: torch.nn.Module,
+        cutoff: float | None = None,
+        *,
+        dtype: Any = None,
+        engine: Engine = "auto",
+        example: Any = None,
+        _script: Script | None = None,
+        **options: Any,
+    ) -> TorchMliap:
+        """Wraps a module that returns energies only; torchcall differentiates them.
+
+        The model has `position_gradients` and `cell_gradients`, by autograd. It uses a copy of the
+        module in eval mode with constant weights: later changes of the module have no effect.
+
+        Args:
+            module: maps an `AtomGraphInput` of tensors to the energies (B,) in eV of all systems,
+                phantoms included, alone or in a dict as `energy`. It must not detach them. Optional
+                attributes: `cutoff`, in Å, and `species`, the atomic numbers that it knows;
+                others are then errors in every engine.
+            cutoff: in Å; None: the module's attribute.
+            dtype: float32 or float64, for the weights and buffers of the copy. None: unchanged.
+                Inputs are cast to the weights' dtype inside torch, outputs to that of the
+                positions.
+            engine: "eager" runs the module in Python. "script" compiles it with TorchScript.
+                "auto" does so if it can, else runs it in Python; `stats()["fallback"]` has the
+                reason. "package" compiles it with `torchcall.mliap.compile`, which takes tens of
+                seconds, or loads it from the cache of packages.
+            example: for "package" only: see `torchcall.mliap.compile`. None: a small structure;
+                the package then serves any shapes, or compilation is an error.
+            **options: options of `from_module`; for "package", those of `from_package`.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong, the module has no cutoff, it cannot be
+                scripted, or its output is not an energy for each system.
+            CompileError: the module cannot be compiled.
+        """
+        source = energy_source(
+            module, cutoff, dtype=dtype, engine=engine, example=example, script=_script
+        )
+        if isinstance(source.model, Path):
+            return cls.from_package(source.model, **options)
+        return cls.from_module(source.model, source.cutoff, True, **options)
 
     @classmethod
     def from_package(

@@ -1,15 +1,17 @@
 """The steps of compiling a potential: any shapes first, then those of the example."""
 
+import errno
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from torchcall._compile._build import content_of
+from torchcall._compile._cache import find
 from torchcall._compile._compare import DifferentError
 from torchcall._compile._errors import CompileError, SpecialisedError, ToolchainError
 from torchcall._compile._progress import Progress
-from torchcall._compile._run import check_flags, checked_device, produce, writing
+from torchcall._compile._run import caching, check_flags, checked_device, produce, writing
 from torchcall.mliap._compile._cases import Case, dynamic_cases, resized, static_cases
 from torchcall.mliap._compile._example import checked_cutoff, checked_dtype, example_tensors
 from torchcall.mliap._compile._form import (
@@ -31,7 +33,7 @@ from torchcall.mliap._species import species_of
 
 def run(
     module: torch.nn.Module,
-    path: str | Path,
+    path: str | Path | None,
     *,
     example: Any,
     cutoff: Any,
@@ -41,11 +43,18 @@ def run(
     cache: bool,
     progress: Progress,
 ) -> Path:
-    """`torchcall.mliap.compile`, reporting to `progress`."""
+    """`torchcall.mliap.compile`, reporting to `progress`.
+
+    With the path None, the package is an entry of the cache, which is returned.
+
+    Raises:
+        OSError: also if the cache cannot be written and the path is None.
+    """
     length = checked_cutoff(getattr(module, "cutoff", None) if cutoff is None else cutoff)
     floats, place = checked_dtype(dtype), checked_device(device)
     check_flags(dynamic, cache)
-    with writing(path, place, progress) as temporary:
+    output = caching(place) if path is None else writing(path, place, progress)
+    with output as temporary:
         with progress.stage("running the module on the example"):
             potential = PotentialModule(module, floats, place)
             graph = example_tensors(example, cutoff=length, dtype=floats, device=place)
@@ -59,8 +68,12 @@ def run(
                 raise failed_on_example(potential, error, graph) from error
         if potential.was_training:
             progress.note("the module is in training mode; its copy is compiled in eval mode")
-        _write(_Job(potential, graph, length, temporary, cache, progress), dynamic)
-    return Path(path)
+        key = _write(_Job(potential, graph, length, temporary, cache, progress), dynamic)
+        if path is not None:
+            return Path(path)
+        if (entry := find(key)) is None:
+            raise OSError(errno.EIO, "the package could not be stored")
+        return entry
 
 
 class _Job(NamedTuple):
@@ -72,13 +85,16 @@ class _Job(NamedTuple):
     progress: Progress
 
 
-def _write(job: _Job, dynamic: Literal["auto"] | bool) -> None:
-    """Writes the temporary file: for any shapes if possible, else for the example's sizes."""
+def _write(job: _Job, dynamic: Literal["auto"] | bool) -> str:
+    """Writes the temporary file: for any shapes if possible, else for the example's sizes.
+
+    Returns:
+        The key of the package in the cache.
+    """
     name = job.potential.name
     if dynamic is not False:
         try:
-            _attempt(job, dynamic=True)
-            return
+            return _attempt(job, dynamic=True)
         except ToolchainError:
             raise
         except (SpecialisedError, DifferentError, CompileError) as error:
@@ -97,7 +113,7 @@ def _write(job: _Job, dynamic: Literal["auto"] | bool) -> None:
                 "systems, phantoms included"
             )
     try:
-        _attempt(job, dynamic=False)
+        return _attempt(job, dynamic=False)
     except (SpecialisedError, DifferentError) as error:
         raise CompileError(
             f"torchcall: {name}: compile: expected the module's results, got different "
@@ -106,7 +122,7 @@ def _write(job: _Job, dynamic: Literal["auto"] | bool) -> None:
         ) from error
 
 
-def _attempt(job: _Job, *, dynamic: bool) -> None:
+def _attempt(job: _Job, *, dynamic: bool) -> str:
     potential, progress = job.potential, job.progress
     shapes = "any shapes" if dynamic else "fixed shapes"
     with progress.stage(f"tracing {potential.name} for {shapes}"):
@@ -125,7 +141,7 @@ def _attempt(job: _Job, *, dynamic: bool) -> None:
         capacity=None if dynamic else sizes_of(example),
         content=content_of(traced.module),
     )
-    produce(
+    return produce(
         potential.name,
         metadata,
         device,
