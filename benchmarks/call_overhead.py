@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
         copies = above / timings[MEMCPY].us_median
         report.claim(case, f"({TORCHCALL} - {FLOOR}) / {MEMCPY}", copies, 1.2)
 
-    for n_atoms in (64, 1728):
+    for n_atoms in (64, 125 if options.quick else 1728):
         case = "(d) Lennard-Jones forces"
         if wanted(f"{case}, {n_atoms} atoms"):
             problem = graph_problem(case, *liquid(n_atoms), cutoff=8.5)

@@ -55,15 +55,24 @@ def _strict_dtype_promotion():
 
 @pytest.fixture(autouse=True, scope="module")
 def _forget_programs():
-    """No other module uses these programs, and they make garbage collections slow."""
+    """No other module uses these programs, and they make garbage collections slow.
+
+    Garbage collections skip what remains: imported modules.
+    """
     yield
     jax.clear_caches()
     gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _freeze_imports():
-    """Garbage collections skip the many objects of imported modules."""
+    """Garbage collections skip the many objects of imported modules.
+
+    They also skip the objects of what shape inference imports in its first call.
+    """
+    import torch._dynamo
+
     gc.collect()
     gc.freeze()
 

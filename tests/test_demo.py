@@ -71,7 +71,8 @@ def test_the_default_structure_is_liquid_argon_with_velocities():
     np.testing.assert_allclose(momentum, 0.0, atol=1e-2)
 
 
-def test_energy_is_conserved_and_the_files_are_written(run, tmp_path):
+def test_energy_is_conserved_and_the_files_are_written(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(_run, "_ROUNDS", 1)
     status, out, err = run("--steps", 250, "--json", "demo.json")
     assert status == 0, err
     document = json.loads((tmp_path / "demo.json").read_text())
