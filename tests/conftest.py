@@ -1,6 +1,7 @@
 """Fixtures that every test module shares."""
 
 import gc
+import importlib
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import tempfile
 
 import jax
 import jaxlib
+import models
 import pytest
 import torch
 
@@ -71,7 +73,7 @@ def _freeze_imports():
 
     They also skip the objects of what shape inference imports in its first call.
     """
-    import torch._dynamo
+    importlib.import_module("torch._dynamo")
 
     gc.collect()
     gc.freeze()
@@ -98,6 +100,10 @@ def live_plans():
         return torchcall._bridge.live_plans()
 
     return count
+
+
+def pytest_sessionfinish():
+    models.stop_fork_server()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,5 +1,6 @@
 """Small TorchScript modules and helpers that several test modules share."""
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 TESTS = Path(__file__).parent
+TIMEOUT = 300  # s, of a program in another process
 
 
 def double(x: Tensor) -> Tensor:
@@ -147,22 +149,77 @@ def error_of(call: Callable[[], Any]) -> str:
 
 
 def run_python(
-    folder: Path, code: str, *, name: str = "program.py", status: int = 0, **env: str
+    folder: Path,
+    code: str,
+    *,
+    name: str = "program.py",
+    status: int = 0,
+    fresh: bool = False,
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs `code` as a file (TorchScript reads sources) in a fresh process; checks its status.
+    """Runs `code` as a file (TorchScript reads sources) in another process; checks its status.
 
     The process does not use the compilation cache of the test run.
+
+    Args:
+        folder: The file's folder, in which the process starts.
+        code: The program, which may be indented.
+        name: The file's name.
+        status: The exit status that is expected.
+        fresh: False: the process is a fork of one that has imported JAX and torch, and all of these
+            have the same hash seed and the same addresses of libraries. True: a new interpreter.
+        env: Environment variables. Those that are read during imports need `fresh`.
     """
     file = folder / name
     file.write_text(textwrap.dedent(code))
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, str(file)],
-        env={**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": "", **env},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    if fresh:
+        done = subprocess.run(
+            [sys.executable, str(file)],
+            env=_environment() | env,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
+    else:
+        done = _run_in_fork(file, env)
     assert done.returncode == status, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": ""}
+
+
+def _run_in_fork(file: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    if not _fork_servers:
+        _fork_servers.append(
+            subprocess.Popen(
+                [sys.executable, str(TESTS / "fork_server.py")],
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+    server = _fork_servers[0]
+    assert server.stdin is not None
+    assert server.stdout is not None
+    outputs = {key: str(file.with_suffix(f".{key}")) for key in ("stdout", "stderr")}
+    request = {"file": str(file), "env": env, "timeout": TIMEOUT, **outputs}
+    print(json.dumps(request), file=server.stdin, flush=True)
+    answer = server.stdout.readline()
+    texts = {key: Path(output).read_text() for key, output in outputs.items()}
+    return subprocess.CompletedProcess([str(file)], int(answer), **texts)
+
+
+def stop_fork_server() -> None:
+    """Ends the server of this test process, if there is one, and waits for it."""
+    while _fork_servers:
+        with _fork_servers.pop() as server:
+            assert server.stdin is not None
+            server.stdin.close()
+
+
+_fork_servers: list[subprocess.Popen[str]] = []

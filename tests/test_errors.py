@@ -139,7 +139,7 @@ def test_error_has_no_cpp_stack_trace_even_when_torch_enables_it(tmp_path):
         print("done")
     """
     env = {"TORCH_SHOW_CPP_STACKTRACES": "1"}
-    assert run_python(tmp_path, code, **env).stdout == "done\n"
+    assert run_python(tmp_path, code, fresh=True, **env).stdout == "done\n"
 
 
 def test_missing_key_of_a_dict_is_reported():

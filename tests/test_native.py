@@ -130,7 +130,7 @@ def test_a_library_without_the_entry_point_is_an_error(import_errors):
 @pytest.mark.parametrize("order", ["torch, jax, torchcall", "torchcall"])
 def test_order_of_imports_makes_no_difference(order, tmp_path):
     code = f"import {order}\nassert all('FAILED' not in v for v in torchcall.doctor().values())"
-    run_python(tmp_path, code)
+    run_python(tmp_path, code, fresh=True)
 
 
 def test_neither_half_links_the_libraries_of_the_other():

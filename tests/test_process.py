@@ -49,7 +49,9 @@ def test_persistent_cache_hits_in_a_process_with_other_models_and_weights(tmp_pa
     first = run_python(tmp_path, CACHED.format(before="", factors=(2.0,), folder=folder))
     assert first.stdout == "0\n"
     before = OTHERS.strip().replace("\n    ", "; ").replace("]; [", "]; [")
-    second = run_python(tmp_path, CACHED.format(before=before, factors=(2.0, 5.0), folder=folder))
+    second = run_python(
+        tmp_path, CACHED.format(before=before, factors=(2.0, 5.0), folder=folder), fresh=True
+    )
     assert second.stdout == "1\n2\n"
 
 
@@ -75,7 +77,8 @@ TWINS = """
 def test_persistent_cache_never_mixes_equal_code_with_other_weights(tmp_path):
     folder = str(tmp_path / "cache")
     for orders in ([(2.0, 3.0)], [(3.0, 2.0), (5.0, 3.0, 2.0)]):
-        done = run_python(tmp_path, TWINS.format(folder=folder, orders=orders))
+        fresh = len(orders) == 2
+        done = run_python(tmp_path, TWINS.format(folder=folder, orders=orders), fresh=fresh)
         assert done.stdout == "right\n"
 
 
@@ -228,7 +231,7 @@ LOADS = """
 
 def test_serialised_executable_wants_its_wrapper_first(tmp_path):
     run_python(tmp_path, SAVES, name="saves.py")
-    assert run_python(tmp_path, LOADS, name="loads.py").stdout == "done\n"
+    assert run_python(tmp_path, LOADS, name="loads.py", fresh=True).stdout == "done\n"
 
 
 def test_wrapper_works_after_jax_makes_a_new_client(tmp_path):

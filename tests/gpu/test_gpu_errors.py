@@ -128,6 +128,7 @@ def test_torch_out_of_memory_names_the_remedy_and_both_frameworks_stay_usable(tm
     done = run_python(
         tmp_path,
         HEAD.format(gpu=not ON_CPU) + TORCH_MEMORY,
+        fresh=True,
         XLA_PYTHON_CLIENT_PREALLOCATE="false",
     )
     lines = done.stdout.splitlines()
@@ -155,7 +156,10 @@ for _ in range(4):
 @needs_gpu
 def test_xla_out_of_memory_leaves_torchcall_usable(tmp_path):
     done = run_python(
-        tmp_path, HEAD.format(gpu=True) + XLA_MEMORY, XLA_PYTHON_CLIENT_MEM_FRACTION=".05"
+        tmp_path,
+        HEAD.format(gpu=True) + XLA_MEMORY,
+        fresh=True,
+        XLA_PYTHON_CLIENT_MEM_FRACTION=".05",
     )
     lines = done.stdout.splitlines()
     assert "before works" in lines
@@ -190,7 +194,7 @@ os._exit(0)  # the context is lost: skip the frameworks' clean-up
 def test_a_fault_on_the_device_is_an_error_and_the_cpu_stays_usable(tmp_path, cuda_graph):
     """The kernel detects an index out of range after the call has returned."""
     program = HEAD.format(gpu=not ON_CPU) + FAULT.replace("MODE", cuda_graph)
-    lines = run_python(tmp_path, program).stdout.splitlines()
+    lines = run_python(tmp_path, program, fresh=True).stdout.splitlines()
     assert lines.count("before works") == 4
     # A replay returns before the device starts, so the next call may be the first to fail. The
     # context is lost, unless the fault was detected on the host.
