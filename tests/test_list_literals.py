@@ -47,6 +47,41 @@ for i in range({len(LITERALS)}):
     assert run_python(tmp_path, code).stdout.split() == [str(i) for i in range(len(LITERALS))]
 
 
+def test_eager_models_may_call_scripts_with_list_literals(tmp_path):
+    """In a process of its own, as above."""
+    code = """
+import numpy as np, torch, torchcall
+
+def literal(x: torch.Tensor) -> torch.Tensor:
+    return x * torch.tensor([3.0, 2.0, 1.0])
+
+class Part(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, shift: float = 1.0) -> torch.Tensor:
+        return literal(x) * self.weight + shift
+
+class Model(torch.nn.Module):
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return self.part(x)
+
+x = np.arange(6, dtype=np.float32).reshape(2, 3)
+for part in (torch.jit.script(Part()), torch.jit.script(literal)):
+    model = Model(part)
+    expected = model(torch.from_numpy(x)).numpy()
+    np.testing.assert_array_equal(torchcall.TorchModuleWrapper(model)(x), expected)
+    np.testing.assert_array_equal(model(torch.from_numpy(x)).numpy(), expected)
+    print("equal", flush=True)
+"""
+    assert run_python(tmp_path, code).stdout.split() == ["equal"] * 2
+
+
 def of_a_growing_list(x: Tensor) -> Tensor:
     values = [1.0]
     for i in range(x.size(1) - 1):

@@ -176,15 +176,15 @@ def detaches_the_energy(input, _):
 
 RESULTS = [
     (lambda _, e: e.sum(), "output ['energy']: expected shape (2,), got ()"),
-    (lambda _, e: {"e": e}, "output: expected the key 'energy', got ['e']"),
+    (lambda _, e: {"e": e}, "output ['energy']: expected this key, got ['e']"),
     (lambda *_: None, "output ['energy']: expected a tensor, got None"),
     (
         lambda _, e: e.detach(),
-        "output: expected an energy that autograd can differentiate by 'pos'",
+        "output ['energy']: expected an energy that autograd can differentiate by 'pos'",
     ),
     (lambda _, e: e > 0, "output ['energy']: expected floats, got bool"),
     (lambda _, e: e * float("nan"), "output ['energy']: expected finite numbers for the example"),
-    (lambda i, _: {"position_gradients": i["pos"]}, "expected the key 'energy'"),
+    (lambda i, _: {"position_gradients": i["pos"]}, "['energy']: expected this key"),
     (
         lambda i, e: {"energy": e, "position_gradients": i["pos"][:1]},
         "output ['position_gradients']: expected shape (9, 3), got (1, 3)",

@@ -86,6 +86,19 @@ def test_gradients_of_modules_that_differentiate_are_returned_unchanged(cell, ex
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
 
 
+def test_an_energy_without_positions_has_zero_gradients(example):
+    """Reference energies of the elements, say. A detached energy would be an error."""
+
+    def count(input, _):
+        ones = torch.ones_like(input["charge"][input["batch"]])
+        return torch.zeros_like(input["charge"]).index_add(0, input["batch"], ones)
+
+    found = potential_of(odd(count), example).evaluate(example)
+    assert found["energy"].sum() == len(example["pos"])
+    assert not found["position_gradients"].any()
+    assert not found["cell_gradients"].any()
+
+
 def test_results_have_the_positions_dtype(example):
     network = reference.example("message_passing").MessagePassing(reference.CUTOFF).double()
     graph = {k: v.float() if v.is_floating_point() else v for k, v in example.items()}

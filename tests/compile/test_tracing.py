@@ -8,12 +8,13 @@ from energies import Energies, Pairs, Soft, odd
 from torchcall._compile._build import content_of
 from torchcall._compile._compare import DifferentError
 from torchcall._compile._errors import SpecialisedError
+from torchcall._engines.fake_scripts import traceable_scripts
 from torchcall.mliap._compile._cases import dynamic_cases, resized, static_cases
 from torchcall.mliap._compile._form import B, E, N, sizes_of
 from torchcall.mliap._compile._gradients import PotentialModule
 from torchcall.mliap._compile._references import References, graph_function
 from torchcall.mliap._compile._run import _of_distinct_sizes
-from torchcall.mliap._compile._trace import export_graph, inlined_script_functions, trace
+from torchcall.mliap._compile._trace import export_graph, trace
 
 CPU = torch.device("cpu")
 CUTOFF = reference.CUTOFF
@@ -117,7 +118,7 @@ def test_script_functions_of_other_threads_do_not_change():
     import threading
 
     results = []
-    with inlined_script_functions():
+    with traceable_scripts(inline_functions=True):
         work = threading.Thread(target=lambda: results.append(_scripted_scale(torch.ones(2))))
         work.start()
         work.join()

@@ -14,106 +14,7 @@ from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImport
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from torchcall._call.specs import torch_dtype, torch_dtype_name
-
-# Operators that read a list and do not change it.
-_READS = {
-    "aten::tensor",
-    "aten::as_tensor",
-    "aten::len",
-    "aten::__getitem__",
-    "prim::ListConstruct",
-}
-_DTYPES = {"float": None, "int": torch.int64, "bool": torch.bool, "complex": torch.complex64}
-
-
-class NotTraceableError(ValueError):
-    """The model cannot be traced with fake tensors."""
-
-
-def traceable(module: Any) -> Callable[..., Any]:
-    """A function of fake tensors, whose outputs have the shapes and dtypes of `module`'s.
-
-    Inside TorchScript, `torch.tensor([...])` writes the list into the tensor's memory. Fake tensors
-    have no memory, so this would crash the process. Such nodes are replaced by `torch.zeros` of the
-    same shape and dtype.
-
-    Args:
-        module: a script module or function. It is returned itself if there is nothing to replace.
-
-    Raises:
-        NotTraceableError: a tensor is made from a list of unknown length, `tolist()` reads a
-            tensor's values, or `torch.jit.fork` runs a part of the model on another thread.
-    """
-    graph = module.inlined_graph
-    for kind, what in (("prim::tolist", "tolist()"), ("prim::fork", "torch.jit.fork")):
-        if graph.findNode(kind) is not None:
-            raise NotTraceableError(f"fake tensors cannot trace {what}")
-    from_lists = [
-        node
-        for kind in ("aten::tensor", "aten::as_tensor")
-        for node in graph.findAllNodes(kind)
-        if node.inputsAt(0).type().kind() == "ListType"
-    ]
-    if not from_lists:
-        return module
-    for node in from_lists:
-        _replace(graph, node)
-    function = torch._C._create_function_from_graph("forward", graph)
-    is_method = isinstance(module, torch.jit.ScriptModule)
-    schema = (module.forward if is_method else module).schema  # pyright: ignore
-    parameters = [a for a in schema.arguments if not (is_method and a.name == "self")]
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        # A function made from a graph has no default values.
-        values = dict(zip((p.name for p in parameters), args, strict=False)) | kwargs
-        for parameter in parameters:
-            if parameter.name not in values and parameter.has_default_value():
-                values[parameter.name] = parameter.default_value
-        ordered = [values[p.name] for p in parameters]
-        return function(module, *ordered) if is_method else function(*ordered)
-
-    return call
-
-
-def _replace(graph: Any, node: Any) -> None:
-    shape, element = _shape_of(node.inputsAt(0))
-    graph.setInsertPoint(node)
-    dtype = node.inputsAt(1)
-    if dtype.type().kind() == "NoneType":
-        if element not in _DTYPES:
-            raise NotTraceableError(f"fake tensors cannot trace a tensor made from a {element}")
-        dtype = graph.insertConstant(_DTYPES[element] or torch.get_default_dtype())
-    none = graph.insertConstant(None)
-    zeros = graph.create("aten::zeros", [graph.insertConstant(shape), dtype, none, none, none], 1)
-    graph.insertNode(zeros)
-    node.output().replaceAllUsesWith(zeros.output())
-    node.destroy()
-
-
-def _shape_of(value: Any) -> tuple[list[int], str]:
-    """The lengths of nested lists, outermost first, and the type of the innermost elements."""
-    shape = []
-    while value.type().kind() == "ListType":
-        if value.node().kind() == "prim::Constant":
-            items = value.toIValue()
-            while isinstance(items, list):
-                shape.append(len(items))
-                items = items[0] if items else None
-            return shape, str(value.type()).replace("List[", "").rstrip("]")
-        if value.node().kind() != "prim::ListConstruct" or not _is_only_read(value):
-            raise NotTraceableError(
-                "fake tensors cannot trace a tensor made from a list of variable length"
-            )
-        items = list(value.node().inputs())
-        shape.append(len(items))
-        if not items:
-            return shape, str(value.type().getElementType())
-        value = items[0]
-    return shape, str(value.type())
-
-
-def _is_only_read(value: Any) -> bool:
-    return all(use.user.kind() in _READS for use in value.uses())
+from torchcall._engines.fake_scripts import NotTraceableError, traceable_scripts
 
 
 class InferenceError(ValueError):
@@ -155,6 +56,7 @@ def infer_outputs(
             torch.autocast("cpu", enabled=False),
             FakeTensorMode(allow_non_fake_inputs=True),
             operations,
+            traceable_scripts(),
             torch.inference_mode(False),
             torch.set_grad_enabled(requires_grad),
             # No profiling: it would specialise the caller's module for fake tensors.

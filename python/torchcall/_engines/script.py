@@ -14,7 +14,7 @@ from torchcall._call.specs import is_static
 from torchcall._call.tree import TENSOR, TUPLE, Node, UnsupportedNodeError, encode, scalar_node
 from torchcall._engines.archive import TORCHSCRIPT, check_archive
 from torchcall._engines.content import FileContent, archive_digest
-from torchcall._engines.fakes import infer_outputs, traceable
+from torchcall._engines.fakes import infer_outputs
 
 
 class ScriptSource:
@@ -127,7 +127,7 @@ class ScriptCall:
                 module = copy.deepcopy(module).cpu()
             elif self._model.keeps_state:
                 module = copy.deepcopy(module)
-            return traceable(module)
+            return module
 
         args, kwargs = self._call.cast_arguments()
         return infer_outputs(load, args, kwargs, requires_grad=self._call.requires_grad)

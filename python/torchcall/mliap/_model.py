@@ -23,6 +23,7 @@ from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._from_energy import Engine, Script, energy_source
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
+from torchcall.mliap._outputs import check_outputs
 from torchcall.mliap._package import read_potential
 from torchcall.mliap._species import unknown_element, wrapped_species
 from torchcall.mliap._table import SystemId, Table
@@ -238,26 +239,9 @@ class TorchMliap:
 
     def checked(self, input: AtomGraphInput, out: Any) -> dict[str, Array]:
         """Checks keys and shapes of a potential's outputs, and casts to the positions' dtype."""
-        name = self._name
-        if not isinstance(out, dict):
-            raise TypeError(
-                f"torchcall: {name}: output: expected a dict with 'energy' and "
-                f"'position_gradients', got {type(out).__name__}"
-            )
-        result: dict[str, Array] = {}
         specs = self.output_specs(input)
-        for key, spec in specs.items():
-            if key not in out:
-                raise ValueError(
-                    f"torchcall: {name}: output ['{key}']: expected this key, got {sorted(out)}"
-                )
-            if out[key].shape != spec.shape:
-                raise ValueError(
-                    f"torchcall: {name}: output ['{key}']: expected shape {spec.shape}, "
-                    f"got {out[key].shape}"
-                )
-            result[key] = out[key].astype(spec.dtype)
-        return result
+        check_outputs(self._name, out, {key: spec.shape for key, spec in specs.items()})
+        return {key: out[key].astype(spec.dtype) for key, spec in specs.items()}
 
     @property
     def species(self) -> tuple[int, ...] | None:

@@ -26,7 +26,7 @@ class References:
         self.results: list[dict[str, torch.Tensor]] = []
         for case in self.cases:
             try:
-                self.results.append(potential.reference(case.graph))
+                self.results.append(potential.evaluate(case.graph))
             except Exception as error:
                 raise DifferentError(
                     f"the module itself fails for {case.description}: "

@@ -1,8 +1,5 @@
 """Traces a potential into a graph of operators, and finds the shapes that it is valid for."""
 
-import contextlib
-import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch.fx.experimental.symbolic_shapes import (
 
 from torchcall._compile._copy import scripted_parts
 from torchcall._compile._errors import CompileError, SpecialisedError, Watch, cannot_export
+from torchcall._engines.fake_scripts import traceable_scripts
 from torchcall.mliap._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes
 from torchcall.mliap._compile._gradients import PotentialModule
 
@@ -66,7 +64,7 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
         )
     watch = Watch()
     try:
-        with mode, inlined_script_functions(), watch:
+        with mode, traceable_scripts(inline_functions=True), watch:
             # The inputs are fake already: "real" leaves them unchanged.
             traceable = make_fx(potential.flat, tracing_mode="real", _allow_non_fake_inputs=True)
             module = traceable(*fakes)
@@ -85,29 +83,6 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
             f"{error}; the module has parts in TorchScript ({parts[0]}{more}), which converts "
             "symbolic sizes to constants"
         ) from error
-
-
-@contextlib.contextmanager
-def inlined_script_functions() -> Iterator[None]:
-    """In this context and thread, script functions run as the Python functions they came from.
-
-    TorchScript converts symbolic sizes to constants; e3nn's spherical harmonics would fix the
-    number of edges.
-    """
-    kind: Any = torch.jit.ScriptFunction
-    scripted, here = kind.__call__, threading.get_ident()
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        python = getattr(self, "_torchdynamo_inline", None)
-        if python is None or threading.get_ident() != here:
-            return scripted(self, *args, **kwargs)
-        return python(*args, **kwargs)
-
-    kind.__call__ = call
-    try:
-        yield
-    finally:
-        kind.__call__ = scripted
 
 
 def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
