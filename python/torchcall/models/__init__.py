@@ -1,0 +1,9 @@
+"""Trained networks as potentials: `load(name_or_path_or_module)`.
+
+One module per network, each with its own `load`. A network's package is imported when it is used.
+"""
+
+from torchcall.models import own
+from torchcall.models._load import load
+
+__all__ = ["load", "own"]

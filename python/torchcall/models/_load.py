@@ -1,0 +1,87 @@
+"""`torchcall.models.load`: recognises the network of a source and loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+from torchcall.mliap import TorchMliap
+from torchcall.models import own
+
+# `own` last: it takes what no network recognises.
+_NETWORKS: dict[str, ModuleType] = {"own": own}
+
+
+def load(
+    source: str | Path | Callable[..., Any],
+    *,
+    kind: str = "auto",
+    dtype: Any = None,
+    engine: Literal["auto", "eager", "script", "package"] = "auto",
+    device: Any = None,
+    **options: Any,
+) -> TorchMliap:
+    """Loads a potential and reports on stderr what it recognised.
+
+    A checkpoint that is a pickle runs the code that it names when it is loaded, as with
+    `torch.load`. Load only files from sources that you trust. The network is recognised without
+    running anything.
+
+    Args:
+        source: the name of a pretrained model, the path of a file, or a module. Pretrained weights
+            are read from the network's installed package; nothing is downloaded.
+        kind: "auto" recognises the network; or its name, as in `torchcall.models`; "own" for a
+            module or file with the interface of `TorchMliap.from_module` or `from_energy`.
+        dtype: float32 or float64, for weights and arithmetic. None: that of the weights.
+        engine: "eager" runs the module in Python. "script" converts it to TorchScript. "package"
+            compiles it, which takes up to some minutes the first time; packages are cached. "auto"
+            is "script" if the network supports it, else "eager".
+        device: "cpu" or "cuda", for packages. None: that of JAX's default backend.
+        **options: `verbose=False` to report nothing; options of the network, see its module;
+            options of `TorchModuleWrapper`.
+
+    Returns:
+        The potential, with its cutoff and species.
+
+    Raises:
+        ValueError: nothing recognises the source, or an option has a wrong value.
+        TypeError: the source has a wrong type, or the network does not have an option.
+        FileNotFoundError: the file does not exist.
+        ImportError: the network's package is missing. The message names the extra to install.
+    """
+    network = _NETWORKS[_kind_of(source) if kind == "auto" else _checked(kind)]
+    return network.load(source, dtype=dtype, engine=engine, device=device, **options)
+
+
+def _kind_of(source: object) -> str:
+    if isinstance(source, str | Path) and not Path(source).exists():
+        _check_name(source)
+    for kind, network in _NETWORKS.items():
+        if network.recognises(source):
+            return kind
+    got = f"{source!s}" if isinstance(source, str | Path) else f"a {type(source).__name__}"
+    raise ValueError(
+        f"torchcall: models.load: expected the model of a known network, got {got}; "
+        f"name its kind: {', '.join(_NETWORKS)}"
+    )
+
+
+def _check_name(source: str | Path) -> None:
+    """Refuses a name that is neither a pretrained model nor a file."""
+    names = [name for network in _NETWORKS.values() for name in network.NAMES]
+    if str(source).lower() in names:
+        return
+    raise FileNotFoundError(
+        f"torchcall: models.load: expected a file or one of {', '.join(names)}; got {str(source)!r}"
+    )
+
+
+def _checked(kind: object) -> str:
+    if kind not in _NETWORKS:
+        raise ValueError(
+            f"torchcall: models.load: kind: expected 'auto' or one of {', '.join(_NETWORKS)}, "
+            f"got {kind!r}"
+        )
+    return str(kind)

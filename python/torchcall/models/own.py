@@ -1,0 +1,100 @@
+"""Your own potential: a module, a TorchScript archive, or a package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from torchcall._engines.archive import is_package
+from torchcall.mliap import TorchMliap
+from torchcall.models import _common
+
+NAMES: tuple[str, ...] = ()
+
+
+def recognises(source: object) -> bool:
+    """Whether a source is a module, a TorchScript archive or a package."""
+    if isinstance(source, str | Path):
+        return _common.is_file(source) and not _common.pickled_names(source)
+    return callable(source)
+
+
+def load(
+    source: str | Path | Callable[..., Any],
+    *,
+    cutoff: float | None = None,
+    gradients: bool = False,
+    dtype: Any = None,
+    engine: Any = "auto",
+    device: Any = None,
+    verbose: bool = True,
+    **options: Any,
+) -> TorchMliap:
+    """Loads a module that takes an `AtomGraphInput`, or a package of `torchcall.mliap.compile`.
+
+    Args:
+        source: a package, a TorchScript archive, or a module.
+        cutoff: in Å; None: the attribute `cutoff` of the module, or what the package records.
+        gradients: False for a module that returns energies (B,) only, which torchcall
+            differentiates; True for one that returns a dict as described in `TorchMliapForward`,
+            with cell gradients. Packages need no such option.
+        dtype, engine, device, verbose: see `torchcall.models.load`.
+        **options: options of `TorchModuleWrapper`.
+
+    Raises:
+        TypeError, ValueError: the source or an option is wrong; the message names it.
+    """
+    if isinstance(source, str | Path) and is_package(Path(source)):
+        _refuse(source, cutoff=cutoff, dtype=dtype)
+        if _common.checked_engine(engine) not in ("auto", "package"):
+            raise ValueError(
+                f"torchcall: {source}: engine: expected 'auto' or 'package' for a package, got "
+                f"{engine!r}"
+            )
+        model = TorchMliap.from_package(source, **options)
+        if verbose:
+            _common.report(model, f"{source}: a package")
+        return model
+    module: Any = source
+    if isinstance(source, str | Path):
+        module = torch.jit.load(source, map_location="cpu").eval()
+    title = f"{source if isinstance(source, str | Path) else type(module).__name__}"
+    if not gradients:
+        return _common.build(
+            module,
+            title=title,
+            cutoff=cutoff,
+            dtype=dtype,
+            engine=engine,
+            device=device,
+            verbose=verbose,
+            **options,
+        )
+    _refuse(title, dtype=dtype)
+    if _common.checked_engine(engine) != "auto":
+        raise ValueError(
+            f"torchcall: {title}: engine: expected 'auto' for a module with gradients of its own, "
+            f"got {engine!r}"
+        )
+    length = getattr(module, "cutoff", None) if cutoff is None else cutoff
+    if length is None:
+        raise ValueError(
+            f"torchcall: {title}: cutoff: expected a length in Å, got none, and the module has no "
+            "attribute `cutoff`"
+        )
+    model = TorchMliap.from_module(module, float(length), True, **options)
+    if verbose:
+        _common.report(model, title)
+    return model
+
+
+def _refuse(title: object, **values: Any) -> None:
+    for name, value in values.items():
+        if value is not None:
+            raise ValueError(
+                f"torchcall: {title}: {name}: expected None, because the model fixes it, got "
+                f"{value!r}"
+            )
