@@ -14,8 +14,8 @@ def structures(first: str, second: str, lattice: float, *, seed: int = 0) -> dic
         seed: seed of the distortions.
 
     Returns:
-        "bulk"; "triclinic": strained, atoms displaced by lattice vectors; "slab": open along z, with
-        vacuum; "molecule": four atoms without a cell.
+        "bulk"; "triclinic": strained, atoms displaced by lattice vectors; "slab": open along z,
+        with vacuum; "molecule": four atoms without a cell.
     """
     rng = np.random.default_rng(seed)
     bulk = ase.build.bulk(f"{first}{second}", "rocksalt", a=lattice, cubic=True)

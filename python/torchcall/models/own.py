@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchcall._engines.archive import is_package
+from torchcall._engines.archive import TORCHSCRIPT, check_archive, is_package
 from torchcall.mliap import TorchMliap
 from torchcall.models import _common
 
@@ -60,6 +60,7 @@ def load(
         return model
     module: Any = source
     if isinstance(source, str | Path):
+        check_archive(Path(source), TORCHSCRIPT)
         module = torch.jit.load(source, map_location="cpu").eval()
     title = f"{source if isinstance(source, str | Path) else type(module).__name__}"
     if not gradients:
