@@ -365,6 +365,10 @@ def adds_values(d: dict[str, Tensor]) -> Tensor:
     return d["z"] + 2 * d["a"]
 
 
+def two_dicts(x: Tensor) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
+    return {"a": x}, {1: x}
+
+
 MIXED_KEYS = {"a": X, 1: X}
 
 
@@ -378,3 +382,6 @@ def test_dict_with_keys_of_two_types_is_an_error_that_names_it():
         text = error_of(lambda g=g: jax.jit(g)(X))
         assert text.startswith("torchcall: <lambda>: output")
         assert "expected a dict with keys of one type, got the keys ['a', 1]" in text
+    scripted = TorchModuleWrapper(torch.jit.script(two_dicts), output_spec=(specs, specs))
+    text = error_of(lambda: scripted(X))
+    assert "output_spec[0]: expected a dict with keys of one type, got the keys ['a', 1]" in text

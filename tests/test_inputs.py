@@ -317,7 +317,7 @@ def test_setting_requires_grad_on_an_input_is_not_a_write():
     for _ in range(2):
         assert_same(f(X), differentiates(torch_of(X)))
     assert f.stats()["copied_inputs"] == 0
-    assert f.stats()["kept_inputs"] == 0
+    assert f.stats()["retained_inputs"] == 0
 
 
 def test_write_to_a_cast_input_leaves_the_operand_unchanged():

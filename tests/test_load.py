@@ -271,15 +271,23 @@ def test_object_that_is_not_a_model_is_an_error(model, got):
         ({"cuda_graph": "always"}, ["cuda_graph", "'auto'", "'always'"]),
         ({"requires_grad": "yes"}, ["requires_grad", "expected True or False", "'yes'"]),
         ({"freeze": None}, ["freeze", "expected True or False", "None"]),
-        ({"vmap_method": 3}, ["vmap_method", "expected 'sequential'", "3"]),
-        ({"vmap_method": "torch"}, ["vmap_method='torch'", "not supported by this version"]),
+        (
+            {"vmap_method": 3},
+            ["vmap_method", "'sequential', 'expand_dims', 'broadcast_all', 'torch'", "got 3;"],
+        ),
+        *(
+            ({"vmap_method": name}, [f"vmap_method={name!r}", "not supported by this version"])
+            for name in ("expand_dims", "broadcast_all", "torch")
+        ),
     ],
     ids=[
         "an unknown cuda_graph mode",
         "requires_grad",
         "freeze",
         "vmap_method of another type",
-        "vmap_method of a later version",
+        "vmap_method expand_dims",
+        "vmap_method broadcast_all",
+        "vmap_method torch",
     ],
 )
 def test_invalid_option_is_an_error_that_names_it(options, parts):

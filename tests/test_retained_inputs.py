@@ -124,7 +124,7 @@ def test_a_retained_input_has_its_own_values(make, options):
         np.testing.assert_array_equal(x, values)
         x[...] = -99  # the caller's memory is the caller's again
         del x
-    assert f.stats()["kept_inputs"] > 0
+    assert f.stats()["retained_inputs"] > 0
 
 
 @pytest.mark.parametrize("make", RETAINERS)
@@ -270,7 +270,7 @@ def test_returning_the_input_or_a_view_of_it_does_not_retain_it():
     x[...] = -99
     np.testing.assert_array_equal(same, SEQUENCE[1])
     np.testing.assert_array_equal(transposed, SEQUENCE[1].T)
-    assert f.stats()["kept_inputs"] == 0
+    assert f.stats()["retained_inputs"] == 0
 
 
 class ForksAndForgets(nn.Module):

@@ -166,8 +166,8 @@ void CallForm::CopyOut(const Output& output, const at::Tensor& tensor,
     throw std::invalid_argument(
         output.name +
         ": expected a plain tensor, got one of a Python subclass that has no memory of its own (a "
-        "FakeTensor is one that was kept outside the model while its outputs were inferred: pass "
-        "output_spec=..., or empty that cache)");
+        "FakeTensor is one that the model stored while its outputs were inferred: pass "
+        "output_spec=..., or clear where it is stored)");
   }
   if (output.bytes == 0) return;
   const size_t bytes = narrowed ? output.bytes / output.shape[0] * rows : output.bytes;

@@ -28,14 +28,14 @@ class Model : public std::enable_shared_from_this<Model> {
   virtual void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const = 0;
   virtual std::unique_ptr<Plan> NewPlan(const TcPlanSpec& spec) = 0;
 
-  TcModelCounters counters() const { return {kept_inputs_.load(), copied_inputs_.load()}; }
-  void Count(int64_t kept_inputs, int64_t copied_inputs) {
-    kept_inputs_ += kept_inputs;
+  TcModelCounters counters() const { return {retained_inputs_.load(), copied_inputs_.load()}; }
+  void Count(int64_t retained_inputs, int64_t copied_inputs) {
+    retained_inputs_ += retained_inputs;
     copied_inputs_ += copied_inputs;
   }
 
  private:
-  std::atomic<int64_t> kept_inputs_{0};
+  std::atomic<int64_t> retained_inputs_{0};
   std::atomic<int64_t> copied_inputs_{0};
 };
 

@@ -1,5 +1,7 @@
 #include "package.h"
 
+#include <sys/stat.h>
+
 #include <charconv>
 #include <stdexcept>
 
@@ -7,6 +9,17 @@
 #include "place.h"
 
 namespace torchcall {
+FileState FileState::Of(const std::string& path) {
+  struct stat found;
+  if (stat(path.c_str(), &found) != 0) return {};
+#ifdef __APPLE__
+  const timespec& modified = found.st_mtimespec;
+#else
+  const timespec& modified = found.st_mtim;
+#endif
+  return {found.st_ino, found.st_size, modified.tv_sec, modified.tv_nsec};
+}
+
 PackageLoader::PackageLoader(const std::string& path, c10::Device device, int32_t num_runners)
     : device_(device),
       one_at_a_time_(!device.is_cpu()),
@@ -26,7 +39,7 @@ std::vector<at::Tensor> PackageLoader::Run(const std::vector<at::Tensor>& argume
 }
 
 PackageModel::PackageModel(const std::string& path, c10::Device home, int32_t num_runners)
-    : path_(path), home_(home), num_runners_(num_runners) {
+    : path_(path), state_(FileState::Of(path)), home_(home), num_runners_(num_runners) {
   for (const std::string& spec : loader(home)->call_spec()) schema_ += spec + "\n";
 }
 
@@ -37,8 +50,17 @@ std::shared_ptr<PackageLoader> PackageModel::loader(c10::Device device) const {
         "for, " +
         c10::DeviceTypeName(home_.type(), true) + ", got one for " + device.str());
   }
-  return loaders_.Get(device,
-                      [&] { return std::make_shared<PackageLoader>(path_, device, num_runners_); });
+  const auto require_unchanged = [&] {
+    if (FileState::Of(path_) == state_) return;
+    throw std::invalid_argument(
+        "expected the file that was loaded first, got one that changed since; call refresh()");
+  };
+  return loaders_.Get(device, [&] {
+    require_unchanged();
+    auto loader = std::make_shared<PackageLoader>(path_, device, num_runners_);
+    require_unchanged();
+    return loader;
+  });
 }
 
 std::shared_ptr<PackageLoader> PackageModel::Hold(c10::Device device) const {
@@ -61,7 +83,11 @@ void PackageModel::Replace(const Model& fresh) {
         "refresh: expected a package with the same arguments and results, got another one; make a "
         "new wrapper");
   }
-  loaders_.Replace([&] { path_ = package->path_; }, home_, package->loader(home_));
+  const auto change = [&] {
+    path_ = package->path_;
+    state_ = package->state_;
+  };
+  loaders_.Replace(change, home_, package->loader(home_));
 }
 
 std::string PackageModel::Serialize() const {

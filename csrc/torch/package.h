@@ -6,6 +6,7 @@
 
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
+#include <cstdint>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -18,6 +19,18 @@
 #include "tree.h"
 
 namespace torchcall {
+
+// Changes when the file is replaced or written to.
+struct FileState {
+  uint64_t inode = 0;
+  int64_t size = 0;
+  int64_t seconds = 0;  // of the last modification
+  int64_t nanoseconds = 0;
+
+  // The default value if there is no such file.
+  static FileState Of(const std::string& path);
+  bool operator==(const FileState&) const = default;
+};
 
 // A package's code and weights on one device.
 class PackageLoader {
@@ -53,13 +66,15 @@ class PackageModel : public Model {
   void CheckArguments(const TcNode* nodes, int64_t count, int64_t num_inputs) const override;
   std::unique_ptr<Plan> NewPlan(const TcPlanSpec& spec) override;
 
-  // Throws std::invalid_argument for a device of another kind than the package's.
+  // Throws std::invalid_argument for a device of another kind than the package's, and if the file
+  // is no longer the one that was loaded first.
   std::shared_ptr<PackageLoader> loader(c10::Device device) const;
   // The loader for a graph that is about to be captured. Also releases replaced loaders.
   std::shared_ptr<PackageLoader> Hold(c10::Device device) const;
 
  private:
   std::string path_;
+  FileState state_;  // before the first load
   c10::Device home_;
   int32_t num_runners_;
   PerDevice<PackageLoader> loaders_;

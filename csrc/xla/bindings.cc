@@ -99,6 +99,7 @@ class PyModel {
       throw std::runtime_error(error.text());
     }
   }
+  nb::object file = nb::none();  // a FileContent of python/torchcall/_engines/content.py
   TcModel* get() const { return handle_.get(); }
   std::tuple<bool, bool> options() const {
     return {options_.freeze != 0, options_.requires_grad != 0};
@@ -111,7 +112,7 @@ class PyModel {
     nb::dict stats;
     stats["calls"] = counters_->calls.load();
     stats["bytes_copied"] = counters_->bytes_copied.load();
-    stats["kept_inputs"] = torch_side.kept_inputs;
+    stats["retained_inputs"] = torch_side.retained_inputs;
     stats["copied_inputs"] = torch_side.copied_inputs;
     stats["graph_captures"] = counters_->graph_captures.load();
     stats["graph_replays"] = counters_->graph_replays.load();
@@ -141,6 +142,7 @@ class PyModel {
     }
     counters_->set_content(fresh.counters_->content());
     counters_->generation.fetch_add(1);
+    file = fresh.file;
   }
   nb::bytes Serialize() {
     ErrorText archive;
@@ -219,11 +221,9 @@ class PyPlan {
  public:
   // `spec` is a PlanSpec of python/torchcall/_call/plan.py.
   PyPlan(const PyModel& model, const std::string& name, nb::handle spec) {
-    const auto py_lengths = Field<std::vector<PyLength>>(spec, "lengths");
     const auto py_arguments = Field<std::vector<PyNode>>(spec, "arguments");
     const auto py_results = Field<std::vector<PyNode>>(spec, "results");
     const auto py_checks = Field<std::vector<PyIndexCheck>>(spec, "index_checks");
-    const std::vector<TcLength> lengths = Lengths(py_lengths);
     const std::vector<TcNode> arguments = Nodes(py_arguments);
     const std::vector<TcNode> results = Nodes(py_results);
     std::vector<TcIndexCheck> checks;
@@ -231,6 +231,7 @@ class PyPlan {
       checks.push_back({operand, rows_of, {std::get<0>(allowed), std::get<1>(allowed)}});
     }
     TcPlanSpec native = {};
+    const std::vector<TcLength> lengths = Lengths(Field<std::vector<PyLength>>(spec, "lengths"));
     native.lengths = lengths.data();
     native.num_lengths = static_cast<int64_t>(lengths.size());
     native.arguments = arguments.data();
@@ -312,7 +313,7 @@ nb::dict Handlers(const std::string& platform) {
 nb::dict NeighborHandlers() {
   nb::dict handlers;
   handlers["compact_bits"] = nb::capsule(reinterpret_cast<void*>(CompactBitsHandler()));
-  handlers["keep_close"] = nb::capsule(reinterpret_cast<void*>(KeepCloseHandler()));
+  handlers["select_close"] = nb::capsule(reinterpret_cast<void*>(SelectCloseHandler()));
   return handlers;
 }
 
@@ -331,8 +332,7 @@ NB_MODULE(_bridge, m) {
   using namespace torchcall;
   // Compiled programs are cached for the life of the process, and their plans with them.
   nb::set_leak_warnings(false);
-  m.doc() =
-      "The JAX half of torchcall: XLA FFI handlers, call plans, and the door to the torch half.";
+  m.doc() = "The JAX half of torchcall: XLA FFI handlers, call plans, access to the torch half.";
 
   m.def("load_torch_half", &LoadTorchHalf, nb::arg("path"));
   m.def("torch_half_version", [] { return std::string(TorchHalf().torch_version); });
@@ -375,20 +375,22 @@ NB_MODULE(_bridge, m) {
       .def_prop_ro("fingerprint", [](const PyModel& self) { return self.info().fingerprint; })
       .def_prop_ro("differentiates",
                    [](const PyModel& self) { return self.info().differentiates != 0; })
-      .def_prop_ro("keeps_state", [](const PyModel& self) { return self.info().keeps_state != 0; })
+      .def_prop_ro("changes_state",
+                   [](const PyModel& self) { return self.info().changes_state != 0; })
       .def_prop_ro("draws_random_numbers",
                    [](const PyModel& self) { return self.info().draws_random_numbers != 0; })
       .def_prop_ro("options", &PyModel::options)  // (freeze, requires_grad)
       .def_prop_rw(
           "content", [](const PyModel& self) { return self.counters()->content(); },
           [](PyModel& self, const std::string& content) { self.counters()->set_content(content); })
+      .def_rw("file", &PyModel::file, nb::arg().none(),
+              nb::for_getter(nb::sig("def file(self) -> typing.Any")))
       .def_prop_ro("training", [](const PyModel& self) { return self.info().training != 0; });
 
   nb::class_<PyPlan>(m, "NativePlan")
       .def(nb::init<const PyModel&, const std::string&, nb::handle>(), nb::arg("model"),
            nb::arg("name"), nb::arg("spec"),
            nb::sig("def __init__(self, model: Model, name: str, spec: typing.Any) -> None"))
-      .def_prop_ro("content", [](const PyPlan& self) { return self.plan()->content(); })
       .def("run_on_cuda", &PyPlan::RunOnCuda, nb::arg("inputs"), nb::arg("outputs"),
            nb::arg("ordinal"), nb::arg("stream"));
   nb::class_<PyRegistration>(m, "NativeRegistration")

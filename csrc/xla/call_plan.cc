@@ -230,7 +230,9 @@ void PlanRegistry::Remove(int64_t id, int64_t ordinal) {
 }
 
 std::shared_ptr<NativePlan> PlanRegistry::Find(int64_t id, int64_t ordinal) const {
-  const auto current = [](const Entry& entry) { return entry.plan->content() == entry.content; };
+  const auto current = [](const Entry& entry) {
+    return entry.content.empty() || entry.plan->content() == entry.content;
+  };
   const std::shared_lock lock(mutex_);
   const auto exact = plans_.find({id, ordinal});
   if (exact != plans_.end() && current(exact->second)) return exact->second.plan;

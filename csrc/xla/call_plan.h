@@ -89,7 +89,7 @@ class PlanRegistry {
  private:
   struct Entry {
     std::shared_ptr<NativePlan> plan;
-    std::string content;  // of the model when the plan was registered
+    std::string content;  // of the model when the plan was registered; empty: unknown
   };
 
   mutable std::shared_mutex mutex_;

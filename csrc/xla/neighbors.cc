@@ -143,9 +143,9 @@ struct Edges {
 
 // Processes the candidates p … end − 1 of sender i. The rows of h are its system's lattice vectors.
 template <typename Real>
-void KeepCloseTo(int32_t i, const Real* h, const Geometry<Real>& in,
-                 const std::vector<Atom<Real>>& atoms, int64_t p, int64_t end, Real limit,
-                 Edges<Real>& edges) {
+void SelectCloseTo(int32_t i, const Real* h, const Geometry<Real>& in,
+                   const std::vector<Atom<Real>>& atoms, int64_t p, int64_t end, Real limit,
+                   Edges<Real>& edges) {
   using Reals = Vector<Real>;
   const Reals a = {h[0], h[1], h[2], 0}, b = {h[3], h[4], h[5], 0}, c = {h[6], h[7], h[8], 0};
   // A masked field is an image times a power of two; scaling it in floating point is exact.
@@ -165,7 +165,7 @@ void KeepCloseTo(int32_t i, const Real* h, const Geometry<Real>& in,
     const Reals r = to.x - from + (s[0] * a + s[1] * b + s[2] * c);
     const Reals squares = r * r;
     const Real square = squares[0] + squares[1] + squares[2];
-    if (count < edges.capacity) {  // written in any case, and kept if close: nothing to mispredict
+    if (count < edges.capacity) {  // written in any case, counted if close: no branch on it
       edges.senders[count] = i;
       edges.receivers[count] = j;
       std::memcpy(edges.offsets + 3 * count, &s, 3 * sizeof(Real));
@@ -176,11 +176,11 @@ void KeepCloseTo(int32_t i, const Real* h, const Geometry<Real>& in,
   edges.count = count;
 }
 
-// Keeps |x_j − x_i + S h|² < limit, S = image + wraps_i − wraps_j, without (i, i, 0); returns how
+// Selects |x_j − x_i + S h|² < limit, S = image + wraps_i − wraps_j, without (i, i, 0); returns how
 // many there are. Atoms may coincide: a pair's length never excludes it.
 template <typename Real>
-int32_t KeepClose(const Geometry<Real>& in, const Sizes& sizes, int64_t n_pairs, Real limit,
-                  std::vector<Atom<Real>>& atoms, int32_t* edge_index, Real* offsets) {
+int32_t SelectClose(const Geometry<Real>& in, const Sizes& sizes, int64_t n_pairs, Real limit,
+                    std::vector<Atom<Real>>& atoms, int32_t* edge_index, Real* offsets) {
   const int64_t n = sizes.atoms;
   for (int64_t a = 0; a < n; ++a) {
     const Real* x = in.positions + 3 * a;
@@ -196,7 +196,7 @@ int32_t KeepClose(const Geometry<Real>& in, const Sizes& sizes, int64_t n_pairs,
     const bool known = static_cast<uint32_t>(i) < n;
     const int64_t system = sizes.systems == 1 || !known ? 0 : in.batch[i];
     if (known && system >= 0 && system < sizes.systems) {
-      KeepCloseTo(i, in.cell + 9 * system, in, atoms, p, end, limit, edges);
+      SelectCloseTo(i, in.cell + 9 * system, in, atoms, p, end, limit, edges);
     }
     p = end;
   }
@@ -211,10 +211,10 @@ int32_t KeepClose(const Geometry<Real>& in, const Sizes& sizes, int64_t n_pairs,
 using Ints = ffi::Buffer<ffi::S32>;
 
 template <ffi::DataType kDtype>
-ffi::Error KeepCloseOf(const Ints& sender, const Ints& receiver, const Ints& image,
-                       const Ints& n_pairs, const Ints& wraps, const ffi::AnyBuffer& positions,
-                       const ffi::AnyBuffer& cell, const Ints& batch, Ints& edge_index,
-                       ffi::AnyBuffer& offsets, Ints& n_edges, double limit) {
+ffi::Error SelectCloseOf(const Ints& sender, const Ints& receiver, const Ints& image,
+                         const Ints& n_pairs, const Ints& wraps, const ffi::AnyBuffer& positions,
+                         const ffi::AnyBuffer& cell, const Ints& batch, Ints& edge_index,
+                         ffi::AnyBuffer& offsets, Ints& n_edges, double limit) {
   using Real = ffi::NativeType<kDtype>;
   const Mapped mapped(n_edges.dimensions());
   const Sizes sizes = {sender.dimensions().back(), batch.dimensions().back(),
@@ -229,17 +229,17 @@ ffi::Error KeepCloseOf(const Ints& sender, const Ints& receiver, const Ints& ima
         mapped.Part<Real>(cell, 3, i),
     };
     const int64_t pairs = *mapped.Part<int32_t>(n_pairs, 0, i);
-    n_edges.typed_data()[i] = KeepClose<Real>(
+    n_edges.typed_data()[i] = SelectClose<Real>(
         geometry, sizes, std::clamp<int64_t>(pairs, 0, sizes.candidates), static_cast<Real>(limit),
         atoms, mapped.Part<int32_t>(edge_index, 2, i), mapped.Part<Real>(offsets, 2, i));
   }
   return ffi::Error::Success();
 }
 
-ffi::Error KeepCloseImpl(Ints sender, Ints receiver, Ints image, Ints n_pairs, Ints wraps,
-                         ffi::AnyBuffer positions, ffi::AnyBuffer cell, Ints batch,
-                         ffi::Result<Ints> edge_index, ffi::Result<ffi::AnyBuffer> offsets,
-                         ffi::Result<Ints> n_edges, double limit) {
+ffi::Error SelectCloseImpl(Ints sender, Ints receiver, Ints image, Ints n_pairs, Ints wraps,
+                           ffi::AnyBuffer positions, ffi::AnyBuffer cell, Ints batch,
+                           ffi::Result<Ints> edge_index, ffi::Result<ffi::AnyBuffer> offsets,
+                           ffi::Result<Ints> n_edges, double limit) {
   const Mapped mapped(n_edges->dimensions());
   const bool fit = mapped.Fits(sender.dimensions(), 1) && mapped.Fits(receiver.dimensions(), 1) &&
                    mapped.Fits(image.dimensions(), 1) && mapped.Fits(n_pairs.dimensions(), 0) &&
@@ -252,11 +252,11 @@ ffi::Error KeepCloseImpl(Ints sender, Ints receiver, Ints image, Ints n_pairs, I
   if (!fit) return Refuse("pairs (v,), wraps (3, n), positions (n, 3), cells (b, 3, 3)");
   switch (positions.element_type()) {
     case ffi::F32:
-      return KeepCloseOf<ffi::F32>(sender, receiver, image, n_pairs, wraps, positions, cell, batch,
-                                   *edge_index, *offsets, *n_edges, limit);
+      return SelectCloseOf<ffi::F32>(sender, receiver, image, n_pairs, wraps, positions, cell,
+                                     batch, *edge_index, *offsets, *n_edges, limit);
     case ffi::F64:
-      return KeepCloseOf<ffi::F64>(sender, receiver, image, n_pairs, wraps, positions, cell, batch,
-                                   *edge_index, *offsets, *n_edges, limit);
+      return SelectCloseOf<ffi::F64>(sender, receiver, image, n_pairs, wraps, positions, cell,
+                                     batch, *edge_index, *offsets, *n_edges, limit);
     default:
       return Refuse("positions of dtype float32 or float64");
   }
@@ -271,7 +271,7 @@ XLA_FFI_DEFINE_HANDLER(kCompactBits, CompactBitsImpl,
                            .Ret<ffi::Buffer<ffi::S32>>()
                            .Ret<ffi::Buffer<ffi::S32>>());
 
-XLA_FFI_DEFINE_HANDLER(kKeepClose, KeepCloseImpl,
+XLA_FFI_DEFINE_HANDLER(kSelectClose, SelectCloseImpl,
                        ffi::Ffi::Bind()
                            .Arg<Ints>()
                            .Arg<Ints>()
@@ -287,6 +287,6 @@ XLA_FFI_DEFINE_HANDLER(kKeepClose, KeepCloseImpl,
                            .Attr<double>("limit"));
 
 XLA_FFI_Handler* CompactBitsHandler() { return kCompactBits; }
-XLA_FFI_Handler* KeepCloseHandler() { return kKeepClose; }
+XLA_FFI_Handler* SelectCloseHandler() { return kSelectClose; }
 
 }  // namespace torchcall

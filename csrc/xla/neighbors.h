@@ -10,7 +10,7 @@
 namespace torchcall {
 
 XLA_FFI_Handler* CompactBitsHandler();
-XLA_FFI_Handler* KeepCloseHandler();
+XLA_FFI_Handler* SelectCloseHandler();
 
 }  // namespace torchcall
 

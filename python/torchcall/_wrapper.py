@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from torchcall import _bridge
 from torchcall._call.call import CallOptions
+from torchcall._call.content import replace
 from torchcall._call.plan import CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
@@ -23,6 +24,7 @@ from torchcall._engines.archive import PickledModelError
 
 # Plans that a wrapper remembers. Programs hold the plans that they use.
 _MOST_PLANS = 256
+_VMAP_METHODS = ("sequential", "expand_dims", "broadcast_all", "torch")
 _NO_OPTIONS = CallOptions()
 
 
@@ -100,13 +102,16 @@ class TorchModuleWrapper:
         for option, value in booleans.items():
             if not isinstance(value, bool):
                 raise TypeError(f"torchcall: {option}: expected True or False, got {value!r}")
-        if vmap_method in ("expand_dims", "broadcast_all", "torch"):
+        if vmap_method not in _VMAP_METHODS:
+            raise ValueError(
+                f"torchcall: vmap_method: expected one of {', '.join(map(repr, _VMAP_METHODS))}, "
+                f"got {vmap_method!r}; this version supports 'sequential' only"
+            )
+        if vmap_method != "sequential":
             raise NotImplementedError(
                 f"torchcall: vmap_method={vmap_method!r} is not supported by this version, which "
                 "refuses vmap of a call; leave the option out"
             )
-        if vmap_method != "sequential":
-            raise ValueError(f"torchcall: vmap_method: expected 'sequential', got {vmap_method!r}")
         self._source = source_of(module, share_inputs=share_inputs)
         self._options: dict[str, Any] = {
             "requires_grad": requires_grad,
@@ -178,7 +183,7 @@ class TorchModuleWrapper:
         """
         self._refuse_fork()
         try:
-            _bridge.between_captures(lambda: self._model.replace(self._load()))
+            _bridge.between_captures(lambda: replace(self._model, self._load()))
         except ValueError as error:
             raise ValueError(self._say(str(error))) from error
 
@@ -190,8 +195,8 @@ class TorchModuleWrapper:
             inputs that were cast or copied); `plans` alive;
             `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
             `copied_inputs` (inputs that the model got as private copies: all inputs of an eager
-            model, else those that it may write to); `kept_inputs` (inputs that a TorchScript model
-            retained after a call; each became a copy); `devices` of the calls so far;
+            model, else those that it may write to); `retained_inputs` (inputs that a TorchScript
+            model retained after a call; each became a copy); `devices` of the calls so far;
             `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, the reason for a slower
             path, or None.
         """

@@ -179,6 +179,43 @@ def test_a_module_that_cannot_be_compiled_is_an_error_that_says_why(
     assert not (tmp_path / "m.pt2").exists()
 
 
+class Returns(torch.nn.Module):
+    """Calls a function on its argument."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize(
+    "function, example, text",
+    [
+        (lambda x: [{"a": x, 1: x}], jnp.ones(3), "Returns: output[0]: expected"),
+        (lambda x: x["a"], {"d": {"a": jnp.ones(3), 1: jnp.ones(3)}}, "example[0]['d']: expected"),
+    ],
+    ids=["result", "argument"],
+)
+def test_dict_with_keys_of_two_types_is_not_compiled(function, example, text, uncompiled, tmp_path):
+    with pytest.raises(ValueError, match="keys of one type, got the keys") as caught:
+        torchcall.compile(Returns(function), tmp_path / "m.pt2", example=(example,))
+    assert text in str(caught.value)
+    assert not uncompiled
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # inside torch.export
+def test_a_package_of_another_origin_with_keys_of_two_types_is_an_error(tmp_path):
+    module = Returns(lambda x: {"a": 2 * x, 1: x})
+    program = torch.export.export(module, (torch.ones(3),))
+    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
+    spec = jax.ShapeDtypeStruct((3,), np.float32)
+    f = torchcall.load(path, output_spec={"a": spec, 1: spec})
+    with pytest.raises(ValueError, match="output_spec: expected a dict with keys of one type"):
+        f(np.ones(3, np.float32))
+
+
 def test_examples_may_be_jax_arrays_in_half_precision(uncompiled, tmp_path):
     example = ([jnp.ones((3, 2), jnp.bfloat16)], jnp.arange(4, dtype=jnp.int32))
     module = Module(lambda _, a, b: (a[0] * 2, b + 1))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from standin.torch_device import run_tests
 
-FILES = ("calls.py", "replays.py", "refusals.py", "attempts.py", "lifetimes.py")
+FILES = ("calls.py", "replays.py", "refusals.py", "attempts.py", "lifetimes.py", "packages.py")
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,10 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <ATen/ops/set_native.h>
+#include <torch/csrc/inductor/aoti_runner/model_container_runner_cpu.h>
 #include <torch/library.h>
 
+#include <memory>
 #include <mutex>
 #include <new>
 #include <optional>
@@ -36,6 +38,15 @@ std::vector<Failure>& Failures() {
   static auto* failures = new std::vector<Failure>;
   return *failures;
 }
+
+// Packages for CUDA load with a library that is a CPU's. They do not run.
+const torch::inductor::RegisterAOTIModelRunner cuda_packages(
+    "cuda",
+    [](const std::string& library, size_t runners, const std::string&, const std::string&,
+       bool single_threaded) -> std::unique_ptr<torch::inductor::AOTIModelContainerRunner> {
+      return std::make_unique<torch::inductor::AOTIModelContainerRunnerCpu>(library, runners,
+                                                                            single_threaded);
+    });
 
 void FailIfPlanned(const std::string& name) {
   const std::lock_guard lock(failures_mutex);

@@ -151,7 +151,7 @@ class Follower {
     } while (changed_);
     for (size_t i = 0; i < use_.inputs.size(); ++i) {
       if (IsSelf(i) && (use_.inputs[i].tensors_written || use_.inputs[i].containers_written)) {
-        use_.keeps_state = true;
+        use_.changes_state = true;
       }
     }
     return use_;

@@ -19,7 +19,7 @@ struct InputUse {
 struct GraphUse {
   std::vector<InputUse> inputs;  // per graph input, `self` included
   bool differentiates = false;
-  bool keeps_state = false;  // writes to something reachable from `self`
+  bool changes_state = false;  // writes to something reachable from `self`
   bool draws_random_numbers = false;
 };
 

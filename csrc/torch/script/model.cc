@@ -193,7 +193,7 @@ Module Prepared(Module module, c10::Device device, TcModelOptions options) {
   if (options.requires_grad && HasTrainableWeights(module)) {
     // A module that assigns attributes must assign to itself, not to a copy.
     const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
-    if (!use.keeps_state) module = Module(DetachingCopier().Copy(module._ivalue()));
+    if (!use.changes_state) module = Module(DetachingCopier().Copy(module._ivalue()));
   }
   return module;
 }
@@ -256,8 +256,8 @@ ScriptModel::ScriptModel(ModelOrigin origin, std::string name, uint64_t fingerpr
   use_ = AnalyseGraph(at_home->graph);
   autograd_ = options.requires_grad ? Autograd::kRecord
               // Tensors made in inference mode must not be stored in a module that others use.
-              : use_.keeps_state ? Autograd::kOff
-                                 : Autograd::kInference;
+              : use_.changes_state ? Autograd::kOff
+                                   : Autograd::kInference;
 }
 
 std::shared_ptr<const ModelInstance> ScriptModel::instance(c10::Device device) const {
@@ -280,8 +280,8 @@ void ScriptModel::Replace(const Model& fresh) {
 }
 
 TcModelInfo ScriptModel::info() const {
-  return {name_.c_str(),    schema_text_.c_str(),      fingerprint_, use_.differentiates,
-          use_.keeps_state, use_.draws_random_numbers, training_};
+  return {name_.c_str(),      schema_text_.c_str(),      fingerprint_, use_.differentiates,
+          use_.changes_state, use_.draws_random_numbers, training_};
 }
 
 std::string ScriptModel::Serialize() const {

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from torchcall import _bridge
 from torchcall._call.call import IndexCheck
+from torchcall._call.content import content_of
 from torchcall._call.narrowing import Axis
 from torchcall._call.tree import Node
 
@@ -92,6 +93,7 @@ class CallPlan:
         self.outputs = [
             jax.ShapeDtypeStruct(output.shape, jnp.dtype(output.dtype)) for output in spec.outputs
         ]
+        self._model = model
         self._native = _bridge.NativePlan(model, model_name, spec)
         self._compiled = compiled
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
@@ -119,9 +121,18 @@ class CallPlan:
         """The native plan."""
         return self._native
 
+    @property
+    def has_file(self) -> bool:
+        """Whether the model was loaded from a file."""
+        return self._model.file is not None
+
+    def content(self) -> str:
+        """Digest of the model's code and weights as they are now, "" over live weights."""
+        return content_of(self._model)
+
     def register(self) -> "Registration":
         """Registers the plan for a program being lowered, which must hold the result."""
-        content = self._native.content
+        content = self.content()
         registration = self._registration()
         if registration is None or registration.content != content:
             model = content or self._live_model
@@ -157,11 +168,16 @@ class Registration:
     @property
     def is_current(self) -> bool:
         """Whether the model still has the weights for which the program was lowered."""
-        return self.content == self.plan.native.content
+        return self.content == self.plan.content()
 
     def __reduce__(self) -> Any:
         # An executable is being serialised. It names its model by content alone.
         name = self.plan.model_name
+        if not self.content and self.plan.has_file:
+            raise ValueError(
+                f"torchcall: {name}: cannot serialise a program: expected the file that was loaded "
+                "first, got one that changed since; call refresh() and compile the program again"
+            )
         if not self.content:
             raise TypeError(
                 f"torchcall: {name}: cannot serialise a program: expected fixed weights, got live "

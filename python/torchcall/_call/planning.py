@@ -132,7 +132,7 @@ def _operand(
 
 def _graph_refusal(model: _bridge.Model) -> str:
     """Why calls of this model cannot be replays of a CUDA graph, or "": what its code shows."""
-    if model.keeps_state:
+    if model.changes_state:
         return "the model changes its own attributes, which a replay would not do again"
     if model.draws_random_numbers:
         return "the model draws random numbers, which a replay would draw again"

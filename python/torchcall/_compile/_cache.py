@@ -39,14 +39,16 @@ def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def find(key: str) -> Path | None:
-    """The undamaged entry for a key, or None.
+def find(key: str, to: Path) -> Path | None:
+    """Copies the entry for a key to `to` and returns its path, or None if there is none.
 
-    An entry's name ends in the hash of its bytes. Damaged entries are removed.
+    An entry's name ends in the hash of its bytes, which is compared with the copy's. Damaged
+    entries are removed.
     """
     with contextlib.suppress(OSError):
         for entry in sorted(cache_folder().glob(f"{key}-*.pt2")):
-            if entry.stem.rpartition("-")[2] == _hash_of(entry):
+            shutil.copyfile(entry, to)
+            if entry.stem.rpartition("-")[2] == _hash_of(to):
                 return entry
             entry.unlink()
     return None

@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torchcall._call.specs import DTYPE_NAMES, torch_dtype
+from torchcall._call.tree import check_keys
 from torchcall._compile._build import content_of, shapes_of
 from torchcall._compile._compare import DifferentError, compare_results
 from torchcall._compile._copy import copy_of
@@ -139,6 +140,7 @@ class Subject:
 
     Raises:
         TypeError: it is not an eager module, or it returns leaves that are not tensors.
+        ValueError: it returns a dict with keys of two types.
         CompileError: it fails on the example, or changes its buffers.
     """
 
@@ -164,6 +166,7 @@ class Subject:
                 "changes its buffers"
             )
         self.inputs = _named("args", args)
+        check_keys(out, f"torchcall: {name}: output")
         self.outputs = _named("output", out)
         for path, value in self.outputs:
             if not isinstance(value, torch.Tensor):
@@ -326,10 +329,12 @@ def example_of(example: Any, device: torch.device) -> tuple[Any, ...]:
 
     Raises:
         TypeError: it is not a tuple of pytrees of arrays; the message names the leaf.
+        ValueError: a dict has keys of two types.
     """
     expected = "torchcall: compile: example: expected a tuple of the positional arguments"
     if type(example) is not tuple:
         raise TypeError(f"{expected}, got {type(example).__name__}")
+    check_keys(example, "torchcall: compile: example")
     named = _named("example", example)
     if not named:
         raise TypeError(f"{expected} with at least one array, got none")

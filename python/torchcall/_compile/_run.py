@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -107,9 +106,8 @@ def produce(
         DifferentError, SpecialisedError, CompileError: it cannot be built, or its results differ.
     """
     key = _cache.key_of(metadata, options(device)) if cache else ""
-    if key and (entry := _cache.find(key)):
+    if key and (entry := _cache.find(key, to)):
         with progress.stage("checking the package from the cache"):
-            shutil.copyfile(entry, to)
             try:
                 compare(aoti_load_package(str(to)))
                 return key

@@ -15,7 +15,7 @@ _PICKLE = (
 )
 
 # What `zipfile` raises on damaged files.
-_DAMAGE = (
+DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -33,7 +33,7 @@ def is_package(path: Path) -> bool:
             return False
         with zipfile.ZipFile(path) as archive:
             return any("aotinductor" in name for name in archive.namelist())
-    except _DAMAGE:
+    except DAMAGE:
         return path.suffix == ".pt2"
 
 
@@ -77,7 +77,7 @@ def check_archive(path: Path, expected: str) -> dict[str, zipfile.ZipInfo]:
         raise refuse(f"a file that cannot be read: {error.strerror}", type(error)) from error
     try:
         entries, damaged = _contents(path)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise refuse(f"a damaged file: {error}") from error
     if entries is None:
         if first == b"\x80":  # the first byte of every pickle

@@ -6,6 +6,8 @@ import re
 import zipfile
 from pathlib import Path
 
+from torchcall._engines.archive import DAMAGE
+
 _CHUNK = 1 << 20
 # These entries differ between files of the same model.
 _NOT_CONTENT = (".debug_pkl", ".data/serialization_id")
@@ -18,28 +20,52 @@ class ChangedFileError(ValueError):
 
 
 class FileContent:
-    """The digest of a model file, and a check that the file has not changed since.
+    """Detects changes of a model file, and computes its digest.
 
-    Attributes:
-        digest: equal for equal files, whatever their names.
+    Args:
+        path: the file. Its state is recorded now, so this precedes everything that reads the file.
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = path.absolute()
         self._before = self._state()
-        with zipfile.ZipFile(path) as archive:
-            self.digest = _digest_of(archive)
+        self._digest: str | None = None
 
     def require_unchanged(self) -> None:
-        """Raises ChangedFileError if the file has changed since its digest was computed."""
-        if self._state() != self._before:
+        """Raises ChangedFileError if the file has changed."""
+        if not self._is_unchanged():
             raise ChangedFileError(
                 "expected a file that does not change, got one that changed while it was loaded; "
                 "load it again"
             )
 
-    def _state(self) -> tuple[int, int, int]:
-        state = self._path.stat()
+    def digest(self) -> str:
+        """Equal for equal files, whatever their names. Empty if the file has changed since.
+
+        Computed by the first call: this takes as long as loading the file.
+        """
+        if self._digest is None:
+            self._digest = self._computed()
+        return self._digest
+
+    def _computed(self) -> str:
+        if not self._is_unchanged():
+            return ""
+        try:
+            with zipfile.ZipFile(self._path) as archive:
+                digest = _digest_of(archive)
+        except DAMAGE:
+            return ""
+        return digest if self._is_unchanged() else ""
+
+    def _is_unchanged(self) -> bool:
+        return self._before is not None and self._state() == self._before
+
+    def _state(self) -> tuple[int, int, int] | None:
+        try:
+            state = self._path.stat()
+        except (OSError, ValueError):  # a null character in the path
+            return None
         return state.st_ino, state.st_size, state.st_mtime_ns
 
 

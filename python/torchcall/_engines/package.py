@@ -217,9 +217,9 @@ class PackageSource:
     weights = "own"
 
     def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        self._verified: FileContent | None = FileContent(path)  # None after it was loaded
         self._metadata = _checked(path)
-        self._verified = True  # since the last load
-        self._path = path.resolve()
         own = self._metadata.torchcall
         self.label = path.stem if own is None else str(own["name"])
         self.name = path.name if own is None else f"{self.label} ({path.name})"
@@ -243,8 +243,9 @@ class PackageSource:
         del requires_grad  # gradients are compiled in
         if freeze:
             raise ValueError("freeze=True: expected a TorchScript module, got a package")
+        file = self._verified or FileContent(self._path)
         metadata = self._metadata if self._verified else _checked(self._path)
-        self._verified = False
+        self._verified = None
         if _signature(metadata) != _signature(self._metadata):
             raise ValueError(
                 "refresh: expected a package with the same arguments and results, got another "
@@ -254,7 +255,6 @@ class PackageSource:
         # Packages read this at their first run. It enables the checks compiled into them.
         os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
         runners = min(os.cpu_count() or 1, _MAX_RUNNERS)
-        content = FileContent(self._path)
         try:
             model = _bridge.Model.from_package(str(self._path), _home(metadata), runners)
         except ValueError as error:
@@ -262,8 +262,8 @@ class PackageSource:
                 f"the package does not load with torch {torch.__version__}; if another torch "
                 f"compiled it, compile the model here: {error}"
             ) from error
-        content.require_unchanged()
-        model.content = content.digest
+        file.require_unchanged()
+        model.file = file
         return model
 
     def python_module(self, model: _bridge.Model) -> dict[str, Any]:

@@ -69,9 +69,8 @@ class FileSource(ScriptSource):
     """A TorchScript archive, loaded in C++."""
 
     def __init__(self, path: Path) -> None:
-        check_archive(path, TORCHSCRIPT)
-        self._verified = True  # since the last load
-        self._path = path.resolve()
+        self._path = path.absolute()
+        self._verified: FileContent | None = self._verify(path)  # None after it was loaded
         self.name = self.label = path.name
 
     @property
@@ -81,19 +80,22 @@ class FileSource(ScriptSource):
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
         """Makes the native model."""
-        if not self._verified:
-            check_archive(self._path, TORCHSCRIPT)
-        self._verified = False
-        content = FileContent(self._path)
+        file = self._verified or self._verify(self._path)
+        self._verified = None
         try:
             model = _bridge.Model.from_file(str(self._path), freeze, requires_grad)
         except ValueError as error:
             raise ValueError(f"the TorchScript archive does not load: {error}") from error
-        content.require_unchanged()
-        model.content = content.digest
+        file.require_unchanged()
+        model.file = file
         self.label = model.name
         self.name = f"{self.label} ({self._path.name})"
         return model
+
+    def _verify(self, path: Path) -> FileContent:
+        file = FileContent(path)
+        check_archive(path, TORCHSCRIPT)
+        return file
 
     def python_module(self, model: _bridge.Model) -> Any:
         """A copy of the loaded model, because the file may have been changed or deleted."""
@@ -125,7 +127,7 @@ class ScriptCall:
             # Fake tensors are on the CPU, and the caller's module must not store any.
             if _is_off_cpu(module):
                 module = copy.deepcopy(module).cpu()
-            elif self._model.keeps_state:
+            elif self._model.changes_state:
                 module = copy.deepcopy(module)
             return module
 

@@ -47,7 +47,7 @@ def compact(
     return _call("compact_bits", (slots, slots, jax.ShapeDtypeStruct((), jnp.int32)), words)
 
 
-def keep_close(
+def select_close(
     sender: Int[Array, " V"],
     receiver: Int[Array, " V"],
     image: Int[Array, " V"],
@@ -67,7 +67,7 @@ def keep_close(
         jax.ShapeDtypeStruct((), jnp.int32),
     )
     operands = (sender, receiver, image, n_pairs, wraps, positions, cell, batch)
-    return _call("keep_close", results, *operands, limit=limit)
+    return _call("select_close", results, *operands, limit=limit)
 
 
 @cache

@@ -28,7 +28,7 @@ from torchcall.mliap._neighbors.search import (
     Layout,
     drift,
     find_candidates,
-    keep_close,
+    select_close,
 )
 from torchcall.mliap._neighbors.sizes import sized_for
 from torchcall.mliap._rows import (
@@ -230,7 +230,7 @@ def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedul
                 lambda: (old, jnp.zeros((), jnp.int32), old.wraps + since),
                 lambda: ((found := search())[0], found[1], found[0].wraps),
             )
-    edge_index, cell_offsets, n_edges = keep_close(
+    edge_index, cell_offsets, n_edges = select_close(
         layout, candidates, wraps, positions, cell, nbrs.batch
     )
     problems |= jnp.where(frame.finite, found, 0)

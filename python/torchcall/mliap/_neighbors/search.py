@@ -157,7 +157,7 @@ def _squared_threshold(cutoff: float, dtype: np.dtype) -> np.floating:
     return t
 
 
-def keep_close(
+def select_close(
     layout: Layout,
     candidates: Candidates,
     wraps: Array,
@@ -169,8 +169,8 @@ def keep_close(
     limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
     pairs = (candidates.sender, candidates.receiver, candidates.image, candidates.n_pairs)
     return native.on_cpu_or(
-        partial(native.keep_close, n_edges=layout.edges, limit=float(limit)),
-        partial(_keep_close, n_edges=layout.edges, limit=limit),
+        partial(native.select_close, n_edges=layout.edges, limit=float(limit)),
+        partial(_select_close, n_edges=layout.edges, limit=limit),
         *pairs,
         wraps,
         positions,
@@ -179,7 +179,7 @@ def keep_close(
     )
 
 
-def _keep_close(
+def _select_close(
     i: Array,
     j: Array,
     code: Array,
