@@ -39,16 +39,16 @@ def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def find(key: str, to: Path) -> Path | None:
-    """Copies the entry for a key to `to` and returns its path, or None if there is none.
+def find(key: str, to: Path | None = None) -> Path | None:
+    """The undamaged entry for a key, or None. It is copied to `to`, if given.
 
-    An entry's name ends in the hash of its bytes, which is compared with the copy's. Damaged
+    An entry's name ends in the hash of its bytes, which is compared with that of the copy. Damaged
     entries are removed.
     """
     with contextlib.suppress(OSError):
         for entry in sorted(cache_folder().glob(f"{key}-*.pt2")):
-            shutil.copyfile(entry, to)
-            if entry.stem.rpartition("-")[2] == _hash_of(to):
+            read = entry if to is None else shutil.copyfile(entry, to)
+            if entry.stem.rpartition("-")[2] == _hash_of(read):
                 return entry
             entry.unlink()
     return None
