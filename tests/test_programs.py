@@ -313,7 +313,7 @@ def test_several_devices_are_a_clear_error_at_trace_time(tmp_path):
         print("done")
     """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    assert run_python(tmp_path, code, fresh=True, **flags).stdout == "done\n"
+    assert run_python(tmp_path, code, **flags).stdout == "done\n"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from torchcall.mliap import RunError, neighbor_list, run_chunks
 
 N, SIDE, CUTOFF = 40, 9.0, 3.0
 PBC, BATCH = np.ones((1, 3), bool), np.zeros(N, np.int32)
-STEPS = 40
+STEPS = 24
 
 
 def start(skin):
