@@ -101,6 +101,50 @@ def test_ctrl_c_ends_programs_with_what_the_handler_raises(tmp_path, package):
     assert done.stdout == "done\n"
 
 
+STARTED_IGNORING = """
+    import os, signal, sys
+
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.execv(sys.executable, [sys.executable, __file__])
+"""
+
+IGNORES = """
+    def naps(x):
+        time.sleep(0.3)
+        return x * 2
+
+    nap = torchcall.TorchModuleWrapper(naps, output_spec=SPEC)
+    programs = [jax.jit(nap), nap, *(make(f, 20_000) for f in (eager, script, package)
+                                     for make in (loop, loop_elsewhere))]
+
+    def all_give_their_results():
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        done = threading.Event()
+
+        def send():
+            while not done.wait(0.05):
+                os.kill(os.getpid(), signal.SIGINT)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        for k, program in enumerate(programs):
+            np.testing.assert_array_equal(program(X), 2 * X if k < 2 else X)
+        done.set()
+        sender.join()
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    all_give_their_results()
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("start", ["", STARTED_IGNORING], ids=["later", "from the start"])
+def test_a_process_that_ignores_sigint_is_not_interrupted(tmp_path, package, start):
+    done = run_python(tmp_path, start + PRELUDE + IGNORES, PACKAGE=str(package))
+    assert done.stdout == "done\n"
+
+
 RUNNING = "loop_elsewhere({})(X); time.sleep(0.3)"
 # Not tested: daemon threads that call JAX. Python ends them inside JAX's own code, which aborts.
 ENDS = {

@@ -1,5 +1,6 @@
 """Captures invalidated by other threads or by Ctrl-C. Run by test_simulated_devices.py."""
 
+import itertools
 import signal
 import threading
 import warnings
@@ -225,19 +226,33 @@ def test_an_interrupt_reaches_the_users_own_handler(machine):
     assert captures == [1]
 
 
-def test_a_model_that_raises_an_interrupt_during_its_capture_is_captured_later(machine):
-    raises = [True]
+@pytest.mark.parametrize("ignored", [False, True], ids=["handled", "ignored"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("nth", [1, 2, 3, 5], ids=["first", "observed", "warm-up", "captured"])
+def test_a_model_that_raises_an_interrupt_is_captured_later(machine, ignored, kind, nth):
+    """Whatever SIGINT does, and in whichever run of the model before its capture."""
+    runs = itertools.count(1)
 
-    def interrupt() -> None:
-        if raises and raises.pop():
-            raise KeyboardInterrupt
+    def model(x: Tensor) -> Tensor:
+        y = x + 0
+        if next(runs) == nth:
+            raise kind
+        return y * 2
 
-    f = double_while(interrupt)
-    calls = machine.prepared(f, X)
-    calls(X)
-    with pytest.raises(KeyboardInterrupt):
-        calls(X)
-    assert captures_after(f, calls, 2) == [1, 1]
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else before)
+    try:
+        f = TorchModuleWrapper(model, output_spec=SAME)
+        calls = machine.prepared(f, X)
+        if nth > 1:
+            calls(X)
+        with pytest.raises(kind):
+            calls(X)
+        captures_after(f, calls, 2)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    np.testing.assert_array_equal(calls(X), 2 * X)
+    assert f.stats()["graph_captures"] == 1
     assert f.stats()["fallback"] is None
 
 

@@ -280,7 +280,8 @@ void CudaCalls::CaptureOnce(Device& device, Recording& recording, CudaStream str
 }
 
 void CudaCalls::Fail(Device& device, const NoCapture& failure) {
-  if (failure.kind == NoCapture::Kind::kInterrupted) return;  // the next call tries again
+  // The next call tries again.
+  if (failure.kind == NoCapture::Kind::kInterrupted) throw std::runtime_error(failure.reason);
   if (failure.kind == NoCapture::Kind::kRefused) return Refuse(device, failure.reason);
   const auto attempts = static_cast<size_t>(++device.invalidated_captures);
   if (attempts > kCallsUntilRetry.size()) {

@@ -83,7 +83,7 @@ struct NoCapture {
   enum class Kind {
     kRefused,      // such calls cannot be captured
     kInvalidated,  // perhaps not caused by the model; worth another attempt
-    kInterrupted,  // by Ctrl-C
+    kInterrupted,  // by KeyboardInterrupt or SystemExit: the call fails
   };
   Kind kind;
   std::string reason;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../gil.h"
+#include "../interrupt.h"
 #include "calls.h"
 
 namespace torchcall {
@@ -58,9 +59,9 @@ Captured CaptureInPython(PyObject* capture, Recording& recording) {
   try {
     return FromPython(nb::handle(capture)(nb::cast(&recording, nb::rv_policy::reference)));
   } catch (const nb::python_error& e) {
-    if (!e.matches(PyExc_KeyboardInterrupt)) return Failed(Kind::kRefused, e.what());
-    recording.Interrupt();
-    return Failed(Kind::kInterrupted, e.what());
+    if (e.matches(PyExc_Exception)) return Failed(Kind::kRefused, e.what());
+    RaiseLater(e.value().ptr());  // KeyboardInterrupt, SystemExit
+    return Failed(Kind::kInterrupted, std::string("raised ") + Py_TYPE(e.value().ptr())->tp_name);
   } catch (const std::exception& e) {
     return Failed(Kind::kRefused, e.what());
   }
