@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -205,15 +206,33 @@ def test_dict_with_keys_of_two_types_is_not_compiled(function, example, text, un
     assert not uncompiled
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # inside torch.export
-def test_a_package_of_another_origin_with_keys_of_two_types_is_an_error(tmp_path):
-    module = Returns(lambda x: {"a": 2 * x, 1: x})
-    program = torch.export.export(module, (torch.ones(3),))
-    path = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "m.pt2"))
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory):
+    """A package that torchcall did not make."""
+    path = tmp_path_factory.mktemp("foreign") / "m.pt2"
+    module = Returns(lambda x: {"a": 2 * x["b"] - x["a"]})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        program = torch.export.export(module, ({"b": torch.ones(3), "a": torch.ones(3)},))
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    return path
+
+
+def test_an_output_spec_with_keys_of_two_types_is_an_error_for_a_package(foreign):
+    x = np.ones(3, np.float32)
     spec = jax.ShapeDtypeStruct((3,), np.float32)
-    f = torchcall.load(path, output_spec={"a": spec, 1: spec})
+    f = torchcall.load(foreign, output_spec={"a": spec, 1: spec})
     with pytest.raises(ValueError, match="output_spec: expected a dict with keys of one type"):
-        f(np.ones(3, np.float32))
+        f({"a": x, "b": x})
+
+
+def test_errors_of_a_package_of_another_origin_name_the_operand(foreign):
+    x = np.ones(3, np.float32)
+    f = torchcall.load(foreign, output_spec={"a": jax.ShapeDtypeStruct((3,), np.float32)})
+    for wrong in (x.astype(np.int32), np.ones(4, np.float32)):
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            f({"a": x, "b": wrong})
+        assert "torchcall: m.pt2: raised: operand args[0]['b']: unmatched" in str(caught.value)
 
 
 def test_examples_may_be_jax_arrays_in_half_precision(uncompiled, tmp_path):

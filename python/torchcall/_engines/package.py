@@ -177,14 +177,15 @@ def _match(
     Raises:
         ValueError: the structures differ.
     """
+    name = path.rstrip()
     if isinstance(skeleton, dict):
         if not isinstance(given, dict):
-            raise ValueError(f"{path}: expected a dict, got {_kind(given)}")
+            raise ValueError(f"{name}: expected a dict, got {_kind(given)}")
         missing = [key for key in (given if selects else skeleton) if key not in skeleton]
         missing += [key for key in skeleton if key not in given and not selects]
         if missing or (not selects and len(given) != len(skeleton)):
             raise ValueError(
-                f"{path}: expected the keys {sorted(skeleton, key=str)} (from the package), "
+                f"{name}: expected the keys {sorted(skeleton, key=str)} (from the package), "
                 f"got {sorted(given, key=str)}"
             )
         for key in given:
@@ -192,14 +193,14 @@ def _match(
     elif isinstance(skeleton, list | tuple):
         if not isinstance(given, list | tuple) or len(given) != len(skeleton):
             raise ValueError(
-                f"{path}: expected {len(skeleton)} entries (from the package), got {_kind(given)}"
+                f"{name}: expected {len(skeleton)} entries (from the package), got {_kind(given)}"
             )
         for i, (part, value) in enumerate(zip(skeleton, given, strict=True)):
             _match(part, value, f"{path}[{i}]", pairs, selects=selects)
     elif isinstance(given, int):
         pairs.append((skeleton, given))
     else:
-        raise ValueError(f"{path}: expected an array (from the package), got {_kind(given)}")
+        raise ValueError(f"{name}: expected an array (from the package), got {_kind(given)}")
 
 
 def _kind(given: Any) -> str:
