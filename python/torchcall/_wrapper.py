@@ -1,6 +1,7 @@
 """`TorchModuleWrapper`: a PyTorch model as a function of JAX programs."""
 
 import os
+import textwrap
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -128,6 +129,8 @@ class TorchModuleWrapper:
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._plans: weakref.WeakSet[CallPlan] = weakref.WeakSet()
         self._pid = os.getpid()
+        # Why another layer chose this engine, not a faster one; for `stats`.
+        self._fallback = ""
         self.__name__ = self._source.label
 
     # Calls
@@ -200,7 +203,7 @@ class TorchModuleWrapper:
             `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, the reason for a slower
             path, or None.
         """
-        fallback = self._model.fallback or None
+        fallback = self._model.fallback or self._fallback or None
         if self._source.weights == "copied" and self._source.engine == "TorchScript":
             fallback = "the module's C++ object is not accessible, so it was serialised and loaded"
         return {
@@ -221,6 +224,8 @@ class TorchModuleWrapper:
             and not (isinstance(value, str) and value in ("sequential", "auto"))
         }
         options = "".join(f", {name}={value!r}" for name, value in changed.items())
+        if self._fallback:
+            options += f", fallback={textwrap.shorten(self._fallback, 100)!r}"
         calls = self._model.stats()["calls"]
         return f"TorchModuleWrapper({self._name}, {self._source.engine}{options}, calls={calls})"
 
@@ -234,6 +239,20 @@ class TorchModuleWrapper:
                 self._say("a wrapper of a live module cannot be pickled; wrap a path instead")
             )
         return _rebuild, (str(self._source.path), self._options)
+
+    def _infer(self, *args: Any) -> Any:
+        """The outputs for arguments of these shapes and dtypes, by tracing; no plan is made.
+
+        Args:
+            *args: pytrees of `jax.ShapeDtypeStruct`.
+
+        Raises:
+            InferenceError: the model cannot be traced.
+            TypeError, ValueError: the arguments do not fit the model's or `input_spec`.
+        """
+        specs, treedef = jax.tree.flatten((args, {}))
+        call = describe_call(treedef, specs, self._options, _NO_OPTIONS)
+        return self._source.prepare_call(self._model, call).infer_outputs()
 
     def _inspected(self) -> Any:
         """The Python object behind the model, to read attributes of; a package's metadata."""

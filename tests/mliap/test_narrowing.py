@@ -106,6 +106,8 @@ def test_narrowed_results_equal_those_of_the_padded_graph(name):
 
 
 class WrongOutputs(ReportsSizes):
+    """Its outputs depend on values, so that nothing is known about them before the first call."""
+
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
@@ -113,6 +115,8 @@ class WrongOutputs(ReportsSizes):
     def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         pos = input["pos"]
         out = {"energy": input["charge"], "position_gradients": pos}
+        if not bool(pos.isfinite().all()):
+            return out
         if self.kind == "rows":
             out["position_gradients"] = pos.new_zeros((1000, 3))
         if self.kind == "double":

@@ -18,6 +18,7 @@ from torchcall._call.tree import Node, items_of
 from torchcall._cuda import observation as _observation
 from torchcall._engines.fakes import infer_outputs
 from torchcall._engines.isolation import restored, tracing_copy
+from torchcall._engines.names import name_of
 from torchcall._engines.replicas import Replicas
 
 
@@ -194,7 +195,7 @@ class EagerSource:
         self._module = module
         self._replicas = Replicas(module)
         self._share_inputs = share_inputs
-        self.name = self.label = _name_of(module)
+        self.name = self.label = name_of(module)
 
     @property
     def weights(self) -> str:
@@ -264,15 +265,6 @@ class EagerCall:
             for i, copied in zip(call.arrays, self.copies, strict=True)
         ]
         return EagerRunner(self._replicas, call, outputs, n_lengths, shared)
-
-
-def _name_of(module: Callable[..., Any]) -> str:
-    original = getattr(module, "_orig_mod", None)  # what torch.compile wrapped
-    if isinstance(original, torch.nn.Module):
-        return type(original).__name__
-    if isinstance(module, torch.nn.Module):
-        return type(module).__name__
-    return str(getattr(module, "__name__", type(module).__name__))
 
 
 def _without_compilation() -> AbstractContextManager[Any]:

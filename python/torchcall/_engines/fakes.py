@@ -21,6 +21,11 @@ class InferenceError(ValueError):
     """The outputs' shapes and dtypes cannot be found without running the model."""
 
 
+_ATEN = torch.ops.aten
+_ONE_DTYPE = {
+    _ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm, _ATEN.mv, _ATEN.addmv, _ATEN.dot,
+    _ATEN.linear, _ATEN.convolution,
+}  # fmt: skip
 _NAMED_TUPLES: dict[tuple[str, tuple[str, ...]], type[Any]] = {}
 _NEEDS_GRAD = "does not require grad and does not have a grad_fn"
 
@@ -86,10 +91,20 @@ class _Operations(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         try:
+            if getattr(func, "overloadpacket", None) in _ONE_DTYPE:
+                _check_one_dtype(func, args)
             return func(*args, **(kwargs or {}))
         except Exception as error:
             self.first_error = self.first_error or _text(error).strip()
             raise
+
+
+def _check_one_dtype(func: Any, args: tuple[Any, ...]) -> None:
+    """Raises where the real operator would. Fake tensors accept matrices of different dtypes."""
+    dtypes = {value.dtype for value in args if isinstance(value, torch.Tensor)}
+    if len(dtypes) > 1:
+        names = " and ".join(sorted(map(torch_dtype_name, dtypes)))
+        raise RuntimeError(f"{func}: expected tensors of the same dtype, got {names}")
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torchcall._call.tree import TENSOR, TUPLE, Node, UnsupportedNodeError, enco
 from torchcall._engines.archive import TORCHSCRIPT, check_archive
 from torchcall._engines.content import FileContent, archive_digest
 from torchcall._engines.fakes import infer_outputs
+from torchcall._engines.names import name_of
 
 
 class ScriptSource:
@@ -40,10 +41,7 @@ class LiveSource(ScriptSource):
     def __init__(self, module: torch.jit.ScriptModule | torch.jit.ScriptFunction) -> None:
         self._module = module
         self.weights = "shared"
-        if isinstance(module, torch.jit.ScriptModule):
-            self.name = str(getattr(module, "original_name", type(module).__name__))
-        else:
-            self.name = str(module.name)
+        self.name = name_of(module)
         self.label = self.name
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import torch
 
+from torchcall._engines.names import name_of
 from torchcall.mliap._species import species_of
 
 
@@ -47,6 +48,7 @@ class EnergyGradients(torch.nn.Module):
     def __init__(self, module: torch.nn.Module) -> None:
         super().__init__()
         self.module = module
+        self.display_name = name_of(module)
         dtype = weights_dtype(module)
         self.casts = dtype is not None
         # Follows `.to(dtype)` and `.double()`, as the weights do.
@@ -68,7 +70,15 @@ class EnergyGradients(torch.nn.Module):
         Returns:
             `energy (B,)` in eV, `position_gradients (N, 3)` and `cell_gradients (B, 3, 3)` in eV/Å,
             in the positions' dtype. Zeros where the energy does not depend on an input.
+
+        Raises:
+            RuntimeError: autograd is off.
         """
+        if not torch.is_grad_enabled():
+            raise RuntimeError(
+                "torchcall: with_gradients: expected requires_grad=True, got requires_grad=False, "
+                "or a call under torch.no_grad()"
+            )
         dtype = input["pos"].dtype
         work = self.precision.dtype if self.casts else dtype
         pos = input["pos"].detach().to(work).requires_grad_(True)
@@ -101,8 +111,9 @@ def with_gradients(module: torch.nn.Module) -> EnergyGradients:
     """A module that returns the energies of `module` and their gradients, a `TorchMliapForward`.
 
     Pass it to `TorchMliap.from_module`, or use `TorchMliap.from_energy`, which does so. It can be
-    scripted if `module` can (`torch.jit.script`, `e3nn.util.jit.script`), exported, pickled and
-    captured into a CUDA graph.
+    scripted if `module` can (`torch.jit.script`, `e3nn.util.jit.script`), compiled by
+    `torchcall.mliap.compile`, pickled and captured into a CUDA graph. (`torch.export.export` itself
+    refuses the derivatives of some operations.)
 
     Args:
         module: maps an `AtomGraphInput` of tensors to the energies `(B,)` in eV of all systems, or

@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from torchcall._compile._copy import inference_copy
+from torchcall._engines.names import name_of
 from torchcall.mliap._compile._example import checked_cutoff, checked_dtype
 from torchcall.mliap._compile._small import small_example
 from torchcall.mliap._energy_torch import weights_dtype, with_gradients
+from torchcall.mliap._probe import check_energy
 from torchcall.mliap._species import species_of
 
 Engine = Literal["auto", "eager", "script", "package"]
@@ -55,7 +57,7 @@ def energy_source(
     if not isinstance(module, torch.nn.Module):
         got = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
         raise TypeError(f"{where}: module: expected a torch.nn.Module, got {got}")
-    name = type(module).__name__
+    name = name_of(module)
     if cutoff is None:
         cutoff = getattr(module, "cutoff", None)
         if cutoff is None:
@@ -65,10 +67,13 @@ def energy_source(
             )
     length = checked_cutoff(cutoff)
     floats = checked_dtype(dtype)
+    copied = inference_copy(module)
+    if floats is not None:
+        copied = copied.to(dtype=floats)
+    check_energy(copied, name)
     if engine == "package":
         return EnergySource(_package(module, length, floats, example), length)
-    copied = inference_copy(module)
-    eager = with_gradients(copied if floats is None else copied.to(dtype=floats))
+    eager = with_gradients(copied)
     if engine == "eager":
         return EnergySource(eager, length)
     try:
@@ -80,7 +85,8 @@ def energy_source(
                 "got an error. Change the code that it names, or use engine='eager' or "
                 f"'package'\n{error}"
             ) from error
-        return EnergySource(eager, length, _first_line(error))
+        reason = f"TorchScript does not compile the module: {_first_line(error)}"
+        return EnergySource(eager, length, reason)
 
 
 def _package(

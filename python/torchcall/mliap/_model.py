@@ -22,9 +22,10 @@ from torchcall._call.specs import torch_dtype
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._from_energy import Engine, Script, energy_source
 from torchcall.mliap._graph import AtomGraph
-from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
+from torchcall.mliap._input import AtomGraphInput, output_specs
 from torchcall.mliap._outputs import check_outputs
 from torchcall.mliap._package import read_potential
+from torchcall.mliap._probe import check_wrapper, wrapped
 from torchcall.mliap._species import unknown_element, wrapped_species
 from torchcall.mliap._table import SystemId, Table
 
@@ -69,6 +70,11 @@ class TorchMliap:
     narrow: Literal["auto", False] = "auto"
     capacity: tuple[int, int, int] | None = None
 
+    def __post_init__(self) -> None:
+        # Also runs when a pytree is rebuilt: a wrapper is checked only once.
+        if isinstance(self.wrapper, TorchModuleWrapper):
+            check_wrapper(self.wrapper, self.compute_cell_gradients, self.capacity)
+
     @classmethod
     def from_module(
         cls,
@@ -97,11 +103,7 @@ class TorchMliap:
         """
         _refuse_specs("from_module", options)
         _check_narrow("from_module", narrow)
-        wrapper = TorchModuleWrapper(
-            module,
-            input_spec=((input_dtypes(),), {}),
-            **{"requires_grad": True, **options},
-        )
+        wrapper = wrapped(module, capacity, compute_cell_gradients, check=True, **options)
         table = cutoff if isinstance(cutoff, Table) else _one_cutoff(cutoff)
         return cls(table, wrapper, compute_cell_gradients, narrow, capacity)
 
@@ -114,6 +116,7 @@ class TorchMliap:
         dtype: Any = None,
         engine: Engine = "auto",
         example: Any = None,
+        narrow: Literal["auto", False] = "auto",
         _script: Script | None = None,
         **options: Any,
     ) -> TorchMliap:
@@ -137,19 +140,24 @@ class TorchMliap:
                 seconds, or loads it from the cache of packages.
             example: for "package" only: see `torchcall.mliap.compile`. None: a small structure;
                 the package then serves any shapes, or compilation is an error.
-            **options: options of `from_module`; for "package", those of `from_package`.
+            narrow: see the attributes.
+            **options: options of `TorchModuleWrapper`, except `input_spec` and `output_spec`.
 
         Raises:
             TypeError, ValueError: an argument is wrong, the module has no cutoff, it cannot be
                 scripted, or its output is not an energy for each system.
             CompileError: the module cannot be compiled.
         """
+        _refuse_specs("from_energy", options)
+        _check_narrow("from_energy", narrow)
         source = energy_source(
             module, cutoff, dtype=dtype, engine=engine, example=example, script=_script
         )
         if isinstance(source.model, Path):
-            return cls.from_package(source.model, **options)
-        return cls.from_module(source.model, source.cutoff, True, **options)
+            return cls.from_package(source.model, narrow=narrow, **options)
+        wrapper = wrapped(source.model, None, True, check=False, **options)
+        wrapper._fallback = source.reason
+        return cls(_one_cutoff(source.cutoff), wrapper, True, narrow)
 
     @classmethod
     def from_package(

@@ -1,0 +1,18 @@
+"""What errors and reports call a model of this process."""
+
+from typing import Any
+
+import torch
+
+
+def name_of(model: Any) -> str:
+    """The model's attribute `display_name`, or the name of its class or function."""
+    if isinstance(model, torch.jit.ScriptFunction):
+        return str(model.name)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wrapped
+    if not isinstance(model, torch.nn.Module):
+        return str(getattr(model, "__name__", type(model).__name__))
+    declared = getattr(model, "display_name", None)
+    if isinstance(declared, str):
+        return declared
+    return str(getattr(model, "original_name", type(model).__name__))
