@@ -121,10 +121,15 @@ PROCESS = """
     import jax, numpy as np, torchcall
     from jax.experimental.serialize_executable import serialize, deserialize_and_load
 
+    jax.config.update("jax_compilation_cache_dir", "cache")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     x = np.ones(3, np.float32)
     first, second = torchcall.load({first!r}), torchcall.load({second!r})
     np.testing.assert_array_equal(first(x), {a} * x)
     np.testing.assert_array_equal(second(x), {b} * x)
+    for f, factor in ((second, {b}), (first, {a})):
+        np.testing.assert_array_equal(jax.jit(lambda x: f(x) - 1)(x), factor * x - 1)
     if not Path("program").exists():
         program = serialize(jax.jit(lambda x: first(x) + 1).lower(x).compile())
         Path("program").write_bytes(pickle.dumps(program))
