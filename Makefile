@@ -9,17 +9,19 @@ SIMULATED := $(wildcard tests/standin/*.h tests/standin/*.cc)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-demo demo test test-slow test-kups lint format types stubs bench bench-mace gpu-check sanitize clean
+.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench bench-mace gpu-check sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
 	@echo "make test       the test suite"
 	@echo "make test-slow  the repetitions that make test leaves out, with XLA's full optimisation"
+	@echo "make test-models  networks against their own ASE calculators; one environment per network"
 	@echo "make test-kups  our potential against kUPS' own, in a separate environment (5.7 GB)"
 	@echo "make lint       ruff and clang-format;  make format  applies their changes"
 	@echo "make types      pyright"
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
 	@echo "make bench-mace MACE as eager modules, TorchScript and a package; installs mace-torch first"
+	@echo "make bench-networks  networks in their own ASE calculators and in torchcall"
 	@echo "make gpu-check  what needs a GPU: build, tests and benchmarks, with python3's packages; no network"
 	@echo "make sanitize   the tests of the bridge against a build with AddressSanitizer"
 
@@ -69,6 +71,36 @@ test: setup
 
 test-slow: setup
 	@TORCHCALL_TESTS_OPTIMISED=1 $(PYTEST) -m slow
+
+# The networks need different versions of e3nn, so each has an environment of its own, .venv-NETWORK, with
+# the same torch. Their dependencies are installed without pip's resolver, which would bring another.
+NETWORKS ?= $(notdir $(basename $(wildcard $(foreach n,chgnet mace nequip sevennet,requirements/$n.txt))))
+WHEELS := build/wheels
+$(WHEELS)/.built: $(VENV)/.installed-demo CMakeLists.txt pyproject.toml $(NATIVE) $(shell find python -name '*.py')
+	@echo "torchcall: building a wheel for the networks' environments"
+	@rm -rf $(WHEELS) && $(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir $(WHEELS) .
+	@touch $@
+
+.PRECIOUS: .venv-%/.installed .venv-%/.built
+.venv-%/.installed: requirements/%.txt requirements/demo.txt requirements/constraints.txt
+	@echo "torchcall: installing $* and its dependencies into .venv-$* (once)"
+	$(call make_venv,$(PYTHON),.venv-$*,11)
+	@.venv-$*/bin/python -m pip install -r requirements/demo.txt -c requirements/constraints.txt pytest
+	@.venv-$*/bin/python -m pip install --no-deps -r requirements/$*.txt
+	@touch $@
+
+.venv-%/.built: .venv-%/.installed $(WHEELS)/.built
+	@.venv-$*/bin/python -m pip install --quiet --no-deps --force-reinstall $(WHEELS)/torchcall-*.whl
+	@touch $@
+
+test-models: $(foreach n,$(NETWORKS),.venv-$n/.built)
+	@set -e; for network in $(NETWORKS); do echo "torchcall: testing $$network"; \
+	  OMP_NUM_THREADS=1 .venv-$$network/bin/python -m pytest -p no:cacheprovider tests/networks/test_$$network.py; done
+
+bench-networks: $(foreach n,$(NETWORKS),.venv-$n/.built)
+	@set -e; for network in $(NETWORKS); do \
+	  .venv-$$network/bin/python -W ignore benchmarks/networks.py --network $$network --threads 1 2 --rounds 7 \
+	    --json benchmarks/results/networks_$$network.json; done
 
 # kUPS needs Python 3.12.
 PYTHON_KUPS ?= python3.12

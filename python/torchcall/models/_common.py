@@ -16,6 +16,7 @@ import torch
 
 from torchcall.mliap import TorchMliap
 
+_NOTHING: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 _ENGINES = ("auto", "eager", "script", "package")
 
 
@@ -61,21 +62,31 @@ def pickled_names(path: str | Path) -> frozenset[str]:
     Returns:
         The names; empty if the file is neither.
     """
+    return _read_pickle(path)[0]
+
+
+def pickled_strings(path: str | Path) -> frozenset[str]:
+    """The strings in a pickle, such as the keys of its dicts, without running it."""
+    return _read_pickle(path)[1]
+
+
+def _read_pickle(path: str | Path) -> tuple[frozenset[str], frozenset[str]]:
     try:
         if not zipfile.is_zipfile(path):
             with Path(path).open("rb") as file:
-                return _names_in(file) if file.peek(1)[:1] == b"\x80" else frozenset()
+                return _contents(file) if file.peek(1)[:1] == b"\x80" else _NOTHING
         with zipfile.ZipFile(path) as archive:
             pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
             if not pickles:
-                return frozenset()
+                return _NOTHING
             with archive.open(pickles[0]) as file:
-                return _names_in(file)
+                return _contents(file)
     except (OSError, ValueError, zipfile.BadZipFile):
-        return frozenset()
+        return _NOTHING
 
 
-def _names_in(file: Any) -> frozenset[str]:
+def _contents(file: Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The names and strings in a pickle."""
     import pickletools
 
     names: set[str] = set()
@@ -96,7 +107,7 @@ def _names_in(file: Any) -> frozenset[str]:
             memo[value] = last
         elif opcode.name in ("BINGET", "LONG_BINGET") and value in memo:
             strings.append(memo[value])
-    return frozenset(names)
+    return frozenset(names), frozenset(strings)
 
 
 def build(

@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import Any, Literal
 
 from torchcall.mliap import TorchMliap
-from torchcall.models import own
+from torchcall.models import own, sevennet
 
 # `own` last: it takes what no network recognises.
-_NETWORKS: dict[str, ModuleType] = {"own": own}
+_NETWORKS: dict[str, ModuleType] = {"sevennet": sevennet, "own": own}
 
 
 def load(
@@ -71,7 +71,7 @@ def _kind_of(source: object) -> str:
 def _check_name(source: str | Path) -> None:
     """Refuses a name that is neither a pretrained model nor a file."""
     names = [name for network in _NETWORKS.values() for name in network.NAMES]
-    if str(source).lower() in names:
+    if any(network.recognises(source) for network in _NETWORKS.values()):
         return
     raise FileNotFoundError(
         f"torchcall: models.load: expected a file or one of {', '.join(names)}; got {str(source)!r}"

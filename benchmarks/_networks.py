@@ -1,0 +1,113 @@
+"""The networks of `networks.py`: how to load each, its own ASE calculator, and a crystal."""
+
+# pyright: reportMissingImports=false
+# The networks are optional.
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ase
+import ase.build
+
+from torchcall import models
+from torchcall.mliap import TorchMliap
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network to measure.
+
+    Attributes:
+        title: its name in tables.
+        source: what `torchcall.models.load` loads.
+        calculator: makes its own ASE calculator.
+        cell: makes a crystal's cubic cell of 8 atoms.
+        engines: the engines that it supports.
+    """
+
+    title: str
+    source: str | Path
+    calculator: Callable[[], Any]
+    cell: Callable[[], ase.Atoms]
+    engines: tuple[str, ...] = ("eager", "script", "package")
+
+    def load(self, engine: str, **options: Any) -> TorchMliap:
+        """The network through one engine, in float32."""
+        return models.load(self.source, engine=engine, dtype="float32", **options)  # pyright: ignore
+
+
+def _salt() -> ase.Atoms:
+    return ase.build.bulk("NaCl", "rocksalt", a=5.69, cubic=True)
+
+
+def _silicon() -> ase.Atoms:
+    return ase.build.bulk("Si", cubic=True)
+
+
+def sevennet() -> Network:
+    """SevenNet-0, trained."""
+    from sevenn.calculator import SevenNetCalculator
+
+    return Network("7net-0", "7net-0", lambda: SevenNetCalculator("7net-0", device="cpu"), _salt)
+
+
+def chgnet() -> Network:
+    """CHGNet 0.3.0, trained."""
+    from chgnet.model.dynamics import CHGNetCalculator
+
+    return Network(
+        "CHGNet 0.3.0",
+        "chgnet-0.3.0",
+        lambda: CHGNetCalculator(use_device="cpu"),
+        _salt,
+    )
+
+
+def mace() -> Network:
+    """A ScaleShiftMACE of silicon with random weights, 16x0e + 16x1o, cutoff 5 Å."""
+    import mace  # noqa: F401  first: it lets e3nn load its constants
+    import numpy as np
+    import torch
+    from e3nn import o3
+    from mace.calculators import MACECalculator
+    from mace.modules import ScaleShiftMACE, interaction_classes
+
+    interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]
+    torch.manual_seed(0)
+    model = ScaleShiftMACE(
+        r_max=5.0,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=3,
+        interaction_cls=interaction,
+        interaction_cls_first=interaction,
+        num_interactions=2,
+        num_elements=1,
+        hidden_irreps=o3.Irreps("16x0e + 16x1o"),
+        MLP_irreps=o3.Irreps("16x0e"),
+        atomic_energies=np.array([-3.0]),
+        avg_num_neighbors=28.0,
+        atomic_numbers=[14],
+        correlation=3,
+        gate=torch.nn.functional.silu,
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    )
+    path = Path(tempfile.mkdtemp(prefix="torchcall-")) / "silicon.model"
+    torch.save(model, path)
+    return Network(
+        "MACE 16x0e + 16x1o",
+        path,
+        lambda: MACECalculator(model_paths=str(path), device="cpu", default_dtype="float32"),
+        _silicon,
+    )
+
+
+NETWORKS: dict[str, Callable[[], Network]] = {
+    "chgnet": chgnet,
+    "mace": mace,
+    "sevennet": sevennet,
+}

@@ -1,0 +1,88 @@
+"""SevenNet through torchcall, against SevenNet's own ASE calculator."""
+
+import warnings
+
+import jax
+import numpy as np
+import pytest
+import torch
+from parity import FLOAT32, check_dynamics, check_structures, evaluate
+from structures import structures
+
+from torchcall import models
+
+SYSTEMS = structures("Na", "Cl", 5.6)
+ERRORS = (ValueError, jax.errors.JaxRuntimeError)
+PRETRAINED = {"7net-0": None, "7net-l3i5": None, "7net-mf-0": "PBE"}
+
+
+def calculator(name, modal=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sevenn.calculator import SevenNetCalculator
+
+        return SevenNetCalculator(name, device="cpu", modal=modal)
+
+
+@pytest.fixture(scope="module", params=["eager", "script", "package"])
+def seven_net_0(request):
+    return models.load("7net-0", engine=request.param)
+
+
+def test_energies_forces_and_stresses_are_those_of_the_calculator(seven_net_0):
+    check_structures(seven_net_0, calculator("7net-0"), SYSTEMS, FLOAT32)
+
+
+@pytest.mark.parametrize("name", list(PRETRAINED)[1:])
+def test_every_model_in_the_package(name):
+    modal = PRETRAINED[name]
+    options = {} if modal is None else {"modal": modal}
+    model = models.load(name, engine="eager", **options)
+    check_structures(model, calculator(name, modal), SYSTEMS, FLOAT32)
+
+
+def test_dynamics_are_those_of_ase(seven_net_0):
+    check_dynamics(seven_net_0, calculator("7net-0"), SYSTEMS["bulk"], np.float32)
+
+
+def test_an_unknown_element_is_an_error(seven_net_0):
+    unknown = SYSTEMS["bulk"].copy()
+    unknown.numbers[3] = 92 if 92 not in seven_net_0.species else 100
+    with pytest.raises(ERRORS, match=f"got {unknown.numbers[3]} at entry 3"):
+        evaluate(seven_net_0, [unknown], np.float32)
+
+
+def test_a_deployed_model_and_a_module_are_recognised(tmp_path, capsys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from sevenn.scripts.deploy import deploy
+        from sevenn.util import load_checkpoint, pretrained_name_to_path
+
+        checkpoint = pretrained_name_to_path("7net-0")
+        deploy(checkpoint, str(tmp_path / "deployed.pt"))
+        network = load_checkpoint(checkpoint).build_model()
+    expected = calculator("7net-0")
+    batched = [getattr(layer, "_is_batch_data", None) for layer in network]
+    for source in (tmp_path / "deployed.pt", network, checkpoint):
+        model = models.load(source)
+        assert "SevenNet" in capsys.readouterr().err
+        check_structures(model, expected, {"bulk": SYSTEMS["bulk"]}, FLOAT32)
+    assert [getattr(layer, "_is_batch_data", None) for layer in network] == batched
+    with pytest.raises(TypeError, match="load the checkpoint"):
+        models.load(tmp_path / "deployed.pt", engine="package")
+
+
+def test_float64_arithmetic_agrees_with_float32():
+    model = models.load("7net-0", engine="eager", dtype=torch.float64)
+    check_structures(model, calculator("7net-0"), SYSTEMS, FLOAT32)
+
+
+def test_wrong_modalities_and_names_are_errors():
+    with pytest.raises(ValueError, match="expected one of 'R2SCAN', 'PBE', got None"):
+        models.load("7net-mf-0")
+    with pytest.raises(ValueError, match="one modality, got 'PBE'"):
+        models.load("7net-0", modal="PBE")
+    with pytest.raises(FileNotFoundError, match="expected a file or one of 7net-0"):
+        models.load("7net-1")
+    with pytest.raises(FileNotFoundError, match=r"download https://github.com"):
+        models.load("7net-mf-ompa")
