@@ -7,7 +7,7 @@ from torchcall.mliap._adapters import (
     edges_from_pairs,
     geometry_from_ase,
 )
-from torchcall.mliap._check_model import CheckReport, check_model
+from torchcall.mliap._check import CheckReport, check_model
 from torchcall.mliap._chunks import RunError, run_chunks
 from torchcall.mliap._compile import compile
 from torchcall.mliap._energy import EnergyAndGradients, energy, energy_and_gradients
