@@ -128,6 +128,7 @@ class TorchModuleWrapper:
         self._name = self._source.name
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._plans: weakref.WeakSet[CallPlan] = weakref.WeakSet()
+        self._facts: dict[str, tuple[Callable[[Any], Any], Any]] = {}
         self._pid = os.getpid()
         # Why another layer chose this engine, not a faster one; for `stats`.
         self._fallback = ""
@@ -181,12 +182,12 @@ class TorchModuleWrapper:
         and code, but must have the same arguments and results.
 
         Raises:
-            ValueError: the code of a TorchScript model, or the arguments or results of a package,
-                have changed; make a new wrapper.
+            ValueError: the code of a TorchScript model, the arguments or results of a package, or
+                the elements that a potential declares have changed; make a new wrapper.
         """
         self._refuse_fork()
         try:
-            _bridge.between_captures(lambda: replace(self._model, self._load()))
+            _bridge.between_captures(self._replace)
         except ValueError as error:
             raise ValueError(self._say(str(error))) from error
 
@@ -257,6 +258,22 @@ class TorchModuleWrapper:
     def _inspected(self) -> Any:
         """The Python object behind the model, to read attributes of; a package's metadata."""
         return self._source.python_module(self._model)
+
+    def _fact(self, name: str, read: Callable[[Any], Any]) -> Any:
+        """What `read` finds in `_inspected()`. `refresh` refuses a model where that differs."""
+        if name not in self._facts:
+            self._facts[name] = read, read(self._inspected())
+        return self._facts[name][1]
+
+    def _replace(self) -> None:
+        fresh = self._load()
+        for name, (read, known) in self._facts.items():
+            found = read(self._source.python_module(fresh))
+            if found != known:
+                raise ValueError(
+                    f"refresh: expected the same {name}, {known}, got {found}; make a new wrapper"
+                )
+        replace(self._model, fresh)
 
     # Plans
 

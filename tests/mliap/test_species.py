@@ -161,3 +161,18 @@ def test_a_wrapper_made_by_the_user_is_checked_too(graph):
         ("edge_index", wrong.edge_index))}  # fmt: skip
     call = jax.jit(lambda g: energy(model, g), compiler_options=QUICK)
     assert "got 8 at entry 3" in error_of(lambda: call(replace(wrong, **wide)))
+
+
+def test_refresh_refuses_a_file_that_declares_other_elements(graph, tmp_path):
+    path = tmp_path / "springs.pt"
+    torch.jit.script(Springs()).save(path)
+    model = TorchMliap.from_module(path, CUTOFF, requires_grad=False)
+    program = jax.jit(lambda graph: energy(model, graph), compiler_options=QUICK)
+    right = program(graph)
+    model.wrapper.refresh()  # the same elements
+    module = Springs()
+    module.species = torch.tensor([14, 8])
+    torch.jit.script(module).save(path)
+    text = error_of(model.wrapper.refresh)
+    assert "refresh: expected the same species, (6, 14), got (8, 14); make a new wrapper" in text
+    np.testing.assert_array_equal(program(graph), right)  # the old model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,7 @@ def species_of(module: object) -> Species | None:
 
 def wrapped_species(wrapper: object) -> Species | None:
     """The elements that a wrapper's module or its package declares."""
-    return _wrapped_species(wrapper) if isinstance(wrapper, TorchModuleWrapper) else None
+    return wrapper._fact("species", _declared) if isinstance(wrapper, TorchModuleWrapper) else None
 
 
 def unknown_element(species: Species | None, numbers: Any, batch: Any, n_systems: int) -> str:
@@ -65,15 +64,9 @@ def unknown_element(species: Species | None, numbers: Any, batch: Any, n_systems
     return f"expected one of {listed}, got {int(np.asarray(numbers)[entry])} at entry {entry}"
 
 
-_cache: weakref.WeakKeyDictionary[TorchModuleWrapper, Species | None] = weakref.WeakKeyDictionary()
-
-
-def _wrapped_species(wrapper: TorchModuleWrapper) -> Species | None:
-    if wrapper not in _cache:
-        found = wrapper._inspected()
-        is_metadata = isinstance(found, dict)
-        _cache[wrapper] = _numbers(found.get("species")) if is_metadata else species_of(found)
-    return _cache[wrapper]
+def _declared(found: object) -> Species | None:
+    """The elements that a module, or the metadata of a package, declares."""
+    return _numbers(found.get("species")) if isinstance(found, dict) else species_of(found)
 
 
 def _attribute(module: object, name: str) -> Any:
