@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import FLOAT32, check_dynamics, check_structures, evaluate
+from parity import FLOAT32, Tolerance, check_dynamics, check_structures, evaluate
 from structures import structures
 
 from torchcall import models
@@ -38,7 +38,10 @@ def test_every_model_in_the_package(name):
     modal = PRETRAINED[name]
     options = {} if modal is None else {"modal": modal}
     model = models.load(name, engine="eager", **options)
-    check_structures(model, calculator(name, modal), SYSTEMS, FLOAT32)
+    # 7net-l3i5 in float32 differs by this much from float64, in its own calculator too.
+    rounding = Tolerance(energy=3e-5, forces=3e-4, stress=1e-6)
+    tolerance = rounding if name == "7net-l3i5" else FLOAT32
+    check_structures(model, calculator(name, modal), SYSTEMS, tolerance)
 
 
 def test_dynamics_are_those_of_ase(seven_net_0):
