@@ -16,6 +16,7 @@ def _examples(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", [p for p in PAGES if _examples(p)], ids=lambda p: p.name)
 def test_every_example_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCHCALL_CACHE", str(tmp_path / "cache"))
     # TorchScript reads a class's source from a file.
     script = tmp_path / f"{page.stem.replace('-', '_')}.py"
     script.write_text("\n".join(_examples(page)))
