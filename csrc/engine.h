@@ -68,7 +68,7 @@ typedef struct {
   const char* schema;            // of a package: its call spec, as torch writes it
   uint64_t fingerprint;          // of the method's graph or call spec, the same in every process
   int32_t differentiates;        // calls torch.autograd.grad or backward
-  int32_t changes_state;           // assigns attributes or mutates containers
+  int32_t changes_state;         // assigns attributes or mutates containers
   int32_t draws_random_numbers;  // any node that is nondeterministic from a seed
   int32_t training;              // the module is in training mode
 } TcModelInfo;
@@ -148,8 +148,8 @@ typedef struct {
 
 // Counts of what a model's calls did beside computing.
 typedef struct {
-  int64_t retained_inputs;    // inputs that the model retained, each given a private copy
-  int64_t copied_inputs;  // inputs handed over as private copies
+  int64_t retained_inputs;  // inputs that the model retained, each given a private copy
+  int64_t copied_inputs;    // inputs handed over as private copies
 } TcModelCounters;
 
 typedef enum {
