@@ -38,7 +38,7 @@ def methods(repeat: int, folder: Path) -> tuple[str, dict[str, Run]]:
     graph = example.silicon(repeat)
     padded, _ = pad_graph(graph, cutoff=5.0)
     tensors = tensors_of(padded)
-    eager = example.MacePotential(example.random_mace(for_compile=False)).eval()
+    eager = mliap.with_gradients(example.MaceEnergy(example.random_mace(for_compile=False)).eval())
     path = mliap.compile(example.random_silicon(), folder / "mace.pt2", example=graph, cutoff=5.0)
     package = torch._inductor.aoti_load_package(str(path))
     expected = eager(tensors)

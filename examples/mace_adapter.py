@@ -24,12 +24,13 @@ import torch
 
 
 class MaceEnergy(torch.nn.Module):
-    """Energies of a MACE model, for `torchcall.mliap.compile`, which differentiates them.
+    """Energies of a MACE model, for `TorchMliap.from_energy` or `torchcall.mliap.compile`.
 
     Args:
         model: a `mace.modules.MACE` or `ScaleShiftMACE`. For compilation, build it with
             `mace.tools.compile.prepare`: e3nn otherwise generates TorchScript, which cannot be
-            traced with dynamic shapes.
+            traced with dynamic shapes. For TorchScript, build it without, and script
+            `torchcall.mliap.with_gradients(MaceEnergy(model))` with `e3nn.util.jit.script`.
     """
 
     numbers: torch.Tensor
@@ -64,38 +65,6 @@ class MaceEnergy(torch.nn.Module):
         assert per_atom is not None
         total = torch.zeros(cell.size(0), dtype=per_atom.dtype, device=per_atom.device)
         return total.index_add(0, batch, per_atom).to(pos.dtype)
-
-
-class MacePotential(torch.nn.Module):
-    """MACE with gradients by autograd inside `forward`. Script it with `e3nn.util.jit.script`.
-
-    Needs `requires_grad=True` in `TorchModuleWrapper`.
-
-    Args:
-        model: as above, but built without `prepare`.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.energy = MaceEnergy(model)
-
-    def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Energies, position gradients and cell gradients, see `torchcall.mliap`."""
-        pos = input["pos"].detach().requires_grad_(True)
-        cell = input["cell"].detach().requires_grad_(True)
-        moved = input.copy()
-        moved["pos"] = pos
-        moved["cell"] = cell
-        energy = self.energy(moved)
-        gradients = torch.autograd.grad([energy.sum()], [pos, cell])
-        by_position, by_cell = gradients[0], gradients[1]
-        assert by_position is not None
-        assert by_cell is not None
-        return {
-            "energy": energy.detach(),
-            "position_gradients": by_position,
-            "cell_gradients": by_cell,
-        }
 
 
 def random_mace(*, for_compile: bool, seed: int = 0) -> Any:
