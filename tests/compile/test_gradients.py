@@ -7,7 +7,7 @@ import reference
 import torch
 from energies import Energies, Pairs, Soft, odd
 
-from torchcall._compile._copy import copy_of
+from torchcall._compile._copy import copy_of, training_note
 from torchcall.mliap._compile._gradients import PotentialModule
 
 CPU = torch.device("cpu")
@@ -136,6 +136,13 @@ def test_the_callers_module_does_not_change(example):
     assert not found.module.weight.requires_grad
     assert found.module.weight is found.module.tied
     assert found.module.weight.data_ptr() != module.weight.data_ptr()
+
+
+def test_only_parts_that_training_mode_changes_are_reported():
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout(0.5))
+    assert "1 (Dropout) is in training mode" in training_note(network.train())
+    assert training_note(torch.nn.Sequential(network.eval())) == ""
+    assert training_note(torch.nn.Linear(1, 1)) == ""
 
 
 def test_a_copy_shares_attributes_that_cannot_be_copied():

@@ -4,6 +4,8 @@ import copy
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from torchcall._compile._errors import CompileError, message_of
 
@@ -48,6 +50,19 @@ def copy_of(
 def inference_copy(module: torch.nn.Module) -> torch.nn.Module:
     """A copy of any module in eval mode, with weights that do not require gradients."""
     return _copied(module, {}).eval().requires_grad_(False)
+
+
+def training_note(module: object) -> str:
+    """Names the first part whose results training mode changes, for a report; empty if none.
+
+    A part of another kind, such as a new module around one in eval mode, computes the same.
+    """
+    kinds = (_DropoutNd, _NormBase, torch.nn.RNNBase, torch.nn.MultiheadAttention)
+    for name, part in module.named_modules() if isinstance(module, torch.nn.Module) else ():
+        if part.training and isinstance(part, kinds):
+            where = f"{name} ({type(part).__name__})" if name else type(part).__name__
+            return f"{where} is in training mode; the copy that is compiled is in eval mode"
+    return ""
 
 
 def scripted_parts(module: torch.nn.Module) -> list[str]:

@@ -20,7 +20,7 @@ from torchcall._call.specs import DTYPE_NAMES, torch_dtype
 from torchcall._call.tree import check_keys
 from torchcall._compile._build import content_of, shapes_of
 from torchcall._compile._compare import DifferentError, compare_results
-from torchcall._compile._copy import copy_of
+from torchcall._compile._copy import copy_of, training_note
 from torchcall._compile._errors import (
     CompileError,
     SpecialisedError,
@@ -85,8 +85,8 @@ def run(
     with writing(path, place, progress) as temporary:
         with progress.stage("running the module on the example"):
             subject = Subject(module, name, args, place)
-        if getattr(module, "training", False):
-            progress.note("the module is in training mode; its copy is compiled in eval mode")
+        if note := training_note(module):
+            progress.note(note)
 
         def attempt(exported: Exported) -> None:
             references = subject.references(exported)

@@ -32,7 +32,6 @@ class PotentialModule:
         self.name = type(module).__name__
         self.module = copy_of(module, self.name, dtype, device)
         self._derived = with_gradients(self.module).to(device)
-        self.was_training = bool(getattr(module, "training", False))
         self.differentiates = False
         self.cell_gradients = True
         self.dtype = dtype or torch.float32

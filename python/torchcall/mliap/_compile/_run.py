@@ -9,6 +9,7 @@ import torch
 from torchcall._compile._build import content_of
 from torchcall._compile._cache import find
 from torchcall._compile._compare import DifferentError
+from torchcall._compile._copy import training_note
 from torchcall._compile._errors import CompileError, SpecialisedError, ToolchainError
 from torchcall._compile._progress import Progress
 from torchcall._compile._run import caching, check_flags, checked_device, produce, writing
@@ -66,8 +67,8 @@ def run(
                 raise failed_on_example(potential, error, graph) from error
             except Exception as error:
                 raise failed_on_example(potential, error, graph) from error
-        if potential.was_training:
-            progress.note("the module is in training mode; its copy is compiled in eval mode")
+        if note := training_note(module):
+            progress.note(note)
         key = _write(_Job(potential, graph, length, temporary, cache, progress), dynamic)
         if path is not None:
             return Path(path)
