@@ -183,6 +183,16 @@ def test_auto_scripts_where_it_can_and_reports_where_it_cannot(graph):
         TorchMliap.from_energy(Unscriptable(), engine="script")
 
 
+@pytest.mark.parametrize("engine", ["eager", "script"])
+def test_scripted_modules_are_differentiated_too(engine, graph):
+    model = TorchMliap.from_energy(torch.jit.script(Pairs()), engine=engine)
+    expected = energy_and_gradients(TorchMliap.from_energy(Pairs()), graph)
+    assert_close(energy_and_gradients(model, graph), expected)
+    assert model.species == (6, 14)
+    with pytest.raises(TypeError, match=r"got a torch.jit.ScriptModule, which torch cannot export"):
+        TorchMliap.from_energy(torch.jit.script(Pairs()), engine="package")
+
+
 @pytest.mark.slow
 def test_package_is_compiled_into_the_cache(graph, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHCALL_CACHE", str(tmp_path))

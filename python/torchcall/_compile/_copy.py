@@ -49,7 +49,10 @@ def copy_of(
 
 def inference_copy(module: torch.nn.Module) -> torch.nn.Module:
     """A copy of any module in eval mode, with weights that do not require gradients."""
-    return _copied(module, {}).eval().requires_grad_(False)
+    copied = _copied(module, {}).eval()
+    for weight in copied.parameters():  # script modules have no `requires_grad_`
+        weight.requires_grad_(False)
+    return copied
 
 
 def training_note(module: object) -> str:
