@@ -60,7 +60,7 @@ def pickled_names(path: str | Path) -> frozenset[str]:
         path: a pickle, or an archive made by `torch.save`.
 
     Returns:
-        The names; empty if the file is neither.
+        The names; empty if the file is neither, or a TorchScript archive.
     """
     return _read_pickle(path)[0]
 
@@ -76,8 +76,10 @@ def _read_pickle(path: str | Path) -> tuple[frozenset[str], frozenset[str]]:
             with Path(path).open("rb") as file:
                 return _contents(file) if file.peek(1)[:1] == b"\x80" else _NOTHING
         with zipfile.ZipFile(path) as archive:
-            pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            if not pickles:
+            names = archive.namelist()
+            pickles = [name for name in names if name.endswith("/data.pkl")]
+            scripted = any(name.endswith("/constants.pkl") for name in names)
+            if not pickles or scripted:
                 return _NOTHING
             with archive.open(pickles[0]) as file:
                 return _contents(file)

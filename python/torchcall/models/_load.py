@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from torchcall.mliap import TorchMliap
+from torchcall.mliap._compile._example import checked_dtype
 from torchcall.models import own, sevennet
+from torchcall.models._common import checked_device, report
+from torchcall.models._packages import from_record, record_of, write_record
 
 # `own` last: it takes what no network recognises.
 _NETWORKS: dict[str, ModuleType] = {"sevennet": sevennet, "own": own}
+
+# Parameters of every network's `load` that the network itself does not interpret.
+_COMMON = {"source", "dtype", "engine", "device", "verbose", "options"}
 
 
 def load(
@@ -51,8 +58,25 @@ def load(
         FileNotFoundError: the file does not exist.
         ImportError: the network's package is missing. The message names the extra to install.
     """
-    network = _NETWORKS[_kind_of(source) if kind == "auto" else _checked(kind)]
-    return network.load(source, dtype=dtype, engine=engine, device=device, **options)
+    kind = _kind_of(source) if kind == "auto" else _checked(kind)
+    network = _NETWORKS[kind]
+    record = None
+    if engine == "package" and "example" not in options:
+        names = set(inspect.signature(network.load).parameters) - _COMMON
+        own_options = {name: options[name] for name in sorted(names & set(options))}
+        others = {name: value for name, value in options.items() if name not in names}
+        verbose = others.pop("verbose", True)
+        own_options |= {"dtype": str(checked_dtype(dtype)), "device": checked_device(device)}
+        record = record_of(network, source, own_options)
+        model = record and from_record(record, others)
+        if model:
+            if verbose:
+                report(model, f"{kind}: {source}")
+            return model
+    model = network.load(source, dtype=dtype, engine=engine, device=device, **options)
+    if record:
+        write_record(record, model.wrapper._source.path)
+    return model
 
 
 def _kind_of(source: object) -> str:

@@ -37,6 +37,8 @@ _FILES = _IN_PACKAGE | _DOWNLOADED
 NAMES: tuple[str, ...] = tuple(_FILES)
 """Pretrained models. The first five are in the package `sevenn`; it downloads the others."""
 
+DISTRIBUTIONS: tuple[str, ...] = ("sevenn", "e3nn")
+
 # Layers that use energies or differentiate them; torchcall does both.
 _DROPPED = ("reduce_total_enegy", "force_output", "edge_preprocess")
 _SYMBOLS = "chemical_symbols_to_index"

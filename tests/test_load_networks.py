@@ -1,0 +1,138 @@
+"""`torchcall.models.load`: what it recognises, and what it does not run."""
+
+import pickle
+import types
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from torchcall import models
+from torchcall.mliap import AtomGraph, TorchMliap, edge_vectors, energy, neighbor_list
+from torchcall.models import _common, _packages
+
+
+class Gaussians(torch.nn.Module):
+    """E = Σ over edges of exp(-r²), with a smooth end at the cutoff."""
+
+    cutoff = 4.0
+    species = (14,)
+
+    def forward(self, input: dict[str, torch.Tensor]) -> torch.Tensor:
+        square = edge_vectors(input).square().sum(1)
+        pairs = torch.exp(-square) * (1 - square / 16).clamp(min=0) ** 2
+        system = input["batch"].index_select(0, input["edge_index"][0])
+        total = torch.zeros(input["cell"].size(0), dtype=pairs.dtype)
+        return total.index_add(0, system, pairs)
+
+
+def graph():
+    positions = np.array([[0, 0, 0], [1, 0, 0], [0, 1.5, 0]], np.float32)
+    cell, pbc = 20 * np.eye(3, dtype=np.float32)[None], np.zeros((1, 3), bool)
+    batch = np.zeros(3, np.int32)
+    neighbors = neighbor_list(4.0).allocate(positions, cell, pbc, batch)
+    return AtomGraph.from_neighbors(neighbors, positions, cell, np.full(3, 14, np.int32))
+
+
+def expected_energy():
+    squares = np.array([1, 2.25, 3.25])
+    return 2 * np.sum(np.exp(-squares) * (1 - squares / 16) ** 2)
+
+
+@pytest.mark.parametrize("engine", ["auto", "eager", "script"])
+def test_a_module_of_energies_is_loaded_and_reported(engine, capsys):
+    model = models.load(Gaussians(), engine=engine)
+    name = "eager" if engine == "eager" else "TorchScript"
+    assert capsys.readouterr().err == f"torchcall: Gaussians: cutoff 4 Å, 1 elements, {name}\n"
+    found = jax.jit(energy)(model, graph())
+    np.testing.assert_allclose(found, [expected_energy()], rtol=1e-6)
+
+
+def test_an_archive_is_loaded_with_its_own_cutoff(tmp_path, capsys):
+    class WithCutoff(Gaussians):
+        def __init__(self):
+            super().__init__()
+            self.cutoff = 4.0
+
+    path = tmp_path / "gaussians.pt"
+    torch.jit.script(WithCutoff()).save(str(path))
+    model = models.load(path, verbose=False)
+    assert capsys.readouterr().err == ""
+    np.testing.assert_allclose(energy(model, graph()), [expected_energy()], rtol=1e-6)
+
+
+def test_what_is_not_recognised_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"expected a file or one of .*7net-0.*got '8net'"):
+        models.load("8net")
+    with pytest.raises(ValueError, match=r"kind: expected 'auto' or one of .*got 'mice'"):
+        models.load(Gaussians(), kind="mice")
+    with pytest.raises(ValueError, match="known network, got a int"):
+        models.load(3)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"engine: expected 'auto'.*got 'fast'"):
+        models.load(Gaussians(), engine="fast")  # pyright: ignore
+    with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda', got 'mps'"):
+        models.load(Gaussians(), device="mps")
+    (tmp_path / "text.pt").write_text("no model")
+    with pytest.raises(ValueError, match="expected a TorchScript archive"):
+        models.load(tmp_path / "text.pt")
+
+
+class Dangerous:
+    """Its pickle creates a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_pickle_is_recognised_without_running_it(tmp_path, protocol):
+    path, created = tmp_path / "model.pkl", tmp_path / "created"
+    path.write_bytes(pickle.dumps({"key": Dangerous(created)}, protocol=protocol))
+    torch.save(Dangerous(created), tmp_path / "model.pt")
+    assert "io.open" in _common.pickled_names(path)
+    assert "key" in _common.pickled_strings(path)
+    assert "io.open" in _common.pickled_names(tmp_path / "model.pt")
+    for source in (path, tmp_path / "model.pt"):
+        with pytest.raises((ValueError, FileNotFoundError)):
+            models.load(source)
+    assert not created.exists()
+
+
+def test_a_missing_package_is_an_error_that_names_the_extra():
+    with pytest.raises(ImportError, match=r"pip install 'torchcall\[mace\]'"):
+        _common.require("no_such_package", "mace")
+
+
+def test_a_package_is_found_again_by_what_determines_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHCALL_CACHE", str(tmp_path / "cache"))
+    adapter = tmp_path / "adapter.py"
+    adapter.write_text("code")
+    network = types.ModuleType("network")
+    network.__file__, network.DISTRIBUTIONS = str(adapter), ("numpy",)
+    file = tmp_path / "model"
+    file.write_bytes(b"weights")
+    record = _packages.record_of(network, file, {"head": None})
+    assert record is not None
+    assert _packages.record_of(network, Gaussians(), {}) is None
+    assert _packages.from_record(record, {}) is None
+
+    package = tmp_path / "cache" / "package.pt2"
+    package.parent.mkdir()
+    package.write_bytes(b"")
+    _packages.write_record(record, package)
+    monkeypatch.setattr(TorchMliap, "from_package", classmethod(lambda _, path: path))
+    assert _packages.from_record(record, {}) == package
+
+    assert _packages.record_of(network, file, {"head": None}) == record
+    assert _packages.record_of(network, file, {"head": "other"}) != record
+    file.write_bytes(b"other weights")
+    assert _packages.record_of(network, file, {"head": None}) != record
+    file.write_bytes(b"weights")
+    adapter.write_text("other code")
+    assert _packages.record_of(network, file, {"head": None}) != record
+    package.unlink()
+    assert _packages.from_record(record, {}) is None
