@@ -86,7 +86,7 @@ def call_runs(network: Network, loaded: dict[str, TorchMliap], atoms: ase.Atoms)
     runs: dict[str, Run] = {ASE: lambda calls: timed(lambda: calculator(calls))}
     first = next(iter(loaded.values()))
     graph, _ = graph_of(first, atoms)
-    n_edges = int(graph.n_edges)
+    n_edges = int(graph.n_edges)  # pyright: ignore[reportArgumentType]
     padded, _ = pad_graph(
         graph, cutoff=first.cutoff, n_atoms=len(atoms) + 1, n_edges=n_edges + 1, n_systems=2
     )

@@ -95,6 +95,7 @@ def _contents(file: Any) -> tuple[frozenset[str], frozenset[str]]:
     strings: list[str] = []  # the last two strings pushed are what STACK_GLOBAL takes
     memo: dict[int, str] = {}
     last = ""
+    value: Any
     for opcode, value, _ in pickletools.genops(file):
         if opcode.name == "GLOBAL":
             names.add(value.replace(" ", "."))

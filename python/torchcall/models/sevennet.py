@@ -173,7 +173,7 @@ def load(
 def _energy(source: Any, modal: str | None) -> SevenNetEnergy:
     from sevenn.nn.sequential import AtomGraphSequential
 
-    network = source
+    network: Any = source
     if not isinstance(source, torch.nn.Module):
         from sevenn.util import load_checkpoint
 
@@ -183,14 +183,14 @@ def _energy(source: Any, modal: str | None) -> SevenNetEnergy:
             "torchcall: SevenNet: expected an AtomGraphSequential, SevenNet's whole model, got "
             f"{type(network).__name__}"
         )
-    number = _modal_index(network.modal_map or {}, modal)
-    copied: Any = inference_copy(network)  # the next line changes it
+    copied: Any = inference_copy(network)  # set_is_batch_data changes it
+    number = _modal_index(copied.modal_map or {}, modal)
     copied.set_is_batch_data(False)
     layers = [layer for name, layer in copied.named_children() if name not in _DROPPED]
     index = torch.full((120,), -1, dtype=torch.int64)
-    for z, k in network.type_map.items():
+    for z, k in copied.type_map.items():
         index[z] = k
-    return SevenNetEnergy(layers, index, float(network.cutoff), number)
+    return SevenNetEnergy(layers, index, float(copied.cutoff), number)
 
 
 def _deployed(source: Any, modal: str | None) -> SevenNetEnergy:
