@@ -50,6 +50,39 @@ def test_the_examples_can_be_exported_for_any_shapes(name, example):
     references.compare(program.module())
 
 
+class ScaledSlices(torch.nn.Module):
+    """One weight in `addcmul`, and slices that begin with a whole axis."""
+
+    cutoff = CUTOFF
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([1.5], dtype=torch.float64), False)
+
+    def forward(self, input):
+        sender, receiver = input["edge_index"]
+        shift = input["cell_offsets"].unsqueeze(1) @ input["cell"][input["batch"][sender]]
+        r = input["pos"][receiver] - input["pos"][sender] + shift.squeeze(1)
+        pairs = torch.exp(-(r[:, :2] ** 2).sum(1)) + torch.exp(-(r[:, 2] ** 2))
+        atoms = torch.zeros_like(input["pos"][:, 0]).index_add(0, sender, pairs)
+        atoms = torch.addcmul(input["charge"][input["batch"]], self.scale, atoms)
+        return torch.zeros_like(input["charge"]).index_add(0, input["batch"], atoms)
+
+
+def test_operators_whose_shape_functions_fail_are_replaced(example):
+    potential, _, found = traced(ScaledSlices(), example)
+    called = {str(node.target) for node in found.module.graph.nodes}
+    assert not called & {"aten.addcmul.default", "aten.slice_backward.default"}
+    whole = [
+        node
+        for node in found.module.graph.nodes
+        if str(node.target) == "aten.slice_scatter.default" and node.args[4] == 2**63 - 1
+    ]
+    assert not whole
+    references = References(potential, dynamic_cases(example, CUTOFF))
+    references.compare(graph_function(found.module, potential.outputs()))
+
+
 def test_cases_differ_in_shape_and_reach_the_minimum(example):
     graphs = [case.graph for case in dynamic_cases(example, CUTOFF)]
     assert len({tuple(sizes_of(graph).values()) for graph in graphs}) >= 5

@@ -66,7 +66,12 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
     try:
         with mode, traceable_scripts(inline_functions=True), watch:
             # The inputs are fake already: "real" leaves them unchanged.
-            traceable = make_fx(potential.flat, tracing_mode="real", _allow_non_fake_inputs=True)
+            traceable = make_fx(
+                potential.flat,
+                decomposition_table=_DECOMPOSITIONS,
+                tracing_mode="real",
+                _allow_non_fake_inputs=True,
+            )
             module = traceable(*fakes)
     except Exception as error:
         raise cannot_export(potential.name, "traced", error, watch) from error
@@ -83,6 +88,31 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
             f"{error}; the module has parts in TorchScript ({parts[0]}{more}), which converts "
             "symbolic sizes to constants"
         ) from error
+
+
+def _addcmul(
+    start: torch.Tensor, first: torch.Tensor, second: torch.Tensor, *, value: float = 1
+) -> torch.Tensor:
+    """`aten::addcmul`. torch's own shape function fails if a weight is expanded to a symbol."""
+    product = first * second
+    return start + (product if value == 1 else value * product)
+
+
+def _slice_backward(
+    gradient: torch.Tensor, sizes: list[int], dim: int, start: int, end: int, step: int
+) -> torch.Tensor:
+    """`aten::slice_backward`. torch's compiler fails if `[:]` selects all of a symbolic size."""
+    if start == 0 and step == 1 and end == _NO_END:
+        return gradient.clone()
+    zeros = gradient.new_zeros(sizes)
+    return torch.slice_scatter(zeros, gradient, dim, start, end, step)
+
+
+_NO_END = 2**63 - 1
+_DECOMPOSITIONS: dict[Any, Any] = {
+    torch.ops.aten.addcmul.default: _addcmul,
+    torch.ops.aten.slice_backward.default: _slice_backward,
+}
 
 
 def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
