@@ -25,7 +25,8 @@ def record_of(network: ModuleType, source: object, options: dict[str, Any]) -> P
 
     Its name is a hash of what determines the package: the file's content, or the name and the
     version of the network's package; the options; the versions of torch, torchcall and the
-    network's packages; and the adapter's code. The package itself records its processor.
+    network's packages; and the code of `torchcall.models`. The package itself records its
+    processor.
 
     Args:
         network: a module of `torchcall.models`. Its `DISTRIBUTIONS` are the packages that it uses;
@@ -43,9 +44,11 @@ def record_of(network: ModuleType, source: object, options: dict[str, Any]) -> P
         content = str(source).lower()
     versions = {name: _version(name) for name in network.DISTRIBUTIONS}
     versions |= {"torch": torch.__version__, "torchcall": __version__}
-    code = hashlib.sha256(Path(str(network.__file__)).read_bytes()).hexdigest()
+    code = hashlib.sha256()
+    for file in sorted(Path(str(network.__file__)).parent.glob("*.py")):
+        code.update(file.read_bytes())
     try:
-        text = json.dumps([content, options, versions, code], sort_keys=True)
+        text = json.dumps([content, options, versions, code.hexdigest()], sort_keys=True)
     except TypeError:
         return None
     return cache_folder() / "models" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
