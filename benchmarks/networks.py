@@ -62,11 +62,14 @@ def models(network: Network) -> dict[str, TorchMliap]:
     }
 
 
-def graph_of(model: TorchMliap, atoms: ase.Atoms) -> tuple[AtomGraph, Any]:
-    """The atoms' graph and neighbour list, in float32."""
+def graph_of(
+    model: TorchMliap, atoms: ase.Atoms, skin: float, slack: float
+) -> tuple[AtomGraph, Any]:
+    """The atoms' graph and neighbour list, in float32, with `slack` times as many edge slots."""
     geometry = geometry_from_ase(atoms)
     cutoff = float(model.cutoff.data[0])
-    neighbors = neighbor_list(cutoff, skin=SKIN).allocate(*geometry)
+    search = neighbor_list(cutoff, skin=skin, capacity_multiplier=slack)
+    neighbors = search.allocate(*geometry)
     positions, cell = jnp.asarray(geometry.positions), jnp.asarray(geometry.cell)
     numbers = jnp.asarray(atoms.numbers)
     return AtomGraph.from_neighbors(neighbors, positions, cell, numbers), neighbors
@@ -85,11 +88,8 @@ def call_runs(network: Network, loaded: dict[str, TorchMliap], atoms: ase.Atoms)
 
     runs: dict[str, Run] = {ASE: lambda calls: timed(lambda: calculator(calls))}
     first = next(iter(loaded.values()))
-    graph, _ = graph_of(first, atoms)
-    n_edges = int(graph.n_edges)  # pyright: ignore[reportArgumentType]
-    padded, _ = pad_graph(
-        graph, cutoff=first.cutoff, n_atoms=len(atoms) + 1, n_edges=n_edges + 1, n_systems=2
-    )
+    graph, _ = graph_of(first, atoms, 0.0, 1.0)
+    padded, _ = pad_graph(graph, cutoff=first.cutoff)
     for name, model in loaded.items():
         runs[name] = call_loop(model, padded)
     eager = loaded.get(f"torchcall, {ENGINES['eager']}")
@@ -122,7 +122,7 @@ def dynamics_loop(model: TorchMliap, atoms: ase.Atoms) -> Run:
     Raises:
         RuntimeError: the list overflowed.
     """
-    graph, neighbors = graph_of(model, atoms)
+    graph, neighbors = graph_of(model, atoms, SKIN, 1.25)
     cell, numbers = graph.cell, graph.atomic_numbers
     masses = jnp.asarray(atoms.get_masses()[:, None], jnp.float32)
 
