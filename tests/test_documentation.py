@@ -23,7 +23,9 @@ def test_every_example_runs(page, tmp_path, monkeypatch):
     exec(compile(script.read_text(), script, "exec"), {"__name__": script.stem})
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, *sorted((ROOT / "docs" / "networks").glob("*.md"))], ids=lambda p: p.name
+)
 def test_links_point_to_existing_files(page):
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
