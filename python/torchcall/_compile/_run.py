@@ -115,7 +115,7 @@ def produce(
                 entry.unlink(missing_ok=True)
     with progress.stage("exporting"):
         program = export()
-    with progress.stage("compiling (tens of seconds)"):
+    with progress.stage("compiling (minutes for large models)"):
         build(name, program, to, metadata, device)
     with progress.stage("checking its results against the module"):
         try:

@@ -3,7 +3,7 @@
 One module per network, each with its own `load`. A network's package is imported when it is used.
 """
 
-from torchcall.models import chgnet, nequip, own, sevennet
+from torchcall.models import chgnet, mace, nequip, own, sevennet
 from torchcall.models._load import load
 
-__all__ = ["chgnet", "load", "nequip", "own", "sevennet"]
+__all__ = ["chgnet", "load", "mace", "nequip", "own", "sevennet"]

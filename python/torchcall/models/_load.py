@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from torchcall.mliap import TorchMliap
 from torchcall.mliap._compile._example import checked_dtype
-from torchcall.models import chgnet, nequip, own, sevennet
+from torchcall.models import chgnet, mace, nequip, own, sevennet
 from torchcall.models._common import checked_device, report
 from torchcall.models._packages import from_record, record_of, write_record
 
 # `own` last: it takes what no network recognises.
 _NETWORKS: dict[str, ModuleType] = {
     "chgnet": chgnet,
+    "mace": mace,
     "nequip": nequip,
     "sevennet": sevennet,
     "own": own,
