@@ -93,6 +93,8 @@ def _write(job: _Job, dynamic: Literal["auto"] | bool) -> str:
         The key of the package in the cache.
     """
     name = job.potential.name
+    if dynamic == "auto":
+        job.progress.note("any shapes first; if that fails, again for the example's sizes")
     if dynamic is not False:
         try:
             return _attempt(job, dynamic=True)
