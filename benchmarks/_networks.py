@@ -29,14 +29,14 @@ class Network:
     """
 
     title: str
-    source: str | Path
+    source: Any
     calculator: Callable[[], Any]
     cell: Callable[[], ase.Atoms]
     engines: tuple[str, ...] = ("eager", "script", "package")
 
     def load(self, engine: str, **options: Any) -> TorchMliap:
-        """The network through one engine, in float32."""
-        return models.load(self.source, engine=engine, dtype="float32", **options)  # pyright: ignore
+        """The network through one engine, in the dtype of its weights."""
+        return models.load(self.source, engine=engine, **options)  # pyright: ignore
 
 
 def _salt() -> ase.Atoms:
@@ -97,7 +97,7 @@ def mace() -> Network:
         atomic_inter_shift=0.0,
     )
     path = Path(tempfile.mkdtemp(prefix="torchcall-")) / "silicon.model"
-    torch.save(model, path)
+    torch.save(model.float(), path)
     return Network(
         "MACE 16x0e + 16x1o",
         path,
@@ -106,8 +106,48 @@ def mace() -> Network:
     )
 
 
+def nequip() -> Network:
+    """A NequIP of silicon with random weights: 2 layers of 16 features, l ≤ 1, cutoff 5 Å."""
+    import torch
+
+    from torchcall.models.nequip import _contained
+
+    with _contained():  # nequip changes torch's defaults
+        from nequip.integrations.ase import NequIPCalculator
+        from nequip.integrations.utils import basic_transforms
+        from nequip.model import NequIPGNNModel
+        from nequip.utils import torch_default_dtype
+        from nequip.utils.global_state import set_global_state
+
+        class Calculator(NequIPCalculator):
+            def calculate(self, *args: Any, **kwargs: Any) -> None:
+                with torch_default_dtype(torch.float64):  # nequip's, of positions
+                    super().calculate(*args, **kwargs)
+
+        set_global_state()
+        model = NequIPGNNModel(
+            seed=0,
+            model_dtype="float32",
+            r_max=5.0,
+            type_names=["Si"],
+            num_layers=2,
+            l_max=1,
+            num_features=16,
+            avg_num_neighbors=28.0,
+        ).eval()
+        about = model.metadata
+        transforms = basic_transforms(about, 5.0, ["Si"], {"Si": "Si"})
+    return Network(
+        "NequIP, 2 layers of 16",
+        model,
+        lambda: Calculator(model=model, device="cpu", transforms=transforms),
+        _silicon,
+    )
+
+
 NETWORKS: dict[str, Callable[[], Network]] = {
     "chgnet": chgnet,
     "mace": mace,
+    "nequip": nequip,
     "sevennet": sevennet,
 }

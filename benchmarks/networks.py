@@ -167,7 +167,7 @@ def measure(report: Report, network: Network, sizes: list[int], threads: int) ->
                 continue
             runs = make(network, loaded, atoms)
             for run in runs.values():
-                run(3)
+                run(2)
             timings = report.time(case, runs, engines=engines)
             if kind == "step":
                 ratios = [timings[ASE].us_median / timings[name].us_median for name in loaded]
