@@ -70,7 +70,9 @@ def calculator(path, dtype, head):
     with loader._imports():
         from mace.calculators import MACECalculator
 
-        return MACECalculator(str(path), default_dtype=dtype, head=head)
+        # Given a path, it needs the environment variable that mace sets and `_imports` restores.
+        model = torch.load(path, weights_only=False)
+        return MACECalculator(models=[model], default_dtype=dtype, head=head)
 
 
 @pytest.mark.parametrize("engine", ["eager", "script"])
