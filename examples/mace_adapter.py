@@ -1,4 +1,4 @@
-"""MACE as a torchcall potential: converts an `AtomGraphInput` to MACE's input, and its output back.
+"""A random MACE of silicon, as a package.
 
     python examples/mace_adapter.py mace.pt2                     # a random model, as a package
     python -m torchcall compile examples/mace_adapter.py:random_silicon mace.pt2 \\
@@ -6,10 +6,9 @@
 
 Needs mace-torch (`pip install mace-torch`; requirements/mace.txt pins what is tested).
 
-MACE's conventions: edge vectors are `positions[receiver] − positions[sender] + shifts` with
-`shifts = cell_offsets @ cell`, as in torchcall. Elements are one-hot rows `node_attrs` in the order
-of the model's `atomic_numbers`. This module sums MACE's atomic energies by system itself: the
-number of systems then stays symbolic during tracing, where MACE would make it a Python int.
+`torchcall.models.load("NAME.model")` loads a trained one; `engine="package"` compiles it. This
+example builds the network itself, with `mace.tools.compile.prepare`: e3nn otherwise generates
+TorchScript, which makes the numbers of atoms and edges constants in a package.
 
 I. Batatia et al., NeurIPS 2022, https://arxiv.org/abs/2206.07697.
 """
@@ -22,49 +21,7 @@ from typing import Any
 
 import torch
 
-
-class MaceEnergy(torch.nn.Module):
-    """Energies of a MACE model, for `TorchMliap.from_energy` or `torchcall.mliap.compile`.
-
-    Args:
-        model: a `mace.modules.MACE` or `ScaleShiftMACE`. For compilation, build it with
-            `mace.tools.compile.prepare`: e3nn otherwise generates TorchScript, which cannot be
-            traced with dynamic shapes. For TorchScript, build it without, and script
-            `torchcall.mliap.with_gradients(MaceEnergy(model))` with `e3nn.util.jit.script`.
-    """
-
-    numbers: torch.Tensor
-    ptr: torch.Tensor
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-        self.species = [int(number) for number in model.atomic_numbers]
-        self.cutoff = float(model.r_max)
-        self.register_buffer("numbers", model.atomic_numbers.clone())
-        # One graph, as MACE counts them.
-        self.register_buffer("ptr", torch.zeros(2, dtype=torch.int64))
-
-    def forward(self, input: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Energy of each system, `(B,)` in eV."""
-        pos, cell, batch = input["pos"], input["cell"], input["batch"]
-        systems = batch.index_select(0, input["edge_index"][0])
-        shifts = (input["cell_offsets"].unsqueeze(2) * cell.index_select(0, systems)).sum(1)
-        elements = torch.eq(input["atomic_numbers"].unsqueeze(1), self.numbers)
-        data = {
-            "positions": pos,
-            "node_attrs": elements.to(pos.dtype),
-            "edge_index": input["edge_index"],
-            "shifts": shifts,
-            "unit_shifts": input["cell_offsets"],
-            "cell": cell[0],
-            "batch": torch.zeros_like(batch),
-            "ptr": self.ptr,
-        }
-        per_atom = self.model(data, compute_force=False)["node_energy"]
-        assert per_atom is not None
-        total = torch.zeros(cell.size(0), dtype=per_atom.dtype, device=per_atom.device)
-        return total.index_add(0, batch, per_atom).to(pos.dtype)
+from torchcall.models.mace import MaceEnergy
 
 
 def random_mace(*, for_compile: bool, seed: int = 0) -> Any:

@@ -1,4 +1,4 @@
-"""MACE with `examples/mace_adapter.py`: conventions, and tracing for any shapes."""
+"""The MACE of `examples/mace_adapter.py`: conventions, and tracing for any shapes."""
 
 import pytest
 import reference
