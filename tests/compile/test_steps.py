@@ -6,6 +6,7 @@ compiled packages.
 
 import ast
 import os
+import re
 import threading
 import warnings
 
@@ -17,6 +18,7 @@ from energies import Soft, odd
 from engines import capacity_of
 
 import torchcall
+from torchcall._compile._run import _expected_time
 from torchcall.mliap import AtomGraph, pad_graph
 
 CUTOFF = reference.CUTOFF
@@ -70,6 +72,7 @@ def test_a_module_that_fixes_a_size_gets_a_capacity(
     assert capacity_of(own) == {"N": 9, "E": example["cell_offsets"].shape[0], "B": 2}
     printed = capsys.readouterr()
     assert printed.out == ""
+    assert printed.err.index("any shapes first") < printed.err.index("tracing Branching")
     assert "cannot compile for any shapes: the module branches on N <= 500" in printed.err
     assert "compiling for a capacity of 9 atoms" in printed.err
     with pytest.raises(torchcall.CompileError, match="dynamic=False compiles it for"):
@@ -175,6 +178,17 @@ def test_nothing_is_printed_unless_asked_for(uncompiled, tmp_path, example, capf
     stages = ["running the module", "tracing Soft", "exporting", "compiling", "checking"]
     assert [part for part in stages if part in err] == stages
     assert all(line.startswith("torchcall: compile: ") for line in err.splitlines())
+    assert re.search(r"compiling \d+ operators \(about \d+ s\)", err)
+    assert "any shapes first" not in err
+
+
+def test_the_expected_time_grows_with_the_number_of_operators():
+    assert [_expected_time(n) for n in (30, 900, 2000, 9000)] == [
+        "about 10 s",
+        "about 40 s",
+        "about 80 s",
+        "about 5 min",
+    ]
 
 
 def test_threads_compile_one_after_another(uncompiled, tmp_path, example):

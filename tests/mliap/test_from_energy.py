@@ -15,6 +15,7 @@ import torch
 from engines import package  # noqa: F401
 from reference import CUTOFF, one_thread  # noqa: F401
 
+import torchcall.models
 from torchcall.mliap import (
     TorchMliap,
     edge_vectors,
@@ -230,6 +231,12 @@ def test_engine_package_uses_a_small_example(package, graph, monkeypatch):  # no
     TorchMliap.from_energy(Pairs(), engine="package", example=graph)
     assert calls[1][2]["example"] is graph
     assert calls[1][2]["dynamic"] == "auto"
+    assert not calls[1][2]["progress"].shown
+    for verbose in (True, False):
+        torchcall.models.load(
+            Pairs(), dtype="float64", engine="package", device="cpu", verbose=verbose
+        )
+        assert calls[-1][2]["progress"].shown is verbose
 
 
 @pytest.mark.parametrize("species", [None, (6, 14), tuple(range(1, 12))])

@@ -105,6 +105,8 @@ def run(
                 progress=progress,
             )
 
+        if dynamic == "auto":
+            progress.note("any sizes first; if that fails, again for the example's")
         if dynamic is not False:
             try:
                 with progress.stage(f"exporting {name} for any sizes"):

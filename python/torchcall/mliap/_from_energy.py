@@ -41,8 +41,11 @@ def energy_source(
     engine: Engine,
     example: Any,
     script: Script | None,
+    verbose: bool | None = None,
 ) -> EnergySource:
     """Prepares a module that returns energies; see `TorchMliap.from_energy` for the arguments.
+
+    `verbose` is whether a compilation reports its stages; None: the default of `Progress`.
 
     Raises:
         TypeError, ValueError: an argument is wrong, or the module cannot be scripted.
@@ -72,7 +75,7 @@ def energy_source(
         copied = copied.to(dtype=floats)
     check_energy(copied, name)
     if engine == "package":
-        return EnergySource(_package(module, length, floats, example), length)
+        return EnergySource(_package(module, length, floats, example, verbose), length)
     eager = with_gradients(copied)
     if engine == "eager":
         return EnergySource(eager, length)
@@ -90,7 +93,11 @@ def energy_source(
 
 
 def _package(
-    module: torch.nn.Module, cutoff: float, dtype: torch.dtype | None, example: Any
+    module: torch.nn.Module,
+    cutoff: float,
+    dtype: torch.dtype | None,
+    example: Any,
+    verbose: bool | None,
 ) -> Path:
     # torch's compiler takes seconds to import: import it only for compilation.
     from torchcall._compile._errors import CompileError
@@ -112,7 +119,7 @@ def _package(
             # The capacity of a package for fixed shapes must be the user's choice.
             dynamic=True if small else "auto",
             cache=True,
-            progress=Progress(),
+            progress=Progress(verbose),
         )
     except CompileError as error:
         if not small:

@@ -118,6 +118,7 @@ class TorchMliap:
         example: Any = None,
         narrow: Literal["auto", False] = "auto",
         _script: Script | None = None,
+        _verbose: bool | None = None,
         **options: Any,
     ) -> TorchMliap:
         """Wraps a module that returns energies only; torchcall differentiates them.
@@ -136,8 +137,9 @@ class TorchMliap:
                 positions.
             engine: "eager" runs the module in Python. "script" compiles it with TorchScript.
                 "auto" does so if it can, else runs it in Python; `stats()["fallback"]` has the
-                reason. "package" compiles it with `torchcall.mliap.compile`, which takes tens of
-                seconds, or loads it from the cache of packages.
+                reason. "package" compiles it with `torchcall.mliap.compile`, which takes up to some
+                minutes, or loads it from the cache of packages. It reports its stages on stderr
+                if that is a terminal, or with TORCHCALL_PROGRESS=1 in the environment.
             example: for "package" only: see `torchcall.mliap.compile`. None: a small structure;
                 the package then serves any shapes, or compilation is an error.
             narrow: see the attributes.
@@ -151,7 +153,13 @@ class TorchMliap:
         _refuse_specs("from_energy", options)
         _check_narrow("from_energy", narrow)
         source = energy_source(
-            module, cutoff, dtype=dtype, engine=engine, example=example, script=_script
+            module,
+            cutoff,
+            dtype=dtype,
+            engine=engine,
+            example=example,
+            script=_script,
+            verbose=_verbose,
         )
         if isinstance(source.model, Path):
             return cls.from_package(source.model, narrow=narrow, **options)

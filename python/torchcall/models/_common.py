@@ -125,7 +125,7 @@ def build(
     cutoff: float | None = None,
     **options: Any,
 ) -> TorchMliap:
-    """Makes a potential of a network's energies, and reports it.
+    """Makes a potential of a network's energies, and reports it and the stages of its compilation.
 
     Args:
         module: maps an `AtomGraphInput` to energies (B,); has `cutoff` and `species`.
@@ -145,7 +145,13 @@ def build(
             "compile with torchcall.mliap.compile(..., device='cuda') and load the package"
         )
     model = TorchMliap.from_energy(
-        module, cutoff, dtype=dtype, engine=engine, _script=script, **options
+        module,
+        cutoff,
+        dtype=dtype,
+        engine=engine,
+        _script=script,
+        _verbose=verbose,
+        **options,
     )
     if verbose:
         report(model, title)

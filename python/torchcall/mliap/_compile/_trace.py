@@ -21,6 +21,7 @@ from torchcall._compile._errors import CompileError, SpecialisedError, Watch, ca
 from torchcall._engines.fake_scripts import traceable_scripts
 from torchcall.mliap._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes
 from torchcall.mliap._compile._gradients import PotentialModule
+from torchcall.mliap._compile._simplify import simplify
 
 _LARGEST = 100_000  # largest excluded size of an axis that is compared
 
@@ -76,6 +77,7 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
     except Exception as error:
         raise cannot_export(potential.name, "traced", error, watch) from error
     module.eval()
+    simplify(module)
     if not dynamic:
         return Traced(module, [])
     try:
