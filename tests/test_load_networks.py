@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from models import run_python
 
 from torchcall import models
 from torchcall.mliap import AtomGraph, TorchMliap, edge_vectors, energy, neighbor_list
@@ -100,6 +101,17 @@ def test_a_pickle_is_recognised_without_running_it(tmp_path, protocol):
         with pytest.raises((ValueError, FileNotFoundError)):
             models.load(source)
     assert not created.exists()
+
+
+def test_parts_are_imported_when_they_are_used(tmp_path):
+    run_python(
+        tmp_path,
+        "import sys, torchcall\n"
+        "assert not {'torchcall.mliap', 'torchcall.models'} & set(sys.modules)\n"
+        "assert torchcall.models.load.__module__ == 'torchcall.models._load'\n"
+        "assert torchcall.mliap is sys.modules['torchcall.mliap']\n"
+        "assert not hasattr(torchcall, 'other')\n",
+    )
 
 
 def test_a_missing_package_is_an_error_that_names_the_extra():
