@@ -79,6 +79,28 @@ def test_what_is_not_recognised_is_an_error(tmp_path):
         models.load(tmp_path / "text.pt")
 
 
+def test_files_that_are_no_models_are_errors_of_ours(tmp_path, monkeypatch):
+    torch.save({"key": 1}, tmp_path / "dict.pt")
+    with pytest.raises(ValueError, match=r"^torchcall: .*got a pickle of something else"):
+        models.load(tmp_path / "dict.pt")
+    with pytest.raises(IsADirectoryError, match=r"^torchcall: .*got a directory"):
+        models.load(tmp_path)
+
+    def load(source, **_):
+        return {}[source]
+
+    monkeypatch.setattr(models.sevennet, "load", load)
+    with pytest.raises(ValueError, match=r"^torchcall: .*kind='sevennet', got .*KeyError"):
+        models.load(tmp_path / "dict.pt", kind="sevennet")
+
+
+def test_an_unknown_option_is_an_error_that_lists_the_networks_own():
+    with pytest.raises(TypeError, match=r"^torchcall: .*bogus: .*kind='own' \(cutoff, gradients\)"):
+        models.load(Gaussians(), bogus=1)
+    with pytest.raises(TypeError, match=r"kind='sevennet' \(modal\)"):
+        models.load("7net-0", head="default")
+
+
 class Dangerous:
     """Its pickle creates a file when it is loaded."""
 

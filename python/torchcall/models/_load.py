@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap import TorchMliap
 from torchcall.mliap._compile._example import checked_dtype
 from torchcall.models import chgnet, mace, nequip, own, sevennet
@@ -25,6 +28,18 @@ _NETWORKS: dict[str, ModuleType] = {
 
 # Parameters of every network's `load` that the network itself does not interpret.
 _COMMON = {"source", "dtype", "engine", "device", "verbose", "options"}
+
+# What networks and torch raise for files that are damaged or of another kind.
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 def load(
@@ -66,6 +81,7 @@ def load(
     """
     kind = _kind_of(source) if kind == "auto" else _checked(kind)
     network = _NETWORKS[kind]
+    _check_options(kind, network, options)
     record = None
     if engine == "package" and "example" not in options:
         names = set(inspect.signature(network.load).parameters) - _COMMON
@@ -79,13 +95,38 @@ def load(
             if verbose:
                 report(model, f"{kind}: {source}")
             return model
-    model = network.load(source, dtype=dtype, engine=engine, device=device, **options)
+    try:
+        model = network.load(source, dtype=dtype, engine=engine, device=device, **options)
+    except _UNREADABLE as error:
+        if "torchcall:" in str(error) or not isinstance(source, str | Path):
+            raise
+        raise ValueError(
+            f"torchcall: {source}: expected a model for kind={kind!r}, got one that does not load: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if record:
         write_record(record, model.wrapper._source.path)
     return model
 
 
+def _check_options(kind: str, network: ModuleType, options: dict[str, Any]) -> None:
+    """Raises TypeError for an option that neither the network nor the wrapper has."""
+    own_options = set(inspect.signature(network.load).parameters) - {"options"}
+    known = (
+        own_options | set(inspect.signature(TorchModuleWrapper).parameters) | {"narrow", "example"}
+    )
+    for name in options:
+        if name not in known:
+            listed = ", ".join(sorted(own_options - _COMMON)) or "none of its own"
+            raise TypeError(
+                f"torchcall: models.load: {name}: expected an option of kind={kind!r} ({listed}) "
+                "or of TorchModuleWrapper, got an unknown one"
+            )
+
+
 def _kind_of(source: object) -> str:
+    if isinstance(source, str | Path) and Path(source).is_dir():
+        raise IsADirectoryError(f"torchcall: {source}: expected a file, got a directory")
     if isinstance(source, str | Path) and not Path(source).exists():
         _check_name(source)
     for kind, network in _NETWORKS.items():

@@ -8,7 +8,12 @@ from typing import Any
 
 import torch
 
-from torchcall._engines.archive import TORCHSCRIPT, check_archive, is_package
+from torchcall._engines.archive import (
+    TORCHSCRIPT,
+    PickledModelError,
+    check_archive,
+    is_package,
+)
 from torchcall.mliap import TorchMliap
 from torchcall.models import _common
 
@@ -60,7 +65,13 @@ def load(
         return model
     module: Any = source
     if isinstance(source, str | Path):
-        check_archive(Path(source), TORCHSCRIPT)
+        try:
+            check_archive(Path(source), TORCHSCRIPT)
+        except PickledModelError as error:
+            raise ValueError(
+                f"torchcall: {source}: expected a checkpoint of a known network, a TorchScript "
+                "archive or a package, got a pickle of something else"
+            ) from error
         module = torch.jit.load(source, map_location="cpu").eval()
     title = f"{source if isinstance(source, str | Path) else type(module).__name__}"
     if not gradients:

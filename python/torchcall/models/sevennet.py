@@ -219,7 +219,7 @@ def _modal_index(modals: dict[str, int], modal: str | None) -> int:
             f"torchcall: SevenNet: modal: expected None for a model with one modality, got "
             f"{modal!r}"
         )
-    if modals and modal not in modals:
+    if modals and modal not in list(modals):
         raise ValueError(f"torchcall: SevenNet: modal: expected one of {names}, got {modal!r}")
     return modals[modal] if modal is not None else -1
 
