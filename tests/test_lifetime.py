@@ -2,6 +2,7 @@
 
 import gc
 import os
+import time
 import weakref
 
 import jax
@@ -25,6 +26,21 @@ def resident_bytes() -> int:
     gc.collect()
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def freed(reference: weakref.ref) -> bool:
+    """Whether an object is freed by a garbage collection.
+
+    XLA's threads may still hold the arrays of the last call, and a cycle may contain an object that
+    an earlier test module has frozen.
+    """
+    for _ in range(20):
+        gc.collect()
+        if reference() is None:
+            return True
+        gc.unfreeze()
+        time.sleep(0.1)
+    return False
 
 
 class BorrowsWeight(nn.Module):
@@ -55,7 +71,7 @@ def test_wrapper_made_inside_a_jitted_function_works_after_it_is_collected():
 
     assert_same(program(X), 2 * X + 1)
     gc.collect()
-    assert made[0]() is None
+    assert freed(made[0])
     for _ in range(3):
         assert_same(program(X), 2 * X + 1)
     assert_same(program(X[:1]), 2 * X[:1] + 1)
@@ -181,7 +197,7 @@ def test_model_is_freed_when_wrapper_and_programs_are_gone(order, ahead_of_time,
         del f
     gc.collect()
     assert live_plans() == before
-    assert weight() is None
+    assert freed(weight)
 
 
 def test_model_is_freed_when_an_eagerly_called_wrapper_is_gone(live_plans):
@@ -193,7 +209,7 @@ def test_model_is_freed_when_an_eagerly_called_wrapper_is_gone(live_plans):
     del f
     gc.collect()
     assert live_plans() == before
-    assert weight() is None
+    assert freed(weight)
 
 
 def test_model_is_freed_when_a_directly_jitted_wrapper_is_gone(live_plans):
@@ -204,7 +220,7 @@ def test_model_is_freed_when_a_directly_jitted_wrapper_is_gone(live_plans):
     del f, program
     gc.collect()
     assert live_plans() == before
-    assert weight() is None
+    assert freed(weight)
 
 
 def test_model_is_freed_after_a_failed_call():
@@ -215,7 +231,7 @@ def test_model_is_freed_after_a_failed_call():
         f(X, X)
     del f
     gc.collect()
-    assert weight() is None
+    assert freed(weight)
 
 
 def test_lowered_program_keeps_its_plan_alive_until_it_is_compiled():
@@ -229,7 +245,7 @@ def test_lowered_program_keeps_its_plan_alive_until_it_is_compiled():
     assert_same(compiled(X), 3 * X)
     del compiled
     gc.collect()
-    assert weight() is None
+    assert freed(weight)
 
 
 def test_jaxpr_keeps_its_plan_alive():
@@ -241,7 +257,7 @@ def test_jaxpr_keeps_its_plan_alive():
     del jaxpr
     jax.clear_caches()
     gc.collect()
-    assert weight() is None
+    assert freed(weight)
 
 
 def test_computation_finishes_after_its_executable_is_dropped():
@@ -258,7 +274,7 @@ def test_computation_finishes_after_its_executable_is_dropped():
         assert_same(result, X + 3000)
         del result
         gc.collect()
-        assert weight() is None
+        assert freed(weight)
 
 
 def test_eager_call_finishes_after_its_wrapper_is_dropped():
