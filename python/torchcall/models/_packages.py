@@ -55,14 +55,15 @@ def record_of(network: ModuleType, source: object, options: dict[str, Any]) -> P
 
 
 def from_record(record: Path, options: dict[str, Any]) -> TorchMliap | None:
-    """The potential that a record names; None if there is no record or no such package."""
+    """The potential that a record names; None if there is no record or no usable package.
+
+    A wrong option also gives None: building the potential then reports it.
+    """
     try:
         package = cache_folder() / json.loads(record.read_text())["package"]
-        if not package.is_file():
-            return None
+        return TorchMliap.from_package(package, **options)
     except (OSError, KeyError, TypeError, ValueError):
         return None
-    return TorchMliap.from_package(package, **options)
 
 
 def write_record(record: Path, package: Path) -> None:
