@@ -8,8 +8,15 @@ import jax
 import numpy as np
 import pytest
 import vesin
+from lists import listed
 
-from torchcall.mliap import edges_from_jax_md, edges_from_pairs, geometry_from_ase, neighbor_list
+from torchcall.mliap import (
+    edges_from_jax_md,
+    edges_from_nvalchemi,
+    edges_from_pairs,
+    geometry_from_ase,
+    neighbor_list,
+)
 
 CUTOFF = 3.0
 
@@ -77,3 +84,91 @@ def test_jax_md_lists_get_cell_offsets(kind):
     assert not bool(edges.did_overflow)
     assert pairs(edges) == pairs(neighbor_list(CUTOFF).allocate(*geometry))
     assert bool(edges_from_jax_md(theirs, positions, cell, pbc, cutoff=9.0).did_overflow)
+
+
+def two_systems():
+    """Positions outside their cells, a triclinic cell, a system without periodicity."""
+    atoms = crystal()
+    atoms.set_cell(atoms.cell[:] @ [[1, 0.1, 0], [0, 1, -0.2], [0, 0, 1]], scale_atoms=True)
+    atoms.positions[::3] += 2 * atoms.cell[0] - atoms.cell[2]
+    return geometry_from_ase([atoms, ase.build.molecule("H2O")])
+
+
+def matrix_of(found, n_atoms, width, fill):
+    """Rows as nvalchemi-toolkit-ops documents them; each row's order is arbitrary."""
+    matrix = np.full((n_atoms, width), fill, np.int32)
+    shifts, counts = np.zeros((n_atoms, width, 3), np.int32), np.zeros(n_atoms, np.int32)
+    for i, j, *shift in np.random.default_rng(0).permutation(sorted(found)):
+        if counts[i] < width:
+            matrix[i, counts[i]], shifts[i, counts[i]] = j, shift
+        counts[i] += 1  # in full: this is how the package reports an overflow
+    return matrix, counts, shifts
+
+
+def list_of(found, n_atoms, capacity, fill):
+    """The list of fixed capacity that the package packs from a matrix."""
+    matrix, counts, shifts = matrix_of(found, n_atoms, n_atoms, fill)
+    rows, columns = np.nonzero(np.arange(n_atoms) < counts[:, None])
+    index = np.full((2, capacity), fill, np.int32)
+    offsets, n = np.zeros((capacity, 3), np.int32), min(capacity, len(rows))
+    index[:, :n] = rows[:n], matrix[rows, columns][:n]
+    offsets[:n] = shifts[rows, columns][:n]
+    pointers = np.minimum(np.concatenate([[0], np.cumsum(counts)]), capacity).astype(np.int32)
+    return index, pointers, offsets, counts, np.array(True)
+
+
+@pytest.mark.parametrize("fill", [-1, 67], ids=["filled with -1", "filled with N"])
+def test_nvalchemi_lists_are_converted_in_a_jitted_function(fill):
+    geometry = two_systems()
+    expected, found = set(listed(*geometry, CUTOFF)), set(listed(*geometry, CUTOFF + 0.5))
+    positions, cell, _, batch = geometry
+    n = len(found)
+
+    @jax.jit
+    def convert(results):
+        return edges_from_nvalchemi(results, positions, cell, batch, cutoff=CUTOFF)
+
+    exact = list_of(found, 67, n, fill)
+    forms = [matrix_of(found, 67, 40, fill), exact, exact[:3], list_of(found, 67, n + 5, fill)]
+    for results in forms:
+        edges = convert(results)
+        assert not bool(edges.did_overflow)
+        assert pairs(edges) == expected
+        unused = slice(int(edges.n_edges), None)
+        assert np.asarray(edges.edge_index[:, unused] == 67).all()
+        assert (np.asarray(edges.cell_offsets[unused]) == [1, 0, 0]).all()
+    most = max(matrix_of(found, 67, 40, fill)[1])
+    assert bool(convert(matrix_of(found, 67, most - 1, fill)).did_overflow)
+    assert bool(convert(list_of(found, 67, n - 1, fill)).did_overflow)
+    assert bool(convert((*exact[:4], np.array(False))).did_overflow)
+    options = {"cutoff": CUTOFF, "capacity": len(expected)}
+    arguments = (forms[0], positions, cell, batch)
+    assert pairs(edges_from_nvalchemi(*arguments, **options)) == expected
+    options["capacity"] -= 1
+    assert bool(edges_from_nvalchemi(*arguments, **options).did_overflow)
+    broken = np.where(np.arange(67)[:, None] == 5, np.nan, positions)
+    assert bool(edges_from_nvalchemi(forms[0], broken, cell, batch, cutoff=CUTOFF).did_overflow)
+    with pytest.raises(
+        ValueError, match=r"^torchcall: edges_from_nvalchemi: .*\(67, 40\), \(66,\)"
+    ):
+        edges_from_nvalchemi([forms[0][0], forms[0][1][:-1]], positions, cell, cutoff=CUTOFF)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["naive", "cell_list"])
+def test_nvalchemi_itself_agrees(method):
+    nvalchemi = pytest.importorskip("nvalchemiops.jax.neighbors")
+    positions, cell, pbc, batch = two_systems()
+    geometry = positions[:64], cell[:1], pbc[:1], batch[:64]
+    expected = set(listed(*geometry, CUTOFF))
+    positions, cell, pbc, _ = map(jax.numpy.asarray, geometry)
+    arguments = {"cell": cell, "pbc": pbc, "method": method}
+    as_list = {"return_neighbor_list": True}
+    with jax.numpy_dtype_promotion("standard"):
+        for options in ({}, as_list, as_list | {"coo_capacity": 2000}):
+            made = nvalchemi.neighbor_list(positions, CUTOFF + 0.5, **arguments, **options)
+            edges = edges_from_nvalchemi(made, positions, cell, cutoff=CUTOFF)
+            assert not bool(edges.did_overflow)
+            assert pairs(edges) == expected
+        made = nvalchemi.neighbor_list(positions, CUTOFF, **arguments, max_neighbors=2)
+        assert bool(edges_from_nvalchemi(made, positions, cell, cutoff=CUTOFF).did_overflow)

@@ -4,6 +4,7 @@ from torchcall.mliap._adapters import (
     EdgeArrays,
     Geometry,
     edges_from_jax_md,
+    edges_from_nvalchemi,
     edges_from_pairs,
     geometry_from_ase,
 )
@@ -106,6 +107,7 @@ __all__ = [
     "compile",
     "edge_vectors",
     "edges_from_jax_md",
+    "edges_from_nvalchemi",
     "edges_from_pairs",
     "empty_cache",
     "energy",

@@ -228,3 +228,106 @@ def edges_from_jax_md(
     return EdgeArrays(
         edge_index, jnp.where(used, offsets[order], unused), jnp.sum(valid, dtype=jnp.int32), flag
     )
+
+
+def edges_from_nvalchemi(
+    results: Sequence[Any],
+    positions: Float[Array | np.ndarray, "N 3"],
+    cell: Float[Array | np.ndarray, "B 3 3"],
+    batch: Int[Array | np.ndarray, " N"] | None = None,
+    *,
+    cutoff: float,
+    capacity: int | None = None,
+) -> EdgeArrays:
+    """Converts a list made by ``nvalchemiops.jax.neighbors``; works in ``jit``.
+
+    That package (nvalchemi-toolkit-ops) defines ``r = x_j − x_i + S h`` for the positions as given,
+    as this one does. Tested with its output on a CPU; untested on a GPU.
+
+    ``did_overflow`` is true if an atom has more neighbours than the matrix has columns, if a list
+    of fixed capacity is full or its ``metadata_valid`` is false, if ``capacity`` is too small, or
+    if positions or cell are not finite. What the package reports elsewhere is the caller's to
+    check: failures of a prepared state (``state.valid``), and too few tiles of ``cluster_tile``.
+
+    Args:
+        results: what ``neighbor_list`` or the function of a method returns, in one of two forms:
+            ``(neighbor_matrix, num_neighbors[, neighbor_matrix_shifts])``, or
+            ``(neighbor_list, neighbor_ptr[, neighbor_list_shifts])``, the latter followed by
+            ``num_neighbors, metadata_valid`` if ``coo_capacity`` was given. Without shifts, S is
+            zero. Made for all atoms and with ``half_fill=False``; any ``fill_value``.
+        positions: (N, 3), real space, in Å. May have moved since the search by as much as the
+            search's longer cutoff allows.
+        cell: (B, 3, 3), rows are lattice vectors, in Å.
+        batch: (N,), system of each atom, nondecreasing; None for one system.
+        cutoff: in Å. Longer pairs are dropped, for a list made with a skin.
+        capacity: number of slots, at least 2; as many as the results have if None.
+
+    Returns:
+        The arrays.
+
+    Raises:
+        ValueError: the results have another form, or the capacity is too small.
+    """
+    where = "torchcall: edges_from_nvalchemi"
+    positions, cell = jnp.asarray(positions), jnp.asarray(cell)
+    n_atoms = positions.shape[0]
+    i, j, shifts, listed, complete = _entries(where, [jnp.asarray(x) for x in results], n_atoms)
+    slots = max(2, i.shape[0]) if capacity is None else capacity
+    if slots < 2:
+        raise ValueError(f"{where}: capacity: expected at least 2, got {capacity}")
+    listed &= (j >= 0) & (j < n_atoms)
+    i, j = jnp.where(listed, i, 0), jnp.where(listed, j, 0)
+    shifts = shifts.astype(positions.dtype)
+    lattice = cell[jnp.zeros_like(i) if batch is None else jnp.asarray(batch)[i]]
+    r = positions[j] - positions[i] + jnp.einsum("ek,ekl->el", shifts, lattice, precision="highest")
+    valid = listed & (jnp.sqrt(jnp.sum(r * r, axis=-1)) < cutoff)
+    # Row by row, so senders are sorted already.
+    (slot,) = jnp.nonzero(valid, size=slots, fill_value=i.shape[0])
+    edge_index = jnp.stack([i, j]).astype(jnp.int32)
+    used = slot < i.shape[0]
+    unused = jnp.array([1, 0, 0], shifts.dtype)
+    n_edges = jnp.sum(valid, dtype=jnp.int32)
+    finite = jnp.all(jnp.isfinite(positions)) & jnp.all(jnp.isfinite(cell))
+    return EdgeArrays(
+        edge_index.at[:, slot].get(mode="fill", fill_value=n_atoms),
+        jnp.where(used[:, None], shifts.at[slot].get(mode="fill", fill_value=0), unused),
+        jnp.minimum(n_edges, slots),
+        ~complete | (n_edges > slots) | ~finite,
+    )
+
+
+def _entries(
+    where: str, results: Sequence[Array], n_atoms: int
+) -> tuple[Array, Array, Array, Array, Array]:
+    """Senders, receivers, shifts and validity of all slots; and whether no pair is missing."""
+    shapes = [x.shape for x in results]
+    count = jnp.int32
+    match shapes:
+        case [(rows, width), (counted,), *rest] if rows == counted == n_atoms and rest in (
+            [],
+            [(rows, width, 3)],
+        ):
+            j, counts = results[:2]
+            i = jnp.broadcast_to(jnp.arange(n_atoms, dtype=j.dtype)[:, None], j.shape)
+            listed = jnp.arange(width, dtype=count) < counts[:, None]
+            shifts = results[2] if rest else jnp.zeros((*j.shape, 3), count)
+            complete = jnp.all((counts >= 0) & (counts <= width))
+            return i.reshape(-1), j.reshape(-1), shifts.reshape(-1, 3), listed.reshape(-1), complete
+        case [(2, slots), (pointers,), *rest] if pointers == n_atoms + 1 and rest in (
+            [],
+            [(slots, 3)],
+            [(n_atoms,), ()],
+            [(slots, 3), (n_atoms,), ()],
+        ):
+            (i, j), stored = results[0], results[1][-1]
+            listed = jnp.arange(slots, dtype=count) < stored
+            shifts = results[2] if len(rest) % 2 else jnp.zeros((slots, 3), count)
+            complete = stored == slots
+            if len(rest) > 1:
+                needed = jnp.sum(results[-2], dtype=count)
+                complete = results[-1] & (stored == needed) & jnp.all(results[-2] >= 0)
+            return i, j, shifts, listed, complete
+    raise ValueError(
+        f"{where}: expected a neighbour matrix or list of {n_atoms} atoms as its functions return "
+        f"them, got arrays of shapes {shapes}"
+    )
