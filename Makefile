@@ -132,6 +132,7 @@ bench: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/script_options.py --json benchmarks/results/script_options.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/output_copies.py --json benchmarks/results/output_copies.json
 	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_shares.py --json benchmarks/results/step_shares.json
 	@$(BIN)/python benchmarks/plot_results.py
 
 # With --no-deps: mace-torch would bring another torch.

@@ -18,10 +18,10 @@ from _harness import (
     tensors_of,
 )
 from _native_loop import package_loop, script_loop
-from _potentials import shares
+from _shares import STEP, exact_graph, nested, with_gradients
 
 from torchcall import mliap
-from torchcall.demo._dynamics import Constants, State, with_gradients
+from torchcall.demo._dynamics import Constants, State
 from torchcall.demo._peers import CallCounter
 from torchcall.demo._system import load_example
 from torchcall.mliap import AtomGraphInput, TorchMliap, pad_graph
@@ -141,19 +141,19 @@ def eager_peers(name: str, module: torch.nn.Module, graph: AtomGraphInput) -> di
     return runs
 
 
-def steps(report: Report, folder: Path, state: State, constants: Constants, cutoff: float) -> None:
+def steps(
+    report: Report, folder: Path, state: State, constants: Constants, cutoff: float, dt: float
+) -> None:
     """A whole step of molecular dynamics through each engine."""
     lennard_jones = load_example("lennard_jones").LennardJones
     module = lennard_jones(cutoff=cutoff, autograd=True).eval()
-    cell = constants.cell[0]
-    atoms = graph_of(state.positions, cell, cutoff, slack=1.25)  # pyright: ignore[reportArgumentType]
-    graph, _ = pad_graph(atoms, cutoff=cutoff)
+    graph = exact_graph(cutoff, state, constants)
     runs: dict[str, Run] = {}
     # None for fixed shapes: the list's own capacity is another.
     name = f"steps-{len(state.positions)}"
     for method, model in models(name, module, cutoff, graph, folder, fixed=False).items():
-        begun = with_gradients(model.wrapper, state, constants, cutoff)
-        runs[method] = shares(model, begun, constants, cutoff)["a step"]
+        begun = with_gradients(model, state, constants)
+        runs[method] = nested(model, begun, constants, dt)[STEP]
         runs[method](3)
     case = f"engines, a step by autograd, {len(state.positions)} atoms"
     timings = report.time(case, runs, engines=ENGINES)

@@ -1,4 +1,4 @@
-"""Measures `torchcall.mliap` for `md_loop.py`: parts of a step, narrowing, merged systems."""
+"""Measures `torchcall.mliap` for `md_loop.py`: narrowing, merged systems."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +11,7 @@ import numpy as np
 import torch
 from _harness import Report, Run, graph_of, jitted_loop, liquid
 
-from torchcall.demo._dynamics import Constants, State
 from torchcall.demo._system import load_example
-from torchcall.demo._timing import timed
 from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, pad_graph
 
 REPLICAS = 64
@@ -23,73 +21,9 @@ REPLICAS = 64
 LEAST_GAIN = {"Stillinger-Weber": 4.0, "message passing": 1.5}
 
 
-def shares(model: TorchMliap, state: State, constants: Constants, cutoff: float) -> dict[str, Run]:
-    """A whole step; a step without the list's update; and one without list and padding.
-
-    The cost of a part is the difference of two. Measured alone, XLA would remove what is not used
-    and hoist what does not change out of the loop.
-    """
-    fixed, masks = pad_graph(graph_of_list(state, constants), cutoff=cutoff)
-
-    def with_list(state: State) -> State:
-        neighbors = state.neighbors.update(state.positions, constants.cell)
-        return with_graph(state._replace(neighbors=neighbors))
-
-    def with_graph(state: State) -> State:
-        # The count depends on the positions, so the graph is padded in each step.
-        lost = jnp.where(state.positions[0, 0] > 1e9, 1, 0)
-        neighbors = replace(state.neighbors, n_edges=state.neighbors.n_edges - lost)
-        graph = graph_of_list(state._replace(neighbors=neighbors), constants)
-        return integrate(state, energy_and_gradients(model, graph).position_gradients)
-
-    def with_model(state: State) -> State:
-        rows = fixed["pos"].at[: len(state.positions)].set(state.positions)
-        gradients = evaluate(model, fixed | {"pos": rows}, masks)
-        return integrate(state, gradients[: len(state.positions)])
-
-    def integrate(state: State, gradients: jax.Array) -> State:
-        velocities = state.velocities - 1e-3 * gradients / constants.masses[:, None]
-        return state._replace(
-            positions=state.positions + 1e-3 * velocities,
-            velocities=velocities,
-            gradients=gradients,
-        )
-
-    steps = {
-        "a step": with_list,
-        "a step, list kept": with_graph,
-        "a step, list and graph kept": with_model,
-    }
-    return {name: state_loop(step, state) for name, step in steps.items()}
-
-
-def state_loop(step: Callable[[State], State], state: State) -> Run:
-    """`run(calls)`: that many steps inside one jitted `fori_loop`."""
-
-    @jax.jit
-    def loop(calls: jax.Array, state: State) -> State:
-        return jax.lax.fori_loop(0, calls, lambda _, state: step(state), state)
-
-    return lambda calls: timed(lambda: jax.block_until_ready(loop(calls, state)))
-
-
 def evaluate(model: TorchMliap, padded: Any, masks: Any) -> Any:
     """The gradients of a padded graph."""
     return model.evaluate(padded, masks.n_atoms, masks.n_edges)["position_gradients"]
-
-
-def graph_of_list(state: State, constants: Constants) -> AtomGraph:
-    """The graph of a state."""
-    return AtomGraph(
-        positions=state.positions,
-        atomic_numbers=constants.atomic_numbers,
-        cell=constants.cell,
-        pbc=constants.pbc,
-        batch=None,
-        edge_index=state.neighbors.edge_index,
-        cell_offsets=state.neighbors.cell_offsets,
-        n_edges=state.neighbors.n_edges,
-    )
 
 
 def narrowing(report: Report, n_atoms: int) -> None:

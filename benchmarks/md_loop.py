@@ -8,9 +8,9 @@ same number of steps, so all of them search for neighbours equally often. The tw
 only the potential: torch's own share of a step. The recorded figures are for one torch thread
 (OMP_NUM_THREADS=1).
 
-Then `torchcall.mliap`: the parts of a step; a graph with and without spare slots; 64 systems in one
-call of the model and in 64 calls. Last, a call and a step of the same potential through
-TorchScript, eager torch and AOTInductor.
+Then `torchcall.mliap`: a graph with and without spare slots; 64 systems in one call of the model
+and in 64 calls. Last, a call and a step of the same potential through TorchScript, eager torch and
+AOTInductor. `step_shares.py` has the parts of a step.
 """
 
 import sys
@@ -35,14 +35,13 @@ from _harness import (
     torchcall_wrapper,
 )
 from _native_loop import script_loop
-from _potentials import batched, narrowing, shares
+from _potentials import batched, narrowing
 from ase import units
 
 from torchcall.demo._dynamics import Constants, State, graph_of, start, with_gradients
 from torchcall.demo._potential import load_potential
 from torchcall.demo._run import compiled_runs
 from torchcall.demo._system import Structure, included_file, read_structure, thermal_velocities
-from torchcall.mliap import TorchMliap
 from torchcall.mliap._input import input_dtypes, output_specs
 
 CUTOFF, SKIN, DT, TEMPERATURE = 8.5, 1.0, 2.0 * units.fs, 94.4
@@ -106,12 +105,6 @@ def main(argv: list[str] | None = None) -> int:
         spec = (input_dtypes(),)
         problem = Problem(case, potential.module, (graph,), output_specs, input_spec=spec)
         report.time(case, loops(problem, state, constants, n_steps, options.without), calls=n_steps)
-        model = TorchMliap.from_module(potential.module, CUTOFF, requires_grad=False)
-        state = with_gradients(torchcall_wrapper(problem), state, constants, CUTOFF)
-        runs = shares(model, state, constants, CUTOFF)
-        for run in runs.values():
-            run(3)
-        report.time(f"shares of a step, {n_atoms} atoms", runs)
     if options.only in "narrowing" and not options.quick:
         for n_atoms in (512, 4096):
             narrowing(report, n_atoms)
@@ -122,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             _engines.calls(report, Path(folder))
             for n_atoms in (64, 500):
                 begun = start(structure(n_atoms), cutoff=CUTOFF, skin=SKIN, dtype=jnp.float32)
-                _engines.steps(report, Path(folder), *begun, CUTOFF)
+                _engines.steps(report, Path(folder), *begun, CUTOFF, DT)
     return report.finish()
 
 

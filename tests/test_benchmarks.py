@@ -59,10 +59,23 @@ def test_md_loop_runs_every_method(tmp_path):
     done = run("md_loop.py", "--quick", "--without", "wrap_torch2jax", "--json", path)
     assert done.returncode == 0, done.stderr
     rows = checked_document(path)["rows"]
-    assert {row["case"] for row in rows} == {"md, 64 atoms", "shares of a step, 64 atoms"}
+    assert {row["case"] for row in rows} == {"md, 64 atoms"}
     forward_only = {f"{name}, forward only" for name in TORCH_LOOPS}
-    loops = {row["method"] for row in rows if row["case"] == "md, 64 atoms"}
-    assert loops == forward_only | JAX_METHODS
+    assert {row["method"] for row in rows} == forward_only | JAX_METHODS
+
+
+def test_shares_of_a_step_add_up_to_it(tmp_path):
+    path = tmp_path / "step_shares.json"
+    done = run("step_shares.py", "--quick", "--json", path)
+    assert done.returncode == 0, done.stderr
+    rows = checked_document(path)["rows"]
+    assert len({row["case"] for row in rows}) == 1
+    assert rows[0]["case"].startswith("Lennard-Jones, 64 atoms, ")
+    (step,) = [row["us_median"] for row in rows if row["method"].endswith(": a step")]
+    table = done.stdout.partition("share of a step")[2].splitlines()[1:]
+    shares = [float(line.split()[-2]) for line in table[:9]]
+    assert shares[-1] == pytest.approx(sum(shares[:-1]), abs=0.1)
+    assert shares[-1] == pytest.approx(step, abs=0.1)
 
 
 # jax-md compiles about a hundred small programs.
