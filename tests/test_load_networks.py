@@ -11,7 +11,7 @@ from models import run_python
 
 from torchcall import models
 from torchcall.mliap import AtomGraph, TorchMliap, edge_vectors, energy, neighbor_list
-from torchcall.models import _common, _packages
+from torchcall.models import _common, _load, _packages
 
 
 class Gaussians(torch.nn.Module):
@@ -132,8 +132,17 @@ def test_parts_are_imported_when_they_are_used(tmp_path):
         "assert not {'torchcall.mliap', 'torchcall.models'} & set(sys.modules)\n"
         "assert torchcall.models.load.__module__ == 'torchcall.models._load'\n"
         "assert torchcall.mliap is sys.modules['torchcall.mliap']\n"
-        "assert not hasattr(torchcall, 'other')\n",
+        "assert not hasattr(torchcall, 'other')\n"
+        "compilers = {'torch._dynamo', 'torch._inductor', 'sympy'}\n"
+        "assert not compilers & set(sys.modules), 'takes seconds, and only compilation needs it'\n",
+        fresh=True,  # the process that others are forked from has imported torch's compiler
     )
+
+
+@pytest.mark.parametrize("kind", sorted(set(_load._NETWORKS) - {"own"}))
+def test_the_packages_of_every_network_are_recorded(kind, tmp_path):
+    (tmp_path / "model").write_bytes(b"weights")
+    assert _packages.record_of(_load._NETWORKS[kind], tmp_path / "model", {}) is not None
 
 
 def test_a_missing_package_is_an_error_that_names_the_extra():

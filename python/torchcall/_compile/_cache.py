@@ -13,15 +13,7 @@ from typing import Any
 import torch
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-
-def cache_folder() -> Path:
-    """`$TORCHCALL_CACHE`, or `torchcall/packages` in the user's cache folder of this platform."""
-    if chosen := os.environ.get("TORCHCALL_CACHE"):
-        return Path(chosen)
-    # Imported here: `make gpu-check` sets the variable and runs where platformdirs is missing.
-    import platformdirs
-
-    return platformdirs.user_cache_path("torchcall", appauthor=False) / "packages"
+from torchcall._compile._folder import cache_folder
 
 
 def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:

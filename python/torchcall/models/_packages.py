@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from torchcall import __version__
-from torchcall._compile._cache import cache_folder
+from torchcall._compile._folder import cache_folder
 from torchcall.mliap import TorchMliap
 
 

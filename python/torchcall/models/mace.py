@@ -24,6 +24,7 @@ from torchcall.mliap import TorchMliap
 from torchcall.models import _common
 
 NAMES: tuple[str, ...] = ()
+DISTRIBUTIONS: tuple[str, ...] = ("mace-torch", "e3nn")
 _CLASSES = ("MACE", "ScaleShiftMACE")
 _LAMMPS = "LAMMPS_MACE"
 
