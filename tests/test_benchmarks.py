@@ -90,6 +90,22 @@ def test_neighbor_list_times_every_method(without, tmp_path):
     assert len({row["method"] for row in rows}) == (5 if without else 9)
 
 
+# Each row takes a fresh process.
+@pytest.mark.parametrize(
+    "rows",
+    [pytest.param("import torchcall", id="imports"), pytest.param("", marks=pytest.mark.slow)],
+)
+def test_latency_measures_fresh_processes(rows, tmp_path):
+    path = tmp_path / "latency.json"
+    done = run("latency.py", "--quick", "--only", rows, "--json", path)
+    assert done.returncode == 0, done.stderr
+    cases = {row["case"] for row in checked_document(path)["rows"]}
+    assert "import torchcall, after jax and torch" in cases
+    assert len(cases) == (2 if rows else 11)
+    goals = [line for line in done.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
+    assert len(goals) == (1 if rows else 10)
+
+
 def test_figure_is_drawn_from_results(tmp_path):
     results, figure = tmp_path / "results.json", tmp_path / "images" / "figure.png"
     rows = [
