@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 8
+#define TC_ABI_VERSION 9
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -209,6 +209,9 @@ typedef struct {
   TcStatus (*plan_create)(TcModel* model, const TcPlanSpec* spec, TcPlan** out, TcSink error);
   TcStatus (*plan_run)(TcPlan* plan, const DLTensor* inputs, const DLTensor* outputs, TcPlace place,
                        TcSink error);
+  // Torch's threads in the plan's calls from now on, calls under way excepted. 0: those of
+  // `set_num_threads`, as in a new plan. Another number has no effect where torch lacks OpenMP.
+  void (*plan_set_threads)(TcPlan* plan, int32_t threads);
   // Code and weights as the plan's calls on the device use them now; they live until the hold is
   // released, which is before the plan is.
   TcStatus (*plan_hold)(TcPlan* plan, DLDevice device, TcHold** out, TcSink error);

@@ -201,6 +201,8 @@ TcStatus PlanHold(TcPlan* plan, DLDevice device, TcHold** out, TcSink error) {
 
 void HoldRelease(TcHold* hold) { delete hold; }
 
+void PlanSetThreads(TcPlan* plan, int32_t threads) { plan->plan->SetThreads(threads); }
+
 void PlanRelease(TcPlan* plan) { delete plan; }
 
 void SetNumThreads(int32_t threads) { SetThreadBudget(threads); }
@@ -228,6 +230,7 @@ extern "C" __attribute__((visibility("default"))) const TcEngineApi* torchcall_e
       torchcall::ModelCheckArguments,
       torchcall::PlanCreate,
       torchcall::PlanRun,
+      torchcall::PlanSetThreads,
       torchcall::PlanHold,
       torchcall::HoldRelease,
       torchcall::PlanRelease,

@@ -96,8 +96,21 @@ class TorchStateGuard {
   c10::AutogradState autograd_;
 };
 
-// Applies the process's thread budget to the calling thread, if it changed.
-void ApplyThreadBudget();
+// Torch's threads in one call. 0: the process's budget. Another number holds until the end of the
+// scope, on this thread only.
+class ThreadScope {
+ public:
+  explicit ThreadScope(int threads);
+  ~ThreadScope();
+  ThreadScope(const ThreadScope&) = delete;
+  ThreadScope& operator=(const ThreadScope&) = delete;
+
+ private:
+  int before_ = 0;  // 0: nothing to restore
+  int mkl_before_ = 0;
+};
+
+// Every thread applies it before its next call.
 void SetThreadBudget(int threads);
 
 }  // namespace torchcall

@@ -23,7 +23,7 @@ Plan::Plan(std::shared_ptr<Model> model, const TcPlanSpec& spec, CallForm form, 
 }
 
 std::string Plan::Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place) {
-  ApplyThreadBudget();
+  const ThreadScope threads(threads_.load(std::memory_order_relaxed));
   const StreamScope stream(place);
   const TorchStateGuard guard(autograd_);
   if (copied_per_call_ > 0) model_->Count(0, copied_per_call_);

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -31,6 +32,8 @@ class Plan {
   // Thread-safe. Where the place's purpose is to observe the call: returns why such calls cannot be
   // captured. Otherwise, or if no reason is known, returns an empty string.
   std::string Run(const DLTensor* inputs, const DLTensor* outputs, TcPlace place);
+  // Torch's threads in later calls, 0: the process's budget. Thread-safe.
+  void SetThreads(int threads) { threads_.store(threads, std::memory_order_relaxed); }
   // Shares ownership of the weights that calls on the device use now.
   virtual std::shared_ptr<const void> Hold(DLDevice device) const = 0;
 
@@ -49,6 +52,7 @@ class Plan {
   CallForm form_;
   IndexChecks index_checks_;
   Autograd autograd_;
+  std::atomic<int> threads_{0};
   int64_t copied_per_call_ = 0;  // inputs of which the model gets a private copy
 };
 

@@ -58,12 +58,6 @@ std::vector<ArraySpec> ArraySpecs(const std::vector<PyArray>& arrays) {
   return specs;
 }
 
-std::vector<TcLength> Lengths(const std::vector<PyLength>& py) {
-  std::vector<TcLength> lengths;
-  for (const auto& [operand, extra, least] : py) lengths.push_back({operand, extra, least});
-  return lengths;
-}
-
 GraphMode GraphModeOf(const std::string& name) {
   if (name == "off") return GraphMode::kOff;
   return name == "require" ? GraphMode::kRequire : GraphMode::kAuto;
@@ -230,8 +224,11 @@ class PyPlan {
     for (const auto& [operand, rows_of, allowed] : py_checks) {
       checks.push_back({operand, rows_of, {std::get<0>(allowed), std::get<1>(allowed)}});
     }
+    std::vector<TcLength> lengths;
+    for (const auto& [operand, extra, least] : Field<std::vector<PyLength>>(spec, "lengths")) {
+      lengths.push_back({operand, extra, least});
+    }
     TcPlanSpec native = {};
-    const std::vector<TcLength> lengths = Lengths(Field<std::vector<PyLength>>(spec, "lengths"));
     native.lengths = lengths.data();
     native.num_lengths = static_cast<int64_t>(lengths.size());
     native.arguments = arguments.data();
@@ -261,6 +258,7 @@ class PyPlan {
   PyPlan& operator=(const PyPlan&) = delete;
 
   const std::shared_ptr<NativePlan>& plan() const { return plan_; }
+  void SetThreads(int threads) const { plan_->SetThreads(threads); }
   // What the handler does, on addresses: the way in for tests.
   void RunOnCuda(const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs,
                  int ordinal, uintptr_t stream) const {
@@ -391,6 +389,7 @@ NB_MODULE(_bridge, m) {
       .def(nb::init<const PyModel&, const std::string&, nb::handle>(), nb::arg("model"),
            nb::arg("name"), nb::arg("spec"),
            nb::sig("def __init__(self, model: Model, name: str, spec: typing.Any) -> None"))
+      .def("set_threads", &PyPlan::SetThreads, nb::arg("threads"))
       .def("run_on_cuda", &PyPlan::RunOnCuda, nb::arg("inputs"), nb::arg("outputs"),
            nb::arg("ordinal"), nb::arg("stream"));
   nb::class_<PyRegistration>(m, "NativeRegistration")

@@ -50,6 +50,9 @@ class NativePlan {
   // The same on buffers whose shapes and dtypes the caller guarantees. Throws on failure.
   void RunOn(void* const* operands, void* const* results, TcPlace place);
 
+  // Torch's threads in later calls; see TcEngineApi.
+  void SetThreads(int threads) { TorchHalf().plan_set_threads(plan_.get(), threads); }
+
   // Digest of the model's code and weights as they are now; see CallCounters.
   std::string content() const { return counters_->content(); }
 

@@ -19,9 +19,11 @@ from torchcall._call.plan import CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
 from torchcall._call.specs import is_static
+from torchcall._call.threads import measured_threads, warm_up
 from torchcall._call.tree import check_keys
 from torchcall._engines import source_of, unpickle
 from torchcall._engines.archive import PickledModelError
+from torchcall._threads import checked_threads
 
 # Plans that a wrapper remembers. Programs hold the plans that they use.
 _MOST_PLANS = 256
@@ -61,6 +63,11 @@ class TorchModuleWrapper:
             in place, or a reference that is left, is an error if torch or Python count it. Writes
             and references by NumPy, other libraries and threads may go unnoticed. TorchScript and
             packages refuse the option: they copy only what they must.
+        threads: torch's CPU threads inside a call. None: the process's budget, which is torch's own
+            number or that of `torchcall.set_num_threads`. A number: that many. "auto": `warmup`
+            times the call with 1, 2, 4, … threads up to the budget and keeps the smallest number
+            within 5 % of the fastest, for calls of these shapes and dtypes, also in programs that
+            are compiled already. Other calls, and calls on a GPU, use the budget.
         cuda_graph: on a CUDA device, whether calls become replays of a CUDA graph: "auto" where
             the model can be captured (the second call on a device tries), "off" never, "require"
             as "auto", but a model that cannot be captured is an error. A capture that another
@@ -89,6 +96,7 @@ class TorchModuleWrapper:
         freeze: bool = False,
         vmap_method: Literal["sequential"] = "sequential",
         share_inputs: bool = False,
+        threads: int | Literal["auto"] | None = None,
         cuda_graph: Literal["auto", "off", "require"] = "auto",
     ) -> None:
         if cuda_graph not in ("auto", "off", "require"):
@@ -121,6 +129,7 @@ class TorchModuleWrapper:
             "freeze": freeze,
             "vmap_method": vmap_method,
             "share_inputs": share_inputs,
+            "threads": checked_threads(threads),
             "cuda_graph": cuda_graph,
         }
         self._name = self._source.name
@@ -147,6 +156,19 @@ class TorchModuleWrapper:
         lengths: Sequence[Any] = (),
     ) -> Any:
         """Calls the model. `lengths` are the int32 scalars of `Narrowing`, in its order."""
+        prepared, operands = self._prepared_call(args, kwargs, options, lengths)
+        traced = any(isinstance(operand, Tracer) for operand in operands)
+        outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
+        return jax.tree.unflatten(prepared.structure, outputs)
+
+    def _prepared_call(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions,
+        lengths: Sequence[Any],
+    ) -> tuple[Prepared, list[Any]]:
+        """The plan of a call, and its operands."""
         try:
             leaves, treedef = jax.tree.flatten((args, kwargs), is_leaf=lambda x: x is None)
         except ValueError:
@@ -158,10 +180,7 @@ class TorchModuleWrapper:
             raise
         operands = [leaf for leaf in leaves if not is_static(leaf)]
         operands += lengths
-        prepared = self._prepare(leaves, treedef, options)
-        traced = any(isinstance(operand, Tracer) for operand in operands)
-        outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
-        return jax.tree.unflatten(prepared.structure, outputs)
+        return self._prepare(leaves, treedef, options), operands
 
     def warmup(self, *args: Any, **kwargs: Any) -> None:
         """Calls the model twice on these arguments, real data, and waits for the results.
@@ -169,9 +188,30 @@ class TorchModuleWrapper:
         This makes the plan, allocates its buffers and starts torch's threads, so that the first
         step of a loop takes as long as the others. On a CUDA device the second call captures the
         CUDA graph that later calls replay.
+
+        With `threads="auto"`, it then measures the number of threads: for up to a second, or
+        with two calls of each number if a call takes longer. `stats` has the result. Each warm-up
+        measures again, one at a time in the process. Other calls of these shapes may run meanwhile.
+
+        Raises:
+            TypeError: an argument is traced: call it outside `jax.jit`.
         """
-        for _ in range(2):
-            jax.block_until_ready(self(*args, **kwargs))
+        self._warm(args, kwargs)
+
+    def _warm(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        options: CallOptions = _NO_OPTIONS,
+        lengths: Sequence[Any] = (),
+    ) -> None:
+        """`warmup` of the call that `_call` makes with these arguments."""
+        prepared, operands = self._prepared_call(args, kwargs, options, lengths)
+        if any(isinstance(operand, Tracer) for operand in operands):
+            raise TypeError(
+                self._say("warmup: expected real data, got traced arrays; call it outside jax.jit")
+            )
+        warm_up(prepared, operands, measure=self._options["threads"] == "auto")
 
     def refresh(self) -> None:
         """Reloads the weights, also for programs that are compiled already.
@@ -201,8 +241,10 @@ class TorchModuleWrapper:
             `copied_inputs` (inputs that the model got as private copies: all inputs of an eager
             model, else those that it may write to); `retained_inputs` (inputs that a TorchScript
             model retained after a call; each became a copy); `devices` of the calls so far;
-            `graph_captures`, `graph_replays` of CUDA graphs; `fallback`, the reason for a slower
-            path, or None.
+            `graph_captures`, `graph_replays` of CUDA graphs; `threads`, the option;
+            `measured_threads`, one entry per plan that was warmed up with `threads="auto"`:
+            `operands` (shapes by name), `threads` (the choice), `us` (median µs per call by number
+            of threads); `fallback`, the reason for a slower path, or None.
         """
         fallback = self._model.fallback or self._fallback or None
         if self._source.weights == "copied" and self._source.engine == "TorchScript":
@@ -213,6 +255,8 @@ class TorchModuleWrapper:
             "plans": len(self._plans),
             "weights": self._source.weights,
             "devices": self._model.devices,
+            "threads": self._options["threads"],
+            "measured_threads": measured_threads(list(self._prepared.values())),
             "fallback": fallback,
         }
 
@@ -222,7 +266,7 @@ class TorchModuleWrapper:
             for name, value in self._options.items()
             if value is not None
             and value is not False
-            and not (isinstance(value, str) and value in ("sequential", "auto"))
+            and (name, value) not in (("vmap_method", "sequential"), ("cuda_graph", "auto"))
         }
         options = "".join(f", {name}={value!r}" for name, value in changed.items())
         if self._fallback:
@@ -289,7 +333,7 @@ class TorchModuleWrapper:
                 call = describe_call(treedef, specs, self._options, options)
                 engine_call = self._source.prepare_call(self._model, call)
                 prepared = prepare(self._model, self._name, call, engine_call)
-                self._remember(key, prepared)
+                prepared = self._remember(key, prepared)
         except (ValueError, TypeError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(self._say(str(error))) from error.__cause__
@@ -301,11 +345,13 @@ class TorchModuleWrapper:
                 self._say("this process was forked after torch was loaded; start it by 'spawn'")
             )
 
-    def _remember(self, key: Hashable, prepared: Prepared) -> None:
-        self._prepared[key] = prepared
+    def _remember(self, key: Hashable, prepared: Prepared) -> Prepared:
+        # Threads may prepare the same call at once. All use one plan, which warm-up measures.
+        prepared = self._prepared.setdefault(key, prepared)
         self._plans.add(prepared.plan)
         if len(self._prepared) > _MOST_PLANS:
             self._prepared.popitem(last=False)
+        return prepared
 
     def _load(self) -> _bridge.Model:
         try:

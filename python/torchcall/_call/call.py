@@ -68,6 +68,7 @@ class Call:
         output_spec: the wrapper's option.
         requires_grad: whether the model may differentiate inside.
         cuda_graph: the wrapper's option.
+        threads: the wrapper's option.
         options: internal options.
     """
 
@@ -78,6 +79,7 @@ class Call:
     output_spec: Any
     requires_grad: bool
     cuda_graph: str
+    threads: int | str | None
     options: CallOptions
 
     @property

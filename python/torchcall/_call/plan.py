@@ -39,6 +39,7 @@ class PlanSpec(NamedTuple):
         eager_runner: what runs an eager model, or None.
         cuda_graph: the wrapper's option.
         graph_refusal: why calls cannot be replays of a CUDA graph, or "".
+        threads: the wrapper's option: torch's threads in a call, None or "auto".
     """
 
     operands: list[Operand]
@@ -51,6 +52,7 @@ class PlanSpec(NamedTuple):
     eager_runner: Any
     cuda_graph: str
     graph_refusal: str
+    threads: int | str | None
 
 
 class CallPlan:
@@ -65,6 +67,10 @@ class CallPlan:
         requires_graph: whether a call must be a replay of a CUDA graph.
         operand_dtypes: dtype of each operand.
         outputs: shape and dtype of each output.
+        operand_shapes: shape of each operand, by name.
+        threads: torch's threads in a call, 0: the process's budget.
+        thread_times: seconds per call by number of threads, as warm-up measured them last; None if
+            it never did.
 
     Args:
         model: the native model.
@@ -93,8 +99,13 @@ class CallPlan:
         self.outputs = [
             jax.ShapeDtypeStruct(output.shape, jnp.dtype(output.dtype)) for output in spec.outputs
         ]
+        self.operand_shapes = {operand.name: tuple(operand.shape) for operand in spec.operands}
         self._model = model
         self._native = _bridge.NativePlan(model, model_name, spec)
+        self.threads = 0
+        self.thread_times: dict[int, float] | None = None
+        if isinstance(spec.threads, int):
+            self.set_threads(spec.threads)
         self._compiled = compiled
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
 
@@ -115,6 +126,11 @@ class CallPlan:
         if run is None:  # its wrapper is gone, but a program still uses the plan
             run = self._compiled(self)
         return run(*operands)
+
+    def set_threads(self, threads: int) -> None:
+        """Sets torch's threads in later calls, also those of compiled programs."""
+        self.threads = threads
+        self._native.set_threads(threads)
 
     @property
     def native(self) -> _bridge.NativePlan:

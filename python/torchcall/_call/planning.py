@@ -80,6 +80,7 @@ def describe_call(
         output_spec=wrapper_options["output_spec"],
         requires_grad=wrapper_options["requires_grad"],
         cuda_graph=wrapper_options["cuda_graph"],
+        threads=wrapper_options["threads"],
         options=options,
     )
 
@@ -116,6 +117,7 @@ def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: Engi
         eager_runner=engine_call.eager_runner(output_tree, len(lengths)),
         cuda_graph=call.cuda_graph,
         graph_refusal=_graph_refusal(model),
+        threads=call.threads,
     )
     return Prepared(CallPlan(model, model_name, spec, engine_call.device, compiled), structure)
 

@@ -11,7 +11,7 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from torchcall.mliap._graph import AtomGraph, check_graph, lacks_edges, pad_with
+from torchcall.mliap._graph import AtomGraph, check_graph, lacks_edges
 from torchcall.mliap._merge import merge_graphs
 from torchcall.mliap._model import TorchMliap
 
@@ -191,12 +191,7 @@ def refuse_second_derivatives() -> NoReturn:
 def evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     """Evaluates the model once, in the caller's order. All evaluations pass through here."""
     n_systems = graph.cell.shape[0]
-    atoms, edges, systems = model.capacity or (None, None, None)
-    # Phantom atoms need an element that the model declares, even if the graph has no atoms.
-    element = (model.species or (1,))[0]
-    padded, masks = pad_with(
-        graph, element, cutoff=model.cutoff, n_atoms=atoms, n_edges=edges, n_systems=systems
-    )
+    padded, masks = model.padded(graph)
     out = model.evaluate(padded, masks.n_atoms, masks.n_edges)
     real = (masks.rows < masks.n_atoms)[:, None]
     cells = out.get("cell_gradients")

@@ -6,6 +6,8 @@ import jax
 import torch
 from jaxtyping import Array, Bool, Float, Int
 
+from torchcall._call.narrowing import Axis, Narrowing
+
 
 class AtomGraphInput(TypedDict):
     """A batch of atom graphs: N atoms, B systems, E edges, phantoms included.
@@ -59,3 +61,21 @@ def output_specs(
     if compute_cell_gradients:
         specs["cell_gradients"] = jax.ShapeDtypeStruct((n_systems, 3, 3), dtype)
     return specs
+
+
+def narrowing(outputs: tuple[str, ...]) -> Narrowing:
+    """The padded axes of a graph and of the outputs with these keys."""
+    atoms, edges = Axis(0, 0), Axis(1, 0)
+    inputs = {
+        "pos": atoms,
+        "atomic_numbers": atoms,
+        "batch": atoms,
+        "edge_index": Axis(1, 1),
+        "cell_offsets": edges,
+    }
+    return Narrowing(
+        names=("n_atoms", "n_edges"),
+        # In the order of the leaves of a dict.
+        inputs=tuple(inputs.get(key) for key in sorted(AtomGraphInput.__annotations__)),
+        outputs={key: atoms if key == "position_gradients" else None for key in outputs},
+    )

@@ -17,12 +17,11 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from torchcall._call.call import CallOptions, IndexCheck
-from torchcall._call.narrowing import Axis, Narrowing
 from torchcall._call.specs import torch_dtype
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._from_energy import Engine, Script, energy_source
-from torchcall.mliap._graph import AtomGraph
-from torchcall.mliap._input import AtomGraphInput, output_specs
+from torchcall.mliap._graph import AtomGraph, PaddingMasks, pad_with
+from torchcall.mliap._input import AtomGraphInput, narrowing, output_specs
 from torchcall.mliap._outputs import check_outputs
 from torchcall.mliap._package import read_potential
 from torchcall.mliap._probe import check_wrapper, wrapped
@@ -215,8 +214,7 @@ class TorchMliap:
         error = unknown_element(self.species, input.get("atomic_numbers", ()), None, 0)
         if error:
             raise ValueError(f"torchcall: {self._name}: input['atomic_numbers']: {error}")
-        options = CallOptions(self.output_specs(input), index_checks=self._index_checks(input))
-        return self.wrapper._call((input,), {}, options)
+        return self.wrapper._call((input,), {}, self._call_options(input)[0])
 
     def evaluate(
         self, input: AtomGraphInput, n_atoms: Int[ArrayLike, ""], n_edges: Int[ArrayLike, ""]
@@ -235,19 +233,47 @@ class TorchMliap:
         Raises:
             TypeError, ValueError, jax.errors.JaxRuntimeError: as for `call`.
         """
-        fixed = self.narrow is False or self.capacity is not None
-        if fixed or not isinstance(self.wrapper, TorchModuleWrapper):
+        if not self._narrows:
             return self.call(input)
-        outputs = self.output_specs(input)
-        checks = self._index_checks(input)
-        options = CallOptions(outputs, _narrowing(tuple(outputs)), checks)
-        lengths = [jnp.asarray(n, jnp.int32) for n in (n_atoms, n_edges)]
+        options, lengths = self._call_options(input, n_atoms, n_edges)
         out = self.wrapper._call((input,), {}, options, lengths)
         gradients = out["position_gradients"]
         out["position_gradients"] = jax.lax.platform_dependent(
             gradients, lengths[0], cpu=lambda rows, _: rows, default=_zero_narrowed
         )
         return out
+
+    def warmup(self, graph: AtomGraph) -> None:
+        """Calls the potential on a graph as `energy` does, and waits: `TorchModuleWrapper.warmup`.
+
+        With `threads="auto"` this measures how many torch threads are best for graphs of these
+        shapes. Call it after `allocate`, and again when the capacity of the list has changed. Calls
+        under `jax.vmap` have other shapes.
+
+        Args:
+            graph: real data, not traced.
+
+        Raises:
+            TypeError: the graph is traced.
+            ValueError: as for `energy`.
+        """
+        input, masks = self.padded(graph)
+        self.check_cutoff(graph)
+        self.check_species(graph)
+        if not isinstance(self.wrapper, TorchModuleWrapper):
+            jax.block_until_ready(self.call(input))
+            return
+        options, lengths = self._call_options(input, masks.n_atoms, masks.n_edges)
+        self.wrapper._warm((input,), {}, options, lengths)
+
+    def padded(self, graph: AtomGraph) -> tuple[AtomGraphInput, PaddingMasks]:
+        """The graph as `energy` passes it to the module, with phantoms."""
+        atoms, edges, systems = self.capacity or (None, None, None)
+        # Phantom atoms need an element that the model declares, even if the graph has no atoms.
+        element = (self.species or (1,))[0]
+        return pad_with(
+            graph, element, cutoff=self.cutoff, n_atoms=atoms, n_edges=edges, n_systems=systems
+        )
 
     def output_specs(self, input: AtomGraphInput) -> dict[str, jax.ShapeDtypeStruct]:
         """Shapes and dtypes of a potential's outputs, by key."""
@@ -275,6 +301,21 @@ class TorchMliap:
         if isinstance(self.wrapper, TorchModuleWrapper):
             return self.wrapper._name
         return getattr(self.wrapper, "__name__", type(self.wrapper).__name__)
+
+    @property
+    def _narrows(self) -> bool:
+        fixed = self.narrow is False or self.capacity is not None
+        return not fixed and isinstance(self.wrapper, TorchModuleWrapper)
+
+    def _call_options(
+        self, input: AtomGraphInput, *lengths: Int[ArrayLike, ""]
+    ) -> tuple[CallOptions, list[Array]]:
+        """Options and lengths of a call; narrowed if lengths are given and the model narrows."""
+        outputs, checks = self.output_specs(input), self._index_checks(input)
+        if not lengths or not self._narrows:
+            return CallOptions(outputs, index_checks=checks), []
+        options = CallOptions(outputs, narrowing(tuple(outputs)), checks)
+        return options, [jnp.asarray(n, jnp.int32) for n in lengths]
 
     def _index_checks(self, input: AtomGraphInput) -> tuple[IndexCheck, ...]:
         """Checks of the call: edges join atoms, atoms belong to systems, elements are declared."""
@@ -326,23 +367,6 @@ class TorchMliap:
 def _zero_narrowed(rows: Array, n_atoms: Array) -> Array:
     used = jnp.arange(rows.shape[0], dtype=jnp.int32) < jnp.maximum(n_atoms + 1, 2)
     return jnp.where(used[:, None], rows, jnp.zeros_like(rows))
-
-
-def _narrowing(outputs: tuple[str, ...]) -> Narrowing:
-    atoms, edges = Axis(0, 0), Axis(1, 0)
-    inputs = {
-        "pos": atoms,
-        "atomic_numbers": atoms,
-        "batch": atoms,
-        "edge_index": Axis(1, 1),
-        "cell_offsets": edges,
-    }
-    return Narrowing(
-        names=("n_atoms", "n_edges"),
-        # In the order of the leaves of a dict.
-        inputs=tuple(inputs.get(key) for key in sorted(AtomGraphInput.__annotations__)),
-        outputs={key: atoms if key == "position_gradients" else None for key in outputs},
-    )
 
 
 def _refuse_specs(method: str, options: dict[str, Any]) -> None:
