@@ -2,7 +2,6 @@
 
 import re
 import threading
-import time
 
 import jax
 import numpy as np
@@ -25,6 +24,32 @@ def four_threads(monkeypatch):
     monkeypatch.setattr("torchcall._call.threads.thread_budget", lambda: 4)
 
 
+class Clock:
+    """The time of measurements, which only models change."""
+
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def model(self, milliseconds):
+        """A model that takes as long as its number of threads says, and returns that number."""
+
+        def run(x: Tensor) -> Tensor:
+            threads = torch.get_num_threads()
+            self.now += 1e-3 * milliseconds.get(threads, 1)
+            return x * 0 + threads
+
+        return run
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("torchcall._call.threads.time", clock)
+    return clock
+
+
 def thread_counts(x: Tensor) -> Tensor:
     """Of OpenMP and of MKL (0: not in this torch) on the thread that runs the model."""
     mkl = re.search(r"mkl_get_max_threads\(\) : (\d+)", torch.__config__.parallel_info())
@@ -33,17 +58,6 @@ def thread_counts(x: Tensor) -> Tensor:
 
 
 COUNTS = jax.ShapeDtypeStruct((2,), np.float32)
-
-
-def sleeper(milliseconds):
-    """A model that takes as long as its number of threads says, and returns that number."""
-
-    def model(x: Tensor) -> Tensor:
-        threads = torch.get_num_threads()
-        time.sleep(1e-3 * milliseconds.get(threads, 0))
-        return x * 0 + threads
-
-    return model
 
 
 def choices(f):
@@ -96,13 +110,14 @@ def test_concurrent_calls_have_their_own_numbers():
     "milliseconds, expected",
     [
         pytest.param({1: 9, 2: 3, 4: 6}, 2, id="two are fastest"),
-        pytest.param({1: 2, 2: 8, 4: 8}, 1, id="one is fastest"),
+        pytest.param({1: 0.2, 2: 0.8, 4: 8}, 1, id="one is fastest"),
         pytest.param({1: 9, 2: 6, 4: 2}, 4, id="all are fastest"),
-        pytest.param({1: 10, 2: 10, 4: 10}, 1, id="equal"),
+        pytest.param({1: 100, 2: 98, 4: 96}, 1, id="more are not much faster"),
+        pytest.param({1: 100, 2: 60, 4: 58}, 2, id="two are almost the fastest"),
     ],
 )
-def test_auto_chooses_the_fastest_number(milliseconds, expected):
-    f = TorchModuleWrapper(sleeper(milliseconds), threads="auto", output_spec=lambda x: x)
+def test_auto_chooses_the_fastest_number(clock, milliseconds, expected):
+    f = TorchModuleWrapper(clock.model(milliseconds), threads="auto", output_spec=lambda x: x)
     program = jax.jit(f)
     outside = torch.get_num_threads()
     assert_same(program(X), np.full(3, outside, np.float32))
@@ -114,7 +129,7 @@ def test_auto_chooses_the_fastest_number(milliseconds, expected):
     assert entry["threads"] == expected
     assert entry["operands"] == {"operand args[0]": (3,)}
     assert set(entry["us"]) == {1, 2, 4}
-    assert all(us >= 1e3 * milliseconds[n] for n, us in entry["us"].items())
+    assert entry["us"] == pytest.approx({n: 1e3 * ms for n, ms in milliseconds.items()})
     assert f.stats()["plans"] == 1
     assert_same(program(X), np.full(3, expected, np.float32))
     assert_same(f(X), np.full(3, expected, np.float32))
@@ -126,19 +141,28 @@ def test_auto_chooses_the_fastest_number(milliseconds, expected):
 
 
 @pytest.mark.usefixtures("four_threads")
-def test_a_slow_call_is_run_twice_with_each_number(monkeypatch):
-    monkeypatch.setattr("torchcall._call.threads._SECONDS", 0.0)
-    calls = []
+def test_a_slow_call_is_run_twice_with_each_number(clock):
+    counted = []
+    timed = clock.model({4: 2000, 2: 1000, 1: 7000})
 
     def model(x: Tensor) -> Tensor:
-        calls.append(torch.get_num_threads())
-        time.sleep(0.02 * {4: 2, 2: 1, 1: 10}[calls[-1]] if len(calls) > 2 else 0)
-        return x * 2
+        counted.append(torch.get_num_threads())
+        return timed(x)
 
     f = TorchModuleWrapper(model, threads="auto", output_spec=lambda x: x)
     f.warmup(X)
-    assert calls[2:] == [4, 4, 2, 2, 1, 1]
+    assert counted[2:] == [4, 4, 2, 2, 1, 1]
     assert choices(f) == [2]
+
+
+@pytest.mark.usefixtures("four_threads")
+def test_small_numbers_of_a_slow_call_are_left_out(clock):
+    f = TorchModuleWrapper(
+        clock.model({4: 1000, 2: 4000, 1: 16000}), threads="auto", output_spec=lambda x: x
+    )
+    f.warmup(X)
+    assert f.stats()["measured_threads"][0]["us"] == {2: 4e6, 4: 1e6}
+    assert choices(f) == [4]
 
 
 @pytest.mark.parametrize("budget, tried", [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6])])

@@ -136,9 +136,13 @@ def test_the_run_is_repeated_with_more_capacity_after_an_overflow(crystal, capfd
     )
     state = small._replace(positions=np.asarray(structure.positions, np.float32))
     steps = _dynamics.make_run(potential.wrapper, cutoff=cutoff, dt=2.0 * units.fs)
+    grown = []
     end, energies, _ = _run.simulate(
-        steps, state, constants, 5, count=lambda: potential.wrapper.stats()["calls"]
-    )
+        steps, state, constants, 5,
+        count=lambda: potential.wrapper.stats()["calls"],
+        grown=grown.append,
+    )  # fmt: skip
+    assert grown[-1].neighbors.edge_index.shape == end.neighbors.edge_index.shape
     assert "repeating the run with more capacity" in capfd.readouterr().out
     assert not end.neighbors.did_overflow
     assert _dynamics.is_finite(energies)

@@ -27,6 +27,18 @@ class CallCounter:
     calls: int = 0
 
 
+def with_threads(module: Any, threads: int) -> Call:
+    """The module's `forward` with that number of torch threads, on whatever thread it is called."""
+    forward = _forward(module)
+
+    def call(*args: Any) -> Any:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+        return forward(*args)
+
+    return call
+
+
 def pure_callback_call(
     module: Any,
     output_spec: OutputSpec,

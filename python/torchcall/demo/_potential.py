@@ -35,6 +35,20 @@ class LoadedPotential:
     outputs: Outputs
     requires_grad: bool
 
+    def warmup(self, graph: AtomGraphInput) -> str:
+        """Calls the model on real data, and describes the number of torch threads chosen for it."""
+        self.wrapper.warmup(graph)
+        found = self.wrapper.stats()["measured_threads"]
+        us = found[-1]["us"] if found else {}
+        times = ", ".join(f"{number}: {time:.0f} µs" for number, time in us.items())
+        return f"{self.threads} ({times})" if len(us) > 1 else str(self.threads)
+
+    @property
+    def threads(self) -> int:
+        """The number of torch threads in calls of these shapes; on a GPU it is torch's own."""
+        found = self.wrapper.stats()["measured_threads"]
+        return found[-1]["threads"] if found else torch.get_num_threads()
+
     def learn_outputs(self, graph: AtomGraphInput) -> None:
         """Calls the module once from Python to find its additional outputs.
 
@@ -79,7 +93,11 @@ def load_potential(path: Path | None, cutoff: float) -> LoadedPotential:
         DemoError: If there is no such file. Errors of `torchcall.load` are not caught.
     """
     outputs = Outputs()
-    spec: dict[str, Any] = {"input_spec": ((input_dtypes(),), {}), "output_spec": outputs}
+    spec: dict[str, Any] = {
+        "input_spec": ((input_dtypes(),), {}),
+        "output_spec": outputs,
+        "threads": "auto",
+    }
     if path is None:
         with quiet_torchscript():
             argon = load_example("lennard_jones").LennardJones(cutoff=cutoff).eval()

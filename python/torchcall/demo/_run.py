@@ -25,7 +25,7 @@ from torchcall.demo._dynamics import (
     start,
     with_gradients,
 )
-from torchcall.demo._peers import buffer_callback_call, pure_callback_call
+from torchcall.demo._peers import buffer_callback_call, pure_callback_call, with_threads
 from torchcall.demo._potential import LoadedPotential, load_potential
 from torchcall.demo._progress import progress
 from torchcall.demo._report import Observables, draw, timing_table, write_json
@@ -66,13 +66,20 @@ def run(options: argparse.Namespace) -> None:
     )
     graph = graph_of(state.positions, state.neighbors, constants, cutoff)
     potential.learn_outputs(graph)
-    potential.wrapper.warmup(graph)
+
+    def warm(state: State) -> None:
+        graph = graph_of(state.positions, state.neighbors, constants, cutoff)
+        print(f"torch threads in a call: {potential.warmup(graph)}", flush=True)
+
+    warm(state)
     state = with_gradients(potential.wrapper, state, constants, cutoff)
     print(f"NVE: {options.steps} steps of {options.dt:g} fs in one jitted lax.scan", flush=True)
     steps = make_run(potential.wrapper, cutoff=cutoff, dt=dt)
     end, energies, seconds = simulate(
-        steps, state, constants, options.steps, count=lambda: potential.wrapper.stats()["calls"]
-    )
+        steps, state, constants, options.steps,
+        count=lambda: potential.wrapper.stats()["calls"],
+        grown=warm,
+    )  # fmt: skip
     if not is_finite(energies):
         raise DemoError(f"{potential.name}: expected finite energies, got NaN or infinity")
     observed = Observables.of(
@@ -106,7 +113,13 @@ def run(options: argparse.Namespace) -> None:
 
 
 def simulate(
-    steps: Any, state: State, constants: Constants, n_steps: int, *, count: Callable[[], int]
+    steps: Any,
+    state: State,
+    constants: Constants,
+    n_steps: int,
+    *,
+    count: Callable[[], int],
+    grown: Callable[[State], None],
 ) -> tuple[State, Energies, float]:
     """Runs the steps in one jitted scan. Repeats it with a larger neighbour list on overflow.
 
@@ -116,6 +129,7 @@ def simulate(
         constants: The run's constant arrays.
         n_steps: The number of steps.
         count: Returns the model's number of calls, for the progress bar.
+        grown: Called with the state when its list has more capacity.
 
     Returns:
         The final state, the energies, and the seconds of the scan without compilation.
@@ -138,6 +152,7 @@ def simulate(
             flush=True,
         )
         state = grow_list(state, end)
+        grown(state)
     raise DemoError(f"the neighbour list overflowed {_MAX_REPEATS} times: try a smaller --dt")
 
 
@@ -152,15 +167,17 @@ def time_peers(
 ) -> dict[str, Timing]:
     """Times the loop through torchcall and JAX's callbacks, interleaved, from the same state.
 
-    All methods make the same number of steps, about 0.3 s through torchcall.
+    All methods make the same number of steps, about 0.3 s through torchcall, and have the same
+    number of torch threads.
     """
     n_steps = int(np.clip(0.3e6 / us_per_step, 1, options.steps))
     spec = {"output_spec": potential.outputs, "input_spec": (input_dtypes(),)}
     grad = potential.requires_grad
+    module = with_threads(potential.module, potential.threads)
     models: dict[str, Model] = {
         "torchcall": potential.wrapper,
-        "buffer_callback": buffer_callback_call(potential.module, **spec, requires_grad=grad),
-        "pure_callback": pure_callback_call(potential.module, **spec, requires_grad=grad),
+        "buffer_callback": buffer_callback_call(module, **spec, requires_grad=grad),
+        "pure_callback": pure_callback_call(module, **spec, requires_grad=grad),
     }
     print(f"\ntiming: {_ROUNDS} rounds of {n_steps} steps per method", flush=True)
     runs = compiled_runs(models, state, constants, n_steps, cutoff=cutoff, dt=dt)
