@@ -12,7 +12,7 @@ from torchcall import TorchModuleWrapper
 from torchcall._call.call import CallOptions
 from torchcall.demo._system import load_example
 from torchcall.mliap import AtomGraph, TorchMliap, neighbor_list, pad_graph
-from torchcall.mliap._model import _narrowing
+from torchcall.mliap._input import narrowing
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 SAME = jax.ShapeDtypeStruct(X.shape, X.dtype)
@@ -121,7 +121,7 @@ def test_valid_lengths_are_not_read_on_a_device(machine):
     graph = AtomGraph.from_neighbors(nbrs, positions, cell, np.full(27, 18, np.int32))
     padded, masks = pad_graph(graph, cutoff=4.0, n_atoms=40, n_edges=graph.edge_index.shape[1] + 9)
     expected = model.call(padded)
-    options = CallOptions(model.output_specs(padded), _narrowing(tuple(expected)))
+    options = CallOptions(model.output_specs(padded), narrowing(tuple(expected)))
     lengths = (np.int32(masks.n_atoms), np.int32(masks.n_edges))
     call = machine.prepared(model.wrapper, padded, options=options)
     call(padded, lengths=lengths)
