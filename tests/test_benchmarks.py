@@ -78,6 +78,18 @@ def test_shares_of_a_step_add_up_to_it(tmp_path):
     assert shares[-1] == pytest.approx(step, abs=0.1)
 
 
+def test_threads_times_one_call_and_two_at_once(tmp_path):
+    path = tmp_path / "threads.json"
+    done = run("threads.py", "--quick", "--only", "TorchScript", "--json", path)
+    assert done.returncode == 0, done.stderr
+    rows = checked_document(path)["rows"]
+    case = "TorchScript, 64 atoms"
+    assert {row["case"] for row in rows} == {case, f"{case}, on two devices at once"}
+    # One thread is the whole budget here.
+    assert {row["method"] for row in rows} == {"threads=1", 'threads="auto"'}
+    assert "auto chose 1 from {1: " in done.stdout
+
+
 # jax-md compiles about a hundred small programs.
 @pytest.mark.parametrize("without", ["jax-md", pytest.param("", marks=pytest.mark.slow)])
 def test_neighbor_list_times_every_method(without, tmp_path):
