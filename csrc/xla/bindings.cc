@@ -23,7 +23,7 @@
 #include "eager.h"
 #include "handler.h"
 #include "interrupt.h"
-#include "neighbors.h"
+#include "neighbors/handler.h"
 #include "torch_half.h"
 
 namespace torchcall {
@@ -308,13 +308,6 @@ nb::dict Handlers(const std::string& platform) {
   return handlers;
 }
 
-nb::dict NeighborHandlers() {
-  nb::dict handlers;
-  handlers["compact_bits"] = nb::capsule(reinterpret_cast<void*>(CompactBitsHandler()));
-  handlers["select_close"] = nb::capsule(reinterpret_cast<void*>(SelectCloseHandler()));
-  return handlers;
-}
-
 nb::dict StateType(const std::string& platform) {
   const CallHandlers found = HandlersFor(platform);
   nb::dict type;
@@ -340,8 +333,7 @@ NB_MODULE(_bridge, m) {
         nb::sig("def handlers(platform: str) -> dict[str, typing.Any]"));
   m.def("load_cuda_driver", &LoadDriver, nb::arg("path"));
   m.def("cuda_driver_loads", [] { Driver(); });
-  m.def("neighbor_handlers", &NeighborHandlers,
-        nb::sig("def neighbor_handlers() -> dict[str, typing.Any]"));
+  BindNeighbors(m);
   m.def("state_type", &StateType, nb::arg("platform"),
         nb::sig("def state_type(platform: str) -> dict[str, typing.Any]"));
   m.def(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from jaxtyping import Bool, Float, Int
 
 from torchcall.mliap._neighbors import check
+from torchcall.mliap._neighbors.layout import Layout
 from torchcall.mliap._neighbors.neighbor_list import ArrayLike, NeighborList, allocated
-from torchcall.mliap._neighbors.search import Layout
 
 
 @dataclass(frozen=True)

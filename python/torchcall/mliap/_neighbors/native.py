@@ -1,82 +1,148 @@
-"""The list's two sequential stages as custom calls on the CPU, without torch.
+"""The list as one custom call on the CPU, and outside programs as a function; without torch."""
 
-On other platforms, and in `use_jax`, these stages are gathers and scatters in JAX.
-"""
+from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jaxtyping import Array, Float, Int, UInt32
+import numpy as np
+from jaxtyping import Array
 
 from torchcall import _bridge
+from torchcall.mliap._neighbors.check import Problem
+from torchcall.mliap._neighbors.layout import Candidates, Layout, squared_threshold
 
-_TARGET = "torchcall_neighbors_"
+_TARGET = "torchcall_neighbors"
+_SCHEDULES = {"when-needed": 0, "always": 1, "never": 2}
 _enabled = True
 
 
 @contextmanager
 def use_jax() -> Iterator[None]:
-    """Programs traced in this context contain no custom calls; for tests that compare the two."""
+    """Lists allocated in this context are made in JAX, as on other platforms; for tests."""
     global _enabled
     _enabled = False
-    jax.clear_caches()
     try:
         yield
     finally:
         _enabled = True
-        jax.clear_caches()
 
 
-def on_cpu_or(native: Callable[..., Any], in_jax: Callable[..., Any], *operands: Any) -> Any:
-    """`native(*operands)` on a CPU, `in_jax(*operands)` elsewhere."""
-    if not _enabled:
-        return in_jax(*operands)
-    return lax.platform_dependent(*operands, cpu=native, default=in_jax)
+def serves(positions: Array) -> bool:
+    """Whether a list of these positions is native: whether they are on a CPU."""
+    return _enabled and all(device.platform == "cpu" for device in positions.devices())
 
 
-def compact(
-    words: UInt32[Array, " m"], capacity: int
-) -> tuple[Int[Array, " c"], Int[Array, " c"], Int[Array, ""]]:
-    """`compact.compact` by a custom call."""
-    slots = jax.ShapeDtypeStruct((capacity,), jnp.int32)
-    return _call("compact_bits", (slots, slots, jax.ShapeDtypeStruct((), jnp.int32)), words)
+class Operands(NamedTuple):
+    """What one update reads. The arrays from `problems` on are written in place.
+
+    Attributes:
+        positions: (N, 3), in Å.
+        cell: (B, 3, 3), in Å.
+        pbc: (B, 3) bool.
+        batch: (N,) int32.
+        basis: (B, 3, 3) int32; the search's lattice vectors are ``basis @ cell``.
+        problems: () int32.
+        last_positions: (N, 3), those of the last update, or of the first that found a problem.
+        last_cell: (B, 3, 3), of the same update.
+        candidates: Verlet list, None without a skin.
+    """
+
+    positions: Any
+    cell: Any
+    pbc: Any
+    batch: Any
+    basis: Any
+    problems: Any
+    last_positions: Any
+    last_cell: Any
+    candidates: Candidates | None
 
 
-def select_close(
-    sender: Int[Array, " V"],
-    receiver: Int[Array, " V"],
-    image: Int[Array, " V"],
-    n_pairs: Int[Array, ""],
-    wraps: Int[Array, "3 N"],
-    positions: Float[Array, "N 3"],
-    cell: Float[Array, "B 3 3"],
-    batch: Int[Array, " N"],
-    *,
-    n_edges: int,
-    limit: float,
-) -> tuple[Int[Array, "2 E"], Float[Array, "E 3"], Int[Array, ""]]:
-    """Candidates with `|r|² < limit` except (i, i, 0): `(edge_index, cell_offsets, count)`."""
+class Updated(NamedTuple):
+    """What one update writes, as `NeighborList` has it."""
+
+    edge_index: Any
+    cell_offsets: Any
+    n_edges: Any
+    problems: Any
+    last_positions: Any
+    last_cell: Any
+    candidates: Candidates | None
+
+
+def update(operands: Operands, layout: Layout, schedule: str) -> Updated:
+    """Brings a list up to date, inside a program."""
+    _register()
+    flat = _flat(operands)
+    dtype = operands.positions.dtype
     results = (
-        jax.ShapeDtypeStruct((2, n_edges), jnp.int32),
-        jax.ShapeDtypeStruct((n_edges, 3), positions.dtype),
+        jax.ShapeDtypeStruct((2, layout.edges), jnp.int32),
+        jax.ShapeDtypeStruct((layout.edges, 3), dtype),
         jax.ShapeDtypeStruct((), jnp.int32),
     )
-    operands = (sender, receiver, image, n_pairs, wraps, positions, cell, batch)
-    return _call("select_close", results, *operands, limit=limit)
+    kept = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat[5:])
+    call = jax.ffi.ffi_call(
+        _TARGET,
+        results + kept,
+        # Every mapped list has its own arrays and searches when it must.
+        vmap_method="broadcast_all",
+        input_output_aliases={k: k - 5 + len(results) for k in range(5, len(flat))},
+    )
+    attributes = {name: np.float64(value) for name, value in _attributes(layout, dtype).items()}
+    return _updated(list(call(*flat, **attributes, schedule=np.int32(_SCHEDULES[schedule]))))
+
+
+def update_outside(operands: Operands, layout: Layout, schedule: str) -> Updated:
+    """`update` of NumPy arrays, which compiles nothing; returns NumPy arrays."""
+    flat = [np.ascontiguousarray(x).reshape(np.shape(x)) for x in _flat(operands)]
+    dtype = flat[0].dtype
+    results = [
+        np.empty((2, layout.edges), np.int32),
+        np.empty((layout.edges, 3), dtype),
+        np.empty((), np.int32),
+        *(x.copy() for x in flat[5:]),
+    ]
+    _bridge.update_neighbors(
+        flat, results, **_attributes(layout, dtype), schedule=_SCHEDULES[schedule]
+    )
+    return _updated(results)
+
+
+def count(
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    batch: np.ndarray,
+    basis: np.ndarray,
+    layout: Layout,
+) -> tuple[Problem, int, int]:
+    """Problems, and the numbers of pairs within cutoff + skin and within the cutoff."""
+    flat = [np.ascontiguousarray(x) for x in (positions, cell, pbc, batch, basis)]
+    problems, candidates, edges = _bridge.count_neighbors(
+        flat, **_attributes(layout, flat[0].dtype)
+    )
+    return Problem(problems), candidates, edges
+
+
+def _flat(operands: Operands) -> list[Any]:
+    return [*operands[:-1], *(operands.candidates or ())]
+
+
+def _updated(results: list[Any]) -> Updated:
+    candidates = Candidates(*results[6:]) if len(results) > 6 else None
+    return Updated(*results[:6], candidates)
+
+
+def _attributes(layout: Layout, dtype: Any) -> dict[str, float]:
+    limit = float(squared_threshold(layout.cutoff, np.dtype(dtype)))
+    return {"cutoff": layout.cutoff, "skin": layout.skin, "limit": limit}
 
 
 @cache
 def _register() -> None:
-    for name, handler in _bridge.neighbor_handlers().items():
-        jax.ffi.register_ffi_target(_TARGET + name, handler, platform="cpu")
-
-
-def _call(name: str, results: Any, *operands: Array, **attributes: Any) -> Any:
-    _register()
-    call = jax.ffi.ffi_call(_TARGET + name, results, vmap_method="expand_dims")
-    return call(*operands, **attributes)
+    jax.ffi.register_ffi_target(_TARGET, _bridge.neighbor_handler(), platform="cpu")

@@ -20,16 +20,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from torchcall.mliap._edges import Edges, within_cutoffs
-from torchcall.mliap._neighbors import check
-from torchcall.mliap._neighbors.check import Problem
-from torchcall.mliap._neighbors.frame import make_frame
-from torchcall.mliap._neighbors.search import (
-    Candidates,
-    Layout,
-    drift,
-    find_candidates,
-    select_close,
-)
+from torchcall.mliap._neighbors import check, in_jax, native
+from torchcall.mliap._neighbors.layout import Candidates, Layout
+from torchcall.mliap._neighbors.native import Operands
 from torchcall.mliap._neighbors.sizes import sized_for
 from torchcall.mliap._rows import (
     cells_of,
@@ -56,6 +49,7 @@ Schedule = Literal["when-needed", "always", "never"]
         "cell",
         "pbc",
         "batch",
+        "basis",
         "limits",
         "candidates",
     ],
@@ -77,7 +71,9 @@ class NeighborList:
         cell: (B, 3, 3), in Å, of the same update.
         pbc: (B, 3) bool.
         batch: (N,) int32, system of each atom.
-        limits: (B, 3) int32, largest number of bins along each lattice vector.
+        basis: (B, 3, 3) int32; the search uses the lattice vectors ``basis @ cell``.
+        limits: (B, 3) int32, largest number of bins along each lattice vector, for a search in JAX;
+            None on a CPU.
         candidates: Verlet list, None without a skin.
         layout: static numbers.
         schedule: when `update` searches, static. "when-needed": when the skin no longer suffices,
@@ -93,7 +89,8 @@ class NeighborList:
     cell: Float[Array, "B 3 3"]
     pbc: Bool[Array, "B 3"]
     batch: Int[Array, " N"]
-    limits: Int[Array, "B 3"]
+    basis: Int[Array, "B 3 3"]
+    limits: Int[Array, "B 3"] | None
     candidates: Candidates | None
     layout: Layout
     schedule: Schedule = "when-needed"
@@ -191,63 +188,43 @@ class NeighborList:
 
 
 def with_larger_bins(nbrs: NeighborList) -> NeighborList:
-    """The list with twice the capacity in each run of bins; the bins' shape does not change."""
-    bins = nbrs.layout.bins
-    assert bins is not None
-    # A run contains each atom at most once per period.
-    most = nbrs.positions.shape[0] * bins.n_periods
-    bins = replace(bins, row_capacity=max(bins.row_capacity + 1, min(2 * bins.row_capacity, most)))
-    layout = replace(nbrs.layout, bins=bins)
-    geometry = (nbrs.positions, nbrs.cell, nbrs.pbc, nbrs.batch, nbrs.limits)
+    """The list with twice the capacity in each run of bins, for a search in JAX."""
+    layout = in_jax.with_larger_bins(nbrs.layout, nbrs.positions.shape[0])
+    geometry = (nbrs.positions, nbrs.cell, nbrs.pbc, nbrs.batch, nbrs.basis, nbrs.limits)
     return replace(_rebuild(_empty(layout, *geometry)), schedule=nbrs.schedule)
 
 
 def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedule) -> NeighborList:
-    layout, before = nbrs.layout, nbrs.problems
-    if layout.bins is None:
+    if nbrs.positions.shape[0] == 0:
         return nbrs
-    reach = layout.cutoff + layout.skin
-    frame = make_frame(positions, cell, nbrs.pbc, reach)
-    problems = jnp.where(frame.finite, 0, Problem.NOT_FINITE.value).astype(jnp.int32)
-
-    def search() -> tuple[Candidates, Array]:
-        return find_candidates(layout, frame, positions, cell, nbrs.pbc, nbrs.batch, nbrs.limits)
-
-    old = nbrs.candidates
-    if old is None or schedule == "always":
-        candidates, found = search()
-        wraps = candidates.wraps
+    operands = Operands(
+        positions,
+        cell,
+        nbrs.pbc,
+        nbrs.batch,
+        nbrs.basis,
+        nbrs.problems,
+        nbrs.positions,
+        nbrs.cell,
+        nbrs.candidates,
+    )
+    if nbrs.limits is not None:
+        new = in_jax.update(operands, nbrs.limits, nbrs.layout, schedule)
+    elif any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(operands)):
+        new = native.update(operands, nbrs.layout, schedule)
     else:
-        strain, moved, since = drift(frame, old, positions, cell, nbrs.pbc, nbrs.batch)
-        # Written so that NaN counts as "not enough".
-        enough = strain * (layout.cutoff + 2 * moved) + frame.slack <= reach
-        if schedule == "never":
-            candidates, wraps = old, old.wraps + since
-            found = jnp.where(enough, 0, Problem.SKIN.value).astype(jnp.int32)
-        else:
-            candidates, found, wraps = lax.cond(
-                enough,
-                lambda: (old, jnp.zeros((), jnp.int32), old.wraps + since),
-                lambda: ((found := search())[0], found[1], found[0].wraps),
-            )
-    edge_index, cell_offsets, n_edges = select_close(
-        layout, candidates, wraps, positions, cell, nbrs.batch
-    )
-    problems |= jnp.where(frame.finite, found, 0)
-    problems |= jnp.where(frame.finite & (n_edges > layout.edges), Problem.EDGES.value, 0).astype(
-        jnp.int32
-    )
-    # Retain the geometry of the first problem: `grow` makes room for it.
-    fresh = before == 0
+        (device,) = positions.devices()
+        arrays = native.update_outside(operands, nbrs.layout, schedule)
+        new = jax.device_put(arrays, device)
     return replace(
         nbrs,
-        edge_index=edge_index,
-        cell_offsets=cell_offsets,
-        n_edges=n_edges,
-        problems=before | problems,
-        positions=jnp.where(fresh, positions, nbrs.positions),
-        cell=jnp.where(fresh, cell, nbrs.cell),
-        candidates=None if old is None else candidates,
+        edge_index=new.edge_index,
+        cell_offsets=new.cell_offsets,
+        n_edges=new.n_edges,
+        problems=new.problems,
+        positions=new.last_positions,
+        cell=new.last_cell,
+        candidates=new.candidates,
     )
 
 
@@ -260,18 +237,33 @@ def allocated(
     positions: Array, cell: Array, pbc: Array, batch: Array, layout: Layout
 ) -> NeighborList:
     """A list with the settings of ``layout`` and at least its capacities."""
-    layout, limits = sized_for(positions, cell, pbc, batch, layout)
-    nbrs = _empty(layout, positions, cell, pbc, batch, limits)
-    return nbrs if layout.bins is None else _rebuild(nbrs)
+    if positions.shape[0] == 0:
+        basis = np.broadcast_to(np.eye(3, dtype=np.int32), cell.shape)
+        layout = replace(layout, edges=2, candidates=2, bins=None)
+        return _empty(layout, positions, cell, pbc, batch, jnp.asarray(basis), None)
+    floor = layout.bins
+    layout, found = sized_for(positions, cell, pbc, batch, layout)
+    (device,) = positions.devices()
+    basis = jax.device_put(found, device)
+    if native.serves(positions):
+        return _empty(layout, positions, cell, pbc, batch, basis, None).rebuild()
+    layout, limits = in_jax.with_bins(positions, cell, pbc, batch, basis, layout, floor)
+    return _rebuild(_empty(layout, positions, cell, pbc, batch, basis, limits))
 
 
 def _empty(
-    layout: Layout, positions: Array, cell: Array, pbc: Array, batch: Array, limits: Array
+    layout: Layout,
+    positions: Array,
+    cell: Array,
+    pbc: Array,
+    batch: Array,
+    basis: Array,
+    limits: Array | None,
 ) -> NeighborList:
     n_atoms, dtype = positions.shape[0], positions.dtype
     count = jnp.asarray(np.int32(0))
     candidates = None
-    if layout.skin > 0 and layout.bins is not None:
+    if layout.skin > 0 and n_atoms > 0:
         slots = jnp.asarray(np.zeros(layout.candidates, np.int32))
         wraps = jnp.asarray(np.zeros((3, n_atoms), np.int32))
         candidates = Candidates(slots, slots, slots, count, wraps, positions, cell)
@@ -284,6 +276,7 @@ def _empty(
         cell=cell,
         pbc=pbc,
         batch=batch,
+        basis=basis,
         limits=limits,
         candidates=candidates,
         layout=layout,

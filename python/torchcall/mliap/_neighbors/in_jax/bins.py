@@ -18,14 +18,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from torchcall.mliap._neighbors.compact import (
+from torchcall.mliap._neighbors.frame import Frame
+from torchcall.mliap._neighbors.in_jax.compact import (
     BITS,
     compact,
     inclusive_sum,
     materialize,
     pack_bits,
 )
-from torchcall.mliap._neighbors.frame import Frame
 
 _IMAGE_BITS = 10
 _IMAGE_ZERO = 1 << (_IMAGE_BITS - 1)

@@ -3,14 +3,12 @@
 XLA's CPU backend scatters on one thread, and lowers a long cumulative sum to a tree of window
 reductions. Both cost more than the distances that are compacted. Here a mask is packed into 32-bit
 words, the words' population counts are summed, and every output slot finds its own set bit. This
-needs gathers and arithmetic only, which run on all cores and on GPUs. On a CPU, one custom call
-does the same and compiles and runs much faster.
+needs gathers and arithmetic only, which run on all cores and on GPUs.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any, overload
 
 import jax
@@ -18,8 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int, UInt32
-
-from torchcall.mliap._neighbors import native
 
 BITS = 32
 _BLOCK = 32
@@ -145,12 +141,6 @@ def compact(
             exceed ``capacity``.
     """
     words = materialize(words)
-    return native.on_cpu_or(
-        partial(native.compact, capacity=capacity), partial(_compact, capacity=capacity), words
-    )
-
-
-def _compact(words: Array, capacity: int) -> tuple[Array, Array, Array]:
     counts = _popcount(words)
     ends = inclusive_sum(counts)
     starts = materialize(ends - counts)

@@ -1,19 +1,15 @@
-"""The two stages of an update: search for candidates, and selection of those in the cutoff."""
+"""The stages of an update: search for candidates, and selection of those in the cutoff."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple
-
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array
 
-from torchcall.mliap._neighbors import native
-from torchcall.mliap._neighbors.bins import (
+from torchcall.mliap._neighbors.check import Problem
+from torchcall.mliap._neighbors.frame import Frame, make_frame
+from torchcall.mliap._neighbors.in_jax.bins import (
     NO_IMAGE,
-    BinLayout,
     BinRows,
     Bins,
     bin_atoms,
@@ -22,58 +18,13 @@ from torchcall.mliap._neighbors.bins import (
     row_words,
     unpack_image,
 )
-from torchcall.mliap._neighbors.check import Problem
-from torchcall.mliap._neighbors.compact import (
+from torchcall.mliap._neighbors.in_jax.compact import (
     BITS,
     compact,
     mask_to_words,
     materialize,
 )
-from torchcall.mliap._neighbors.frame import Frame, make_frame
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Static part of a list: numbers that determine array sizes or the program.
-
-    Attributes:
-        cutoff: in Å.
-        skin: in Å.
-        capacity_multiplier: factor between the capacities and the sizes that are needed.
-        edges: number of slots of the list.
-        candidates: number of slots for pairs within cutoff + skin.
-        bins: numbers of the search; None if there are no atoms.
-    """
-
-    cutoff: float
-    skin: float
-    capacity_multiplier: float
-    edges: int
-    candidates: int
-    bins: BinLayout | None
-
-
-class Candidates(NamedTuple):
-    """Pairs within cutoff + skin of the reference geometry, the Verlet list.
-
-    Attributes:
-        sender: (V,), nondecreasing up to ``n_pairs``.
-        receiver: (V,).
-        image: (V,), packed images between wrapped positions.
-        n_pairs: (), number of pairs.
-        wraps: (3, N), number of lattice vectors subtracted from the reference positions, in the
-            order of the lattice vectors.
-        positions: (N, 3), reference positions, in Å.
-        cell: (B, 3, 3), reference cells, in Å.
-    """
-
-    sender: Int[Array, " V"]
-    receiver: Int[Array, " V"]
-    image: Int[Array, " V"]
-    n_pairs: Int[Array, ""]
-    wraps: Int[Array, "3 N"]
-    positions: Float[Array, "N 3"]
-    cell: Float[Array, "B 3 3"]
+from torchcall.mliap._neighbors.layout import Candidates, Layout, squared_threshold
 
 
 def drift(
@@ -146,17 +97,6 @@ def find_candidates(
     )
 
 
-def _squared_threshold(cutoff: float, dtype: np.dtype) -> np.floating:
-    """The smallest t with rounded ``√t ≥ cutoff``: ``d² < t`` is equivalent to ``|r| < cutoff``."""
-    c = dtype.type(cutoff)
-    t = dtype.type(c * c)
-    while np.sqrt(t) >= c:
-        t = np.nextafter(t, dtype.type(0))
-    while np.sqrt(t) < c:
-        t = np.nextafter(t, dtype.type(np.inf))
-    return t
-
-
 def select_close(
     layout: Layout,
     candidates: Candidates,
@@ -166,32 +106,9 @@ def select_close(
     batch: Array,
 ) -> tuple[Array, Array, Array]:
     """Selects ``|x_j − x_i + S h| < cutoff`` except (i, i, 0), in the positions' dtype."""
-    limit = _squared_threshold(layout.cutoff, np.dtype(positions.dtype))
-    pairs = (candidates.sender, candidates.receiver, candidates.image, candidates.n_pairs)
-    return native.on_cpu_or(
-        partial(native.select_close, n_edges=layout.edges, limit=float(limit)),
-        partial(_select_close, n_edges=layout.edges, limit=limit),
-        *pairs,
-        wraps,
-        positions,
-        cell,
-        batch,
-    )
-
-
-def _select_close(
-    i: Array,
-    j: Array,
-    code: Array,
-    n_pairs: Array,
-    wraps: Array,
-    positions: Array,
-    cell: Array,
-    batch: Array,
-    *,
-    n_edges: int,
-    limit: np.floating,
-) -> tuple[Array, Array, Array]:
+    limit = squared_threshold(layout.cutoff, np.dtype(positions.dtype))
+    i, j, code = candidates.sender, candidates.receiver, candidates.image
+    n_edges = layout.edges
     x = materialize([positions[:, k] for k in range(3)])
 
     def take(values: Array, index: Array) -> Array:
@@ -216,7 +133,9 @@ def _select_close(
         square += difference * difference
     # Compare indices, not lengths: atoms may coincide, and squares of short lengths underflow.
     itself = (i == j) & (code == NO_IMAGE)
-    valid = ~itself & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < n_pairs)
+    valid = (
+        ~itself & (square < limit) & (jnp.arange(i.shape[0], dtype=jnp.int32) < candidates.n_pairs)
+    )
     word, bit, count = compact(mask_to_words(valid), n_edges)
     source = materialize(jnp.minimum(word * BITS + bit, i.shape[0] - 1))
     slot_used = jnp.arange(n_edges, dtype=jnp.int32) < count

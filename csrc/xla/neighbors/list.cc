@@ -1,0 +1,362 @@
+#include "list.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "filter.h"
+#include "image.h"
+
+namespace torchcall {
+namespace {
+
+constexpr int64_t kAtomsPerTask = 4096;
+
+// Four lanes, the last of which is not used.
+template <typename Real>
+struct VectorOf {
+  using Type [[gnu::vector_size(4 * sizeof(Real))]] = Real;
+};
+
+// Writes the slots of a list.
+template <typename Real>
+class Slots {
+ public:
+  Slots(const Geometry<Real>& geometry, const Workspace<Real>& work, const List<Real>& list)
+      : geometry_(geometry), atoms_(work.atoms.data()), list_(list) {}
+
+  int32_t* receivers() const { return list_.edge_index + list_.capacity; }
+
+  // Completes [begin, end), whose receivers are there, with the sender i and the offsets
+  // S = image + wraps_i − wraps_j.
+  void Complete(int64_t begin, int64_t end, int32_t i, int32_t image) const {
+    using Reals = typename VectorOf<Real>::Type;
+    if (begin == end) return;
+    std::fill(list_.edge_index + begin, list_.edge_index + end, i);
+    Reals base = {};
+    for (int a = 0; a < 3; ++a) {
+      base[a] = static_cast<Real>(UnpackImage(image, a)) + atoms_[i].wraps[a];
+    }
+    const auto offset = [&](int64_t slot, size_t size) {
+      Reals wraps;
+      std::memcpy(&wraps, atoms_[receivers()[slot]].wraps, sizeof(wraps));
+      const Reals s = base - wraps;
+      std::memcpy(list_.offsets + 3 * slot, &s, size);
+    };
+    // The next slot's offset overwrites the fourth lane.
+    for (int64_t slot = begin; slot < end - 1; ++slot) offset(slot, sizeof(Reals));
+    offset(end - 1, 3 * sizeof(Real));
+    if (geometry_.basis != nullptr)
+      ChangeBasis(begin, end, geometry_.basis + 9 * geometry_.batch[i]);
+  }
+
+  void Clear(int64_t begin) const {
+    const auto none = static_cast<int32_t>(geometry_.atoms);
+    std::fill(list_.edge_index + begin, list_.edge_index + list_.capacity, none);
+    std::fill(receivers() + begin, receivers() + list_.capacity, none);
+    for (int64_t slot = begin; slot < list_.capacity; ++slot) {
+      list_.offsets[3 * slot] = 1;
+      list_.offsets[3 * slot + 1] = list_.offsets[3 * slot + 2] = 0;
+    }
+  }
+
+ private:
+  // Expresses offsets in the caller's lattice vectors: S · basis.
+  void ChangeBasis(int64_t begin, int64_t end, const int32_t* basis) const {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      Real* offset = list_.offsets + 3 * slot;
+      const Real s[3] = {offset[0], offset[1], offset[2]};
+      for (int k = 0; k < 3; ++k) {
+        offset[k] = s[0] * basis[k] + s[1] * basis[3 + k] + s[2] * basis[6 + k];
+      }
+    }
+  }
+
+  Geometry<Real> geometry_;
+  const Atom<Real>* atoms_;
+  List<Real> list_;
+};
+
+// Where the pairs of each task of `kAtomsPerTask` atoms begin.
+std::vector<int64_t> Offsets(const std::vector<PairsFound::Place>& of) {
+  std::vector<int64_t> offsets = {0};
+  for (size_t i = 0; i < of.size(); ++i) {
+    if (i % kAtomsPerTask == 0) offsets.push_back(offsets.back());
+    offsets.back() += of[i].count;
+  }
+  return offsets;
+}
+
+// The number of values at the beginning that equal the first one; n > 0.
+int64_t EqualPrefix(const int32_t* values, int64_t n) {
+  const uint64_t twice = static_cast<uint32_t>(values[0]) * uint64_t{0x100000001};
+  int64_t k = 1;
+  for (; k + 4 <= n; k += 4) {
+    uint64_t four[2];
+    std::memcpy(four, values + k, sizeof(four));
+    if (((four[0] ^ twice) | (four[1] ^ twice)) != 0) break;
+  }
+  while (k < n && values[k] == values[0]) ++k;
+  return k;
+}
+
+// Calls function(begin, end, image) for the parts of n images that are equal.
+template <typename Function>
+void ForEachImage(const int32_t* images, int64_t n, const Function& function) {
+  for (int64_t begin = 0; begin < n;) {
+    const int64_t end = begin + EqualPrefix(images + begin, n - begin);
+    function(begin, end, images[begin]);
+    begin = end;
+  }
+}
+
+// Lists the pairs that a search found.
+template <typename Real>
+void ListPairs(const Geometry<Real>& geometry, const Threads& threads, const Workspace<Real>& work,
+               const List<Real>& list) {
+  const Slots<Real> slots(geometry, work, list);
+  const std::vector<int64_t> offsets = Offsets(work.pairs.of);
+  ForEach(threads, static_cast<int64_t>(offsets.size()) - 1, [&](int64_t t) {
+    int64_t slot = offsets[t];
+    const int64_t end = std::min((t + 1) * kAtomsPerTask, geometry.atoms);
+    for (int64_t i = t * kAtomsPerTask; i < end; ++i) {
+      const PairsFound::Place& place = work.pairs.of[i];
+      const int64_t first = std::min(slot, list.capacity);
+      const int64_t count = std::min(place.count, list.capacity - first);
+      std::copy_n(place.receiver, count, slots.receivers() + first);
+      ForEachImage(place.image, count, [&](int64_t from, int64_t to, int32_t image) {
+        slots.Complete(first + from, first + to, static_cast<int32_t>(i), image);
+      });
+      slot += place.count;
+    }
+  });
+  slots.Clear(std::min(work.pairs.total, list.capacity));
+  *list.n_edges = static_cast<int32_t>(std::min<int64_t>(work.pairs.total, INT32_MAX));
+}
+
+// Keeps the pairs that a search found as candidates.
+template <typename Real>
+void KeepPairs(const Geometry<Real>& geometry, const Threads& threads, const PairsFound& pairs,
+               const Candidates<Real>& candidates) {
+  const std::vector<int64_t> offsets = Offsets(pairs.of);
+  ForEach(threads, static_cast<int64_t>(offsets.size()) - 1, [&](int64_t t) {
+    int64_t slot = offsets[t];
+    const int64_t end = std::min((t + 1) * kAtomsPerTask, geometry.atoms);
+    for (int64_t i = t * kAtomsPerTask; i < end; ++i) {
+      const PairsFound::Place& place = pairs.of[i];
+      const int64_t begin = std::min(slot, candidates.capacity);
+      const int64_t count = std::min(place.count, candidates.capacity - begin);
+      std::fill_n(candidates.sender + begin, count, static_cast<int32_t>(i));
+      std::copy_n(place.receiver, count, candidates.receiver + begin);
+      std::copy_n(place.image, count, candidates.image + begin);
+      slot += place.count;
+    }
+  });
+  *candidates.n_pairs = static_cast<int32_t>(std::min<int64_t>(pairs.total, INT32_MAX));
+  std::memcpy(candidates.positions, geometry.positions, 3 * geometry.atoms * sizeof(Real));
+  std::memcpy(candidates.cell, geometry.cell, 9 * geometry.systems * sizeof(Real));
+}
+
+// Whether all of n indices are atoms.
+bool AreAtoms(const int32_t* indices, int64_t n, int64_t atoms) {
+  const auto last = static_cast<int32_t>(atoms - 1);
+  int32_t wrong = 0;  // negative after an index or its distance from the last atom is
+  for (int64_t k = 0; k < n; ++k)
+    wrong |=
+        indices[k] |
+        (static_cast<int32_t>(static_cast<uint32_t>(last) - static_cast<uint32_t>(indices[k])));
+  return wrong >= 0;
+}
+
+// Lists the candidates with |r|² < limit, r = (y_j − y_i) + image · h. Returns problems.
+template <typename Real>
+int32_t ListClose(const Geometry<Real>& geometry, const Candidates<Real>& candidates, Real limit,
+                  const Workspace<Real>& work, const List<Real>& list) {
+  const int64_t n_pairs = std::clamp<int64_t>(*candidates.n_pairs, 0, candidates.capacity);
+  // Whatever the arrays contain, nothing outside them is read.
+  if (!AreAtoms(candidates.sender, n_pairs, geometry.atoms) ||
+      !AreAtoms(candidates.receiver, n_pairs, geometry.atoms)) {
+    return kCandidates;
+  }
+  const Filter<Real> filter = FilterHere<Real>();
+  const Slots<Real> slots(geometry, work, list);
+  std::vector<int32_t> aside;
+  int64_t count = 0;
+  for (int64_t p = 0; p < n_pairs;) {
+    const int32_t i = candidates.sender[p];
+    const int64_t end = p + EqualPrefix(candidates.sender + p, n_pairs - p);
+    const Matrix3& h = work.frames[geometry.batch[i]].cell;
+    ForEachImage(candidates.image + p, end - p, [&](int64_t from, int64_t to, int32_t image) {
+      Real shift[3];
+      for (int k = 0; k < 3; ++k) {
+        double sum = 0;
+        for (int a = 0; a < 3; ++a) sum += UnpackImage(image, a) * h[a][k];
+        shift[k] = static_cast<Real>(sum);
+      }
+      const int64_t first = std::min(count, list.capacity);
+      // Close to the end of the list, the filter writes elsewhere: it may write too much.
+      const bool fits = count + (to - from) + kFilterOverrun <= list.capacity;
+      if (!fits) aside.resize(to - from + kFilterOverrun);
+      int32_t* out = fits ? slots.receivers() + count : aside.data();
+      count += filter(work.atoms.data(), candidates.receiver + p + from, to - from, work.atoms[i].y,
+                      shift, limit, out);
+      const int64_t last = std::min(count, list.capacity);
+      if (!fits) std::copy_n(aside.data(), last - first, slots.receivers() + first);
+      slots.Complete(first, last, i, image);
+    });
+    p = end;
+  }
+  slots.Clear(std::min(count, list.capacity));
+  *list.n_edges = static_cast<int32_t>(std::min<int64_t>(count, INT32_MAX));
+  return 0;
+}
+
+// How far a geometry is from the reference: x = x₀ F + u + n h with F = h₀⁻¹ h. Returns a bound of
+// the largest singular value of F⁻¹ and the largest |u|; writes n plus the reference's wraps.
+struct Drift {
+  double strain, moved;
+};
+
+template <typename Real>
+Drift MeasureDrift(const Geometry<Real>& geometry, const std::vector<Frame>& frames,
+                   const std::vector<Frame>& reference, const Candidates<Real>& candidates,
+                   int32_t* wraps) {
+  double strain = 0;
+  double square = 0;
+  std::vector<Matrix3> forward(frames.size());
+  for (size_t s = 0; s < frames.size(); ++s) {
+    const bool same = frames[s].cell == reference[s].cell;
+    const Matrix3 eye = {{{1, 0, 0}, {0, 1, 0}, {0, 0, 1}}};
+    forward[s] = same ? eye : Product(reference[s].inverse, frames[s].cell);
+    const Matrix3 backward = same ? eye : Product(frames[s].inverse, reference[s].cell);
+    double sum = 0;
+    for (int i = 0; i < 3; ++i) {
+      for (int k = 0; k < 3; ++k) sum += std::pow(backward[i][k] - eye[i][k], 2);
+    }
+    strain = std::max(strain, std::sqrt(sum));
+  }
+  const int64_t n = geometry.atoms;
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t system = geometry.batch[i];
+    const Frame& frame = frames[system];
+    const Matrix3& f = forward[system];
+    const Real* x = geometry.positions + 3 * i;
+    const Real* old = candidates.positions + 3 * i;
+    Vector3 u;
+    for (int k = 0; k < 3; ++k)
+      u[k] = x[k] - (old[0] * f[0][k] + old[1] * f[1][k] + old[2] * f[2][k]);
+    Vector3 whole = {};
+    for (int a = 0; a < 3; ++a) {
+      if (!frame.periodic[a]) continue;
+      const Matrix3& g = frame.inverse;
+      whole[a] = std::nearbyint(u[0] * g[0][a] + u[1] * g[1][a] + u[2] * g[2][a]);
+    }
+    double length = 0;
+    for (int k = 0; k < 3; ++k) {
+      const Matrix3& h = frame.cell;
+      u[k] -= whole[0] * h[0][k] + whole[1] * h[1][k] + whole[2] * h[2][k];
+      length += u[k] * u[k];
+    }
+    // Written so that NaN, and what no int32 can hold, count as far.
+    const bool near = length < 1e30 && std::abs(whole[0]) < 1e6 && std::abs(whole[1]) < 1e6 &&
+                      std::abs(whole[2]) < 1e6;
+    if (!near) return {1 + strain, std::numeric_limits<double>::infinity()};
+    square = std::max(square, length);
+    for (int a = 0; a < 3; ++a) {
+      wraps[a * n + i] = candidates.wraps[a * n + i] + static_cast<int32_t>(whole[a]);
+    }
+  }
+  return {1 + strain, std::sqrt(square)};
+}
+
+// Whether the candidates contain all pairs within the cutoff. Leaves the atoms in `work`, wrapped
+// like the reference.
+template <typename Real>
+bool Suffices(const Geometry<Real>& geometry, const Settings& settings,
+              const Candidates<Real>& candidates, Workspace<Real>& work) {
+  Geometry<Real> reference = geometry;
+  reference.positions = candidates.positions;
+  reference.cell = candidates.cell;
+  if (CompleteFrames(reference, work.reference) != 0) return false;
+  work.wraps.resize(3 * geometry.atoms);
+  const Drift drift =
+      MeasureDrift(geometry, work.frames, work.reference, candidates, work.wraps.data());
+  if (!std::isfinite(drift.moved)) return false;
+  WrapBy(geometry, work.frames, work.wraps.data(), work.atoms);
+  const double reach = settings.cutoff + settings.skin;
+  const double slack = RoundingError(work.frames, work.atoms, reach);
+  return drift.strain * (settings.cutoff + 2 * drift.moved) + slack <= reach;
+}
+
+template <typename Real>
+int32_t UpdateByCandidates(const Geometry<Real>& geometry, const Settings& settings,
+                           const Threads& threads, Workspace<Real>& work,
+                           const Candidates<Real>& candidates, const List<Real>& list) {
+  int32_t problems = 0;
+  const bool search =
+      settings.schedule == Schedule::kAlways || !Suffices(geometry, settings, candidates, work);
+  if (search && settings.schedule == Schedule::kNever) return kSkin;
+  if (search) {
+    const double reach = settings.cutoff + settings.skin;
+    problems =
+        FindPairs<Real>(geometry, reach, 0, /*exact=*/false, threads, candidates.wraps, work);
+    if (problems != 0) return problems;
+    KeepPairs(geometry, threads, work.pairs, candidates);
+    if (work.pairs.total > candidates.capacity) problems = kCandidates;
+  }
+  return problems | ListClose(geometry, candidates, static_cast<Real>(settings.limit), work, list);
+}
+
+}  // namespace
+
+template <typename Real>
+void Update(const Geometry<Real>& geometry, const Settings& settings, const Threads& threads,
+            Workspace<Real>& work, Candidates<Real>* candidates, const List<Real>& list) {
+  *list.n_edges = -1;
+  int32_t problems = CompleteFrames(geometry, work.frames);
+  if (problems == 0 && candidates != nullptr) {
+    problems = UpdateByCandidates(geometry, settings, threads, work, *candidates, list);
+  } else if (problems == 0) {
+    work.wraps.resize(3 * geometry.atoms);
+    problems = FindPairs(geometry, settings.cutoff, static_cast<Real>(settings.limit),
+                         /*exact=*/true, threads, work.wraps.data(), work);
+    if (problems == 0) ListPairs(geometry, threads, work, list);
+  }
+  if (*list.n_edges < 0) {  // nothing is known
+    Slots<Real>(geometry, work, list).Clear(0);
+    *list.n_edges = 0;
+  }
+  if (*list.n_edges > list.capacity) problems |= kEdges;
+  if (*list.problems == 0) {
+    std::memcpy(list.positions, geometry.positions, 3 * geometry.atoms * sizeof(Real));
+    std::memcpy(list.cell, geometry.cell, 9 * geometry.systems * sizeof(Real));
+  }
+  *list.problems |= problems;
+}
+
+template <typename Real>
+Counts Count(const Geometry<Real>& geometry, const Settings& settings, Workspace<Real>& work) {
+  Counts counts = {CompleteFrames(geometry, work.frames), 0, 0};
+  if (counts.problems != 0) return counts;
+  work.wraps.resize(3 * geometry.atoms);
+  const auto find = [&](double radius, double limit, bool exact) {
+    counts.problems = FindPairs(geometry, radius, static_cast<Real>(limit), exact, Threads{},
+                                work.wraps.data(), work);
+    return counts.problems == 0 ? work.pairs.total : 0;
+  };
+  counts.edges = find(settings.cutoff, settings.limit, true);
+  if (settings.skin > 0 && counts.problems == 0) {
+    counts.candidates = find(settings.cutoff + settings.skin, 0, false);
+  }
+  return counts;
+}
+
+#define TORCHCALL_INSTANTIATE(Real)                                                              \
+  template void Update(const Geometry<Real>&, const Settings&, const Threads&, Workspace<Real>&, \
+                       Candidates<Real>*, const List<Real>&);                                    \
+  template Counts Count(const Geometry<Real>&, const Settings&, Workspace<Real>&);
+TORCHCALL_INSTANTIATE(float)
+TORCHCALL_INSTANTIATE(double)
+
+}  // namespace torchcall
