@@ -1,5 +1,7 @@
 """The neighbour list equals vesin's as a set of pairs; order, padding and flags as documented."""
 
+from contextlib import nullcontext
+
 import jax
 import numpy as np
 import pytest
@@ -8,6 +10,14 @@ from hypothesis import strategies as st
 from lists import assert_right, pairs
 
 from torchcall.mliap import neighbor_list
+from torchcall.mliap._neighbors.native import use_jax
+
+
+@pytest.fixture(autouse=True, params=["native", "in JAX"], scope="module")
+def made(request):
+    """Every test of this file runs for both implementations of the list."""
+    with nullcontext() if request.param == "native" else use_jax():
+        yield
 
 
 def random_batch(rng, n_systems, dtype=np.float32):

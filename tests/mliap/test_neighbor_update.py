@@ -1,5 +1,6 @@
 """Updates inside jit, scan and vmap, the skin, and every way to overflow."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from lists import assert_right, pairs
 
 from torchcall.mliap import neighbor_list
+from torchcall.mliap._neighbors.native import use_jax
 
 SIDE, CUTOFF = 9.0, 3.0
 PBC, BATCH = np.ones((1, 3), bool), np.zeros(60, np.int32)
@@ -20,12 +22,13 @@ def system(seed=0):
     return rng.uniform(0, SIDE, (60, 3)).astype(np.float32), cell
 
 
-@pytest.fixture(scope="module")
-def skinned():
+@pytest.fixture(scope="module", params=["native", "in JAX"])
+def skinned(request):
     positions, cell = system()
-    nbrs = neighbor_list(CUTOFF, skin=0.5, capacity_multiplier=1.6).allocate(
-        positions, cell, PBC, BATCH
-    )
+    with nullcontext() if request.param == "native" else use_jax():
+        nbrs = neighbor_list(CUTOFF, skin=0.5, capacity_multiplier=1.6).allocate(
+            positions, cell, PBC, BATCH
+        )
     return nbrs, jax.jit(lambda nbrs, p, c: nbrs.update(p, c))
 
 

@@ -1,20 +1,23 @@
-"""The neighbour list's custom calls on a CPU equal the same stages written in JAX."""
+"""The native list on a CPU: equal to the list in JAX, on every processor and with any threads."""
 
 from dataclasses import replace
-from functools import partial
 
+import ase.geometry
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import vesin
+from lists import assert_right, pairs
 
+from torchcall import _bridge
 from torchcall.mliap import neighbor_list
-from torchcall.mliap._neighbors import compact as stages
+from torchcall.mliap._neighbors.in_jax import compact as stages
 from torchcall.mliap._neighbors.native import use_jax
+from torchcall.mliap._neighbors.reduction import reduced_bases
+from torchcall.mliap._neighbors.sizes import capacity
 
 CUTOFF, SKIN = 3.0, 0.6
-# For programs that are called only once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 def two_systems(seed=0, dtype=np.float32):
@@ -29,91 +32,237 @@ def two_systems(seed=0, dtype=np.float32):
     return positions, cell, np.array([[True] * 3, [True, True, False]]), batch
 
 
-def both(function, *operands):
-    """The function's results with custom calls and without."""
-
-    def run(*, custom):
-        lowered = jax.jit(function).lower(*operands)
-        assert ("torchcall_neighbors" in lowered.as_text()) == custom
-        return jax.tree.map(np.asarray, lowered.compile(QUICK)(*operands))
-
-    native = run(custom=True)
-    with use_jax():
-        return native, run(custom=False)
+def moves(seed, shape, dtype=np.float32):
+    return np.random.default_rng(seed).uniform(-0.1, 0.1, shape).astype(dtype)
 
 
-def assert_same_list(native, in_jax):
-    for name in ("edge_index", "cell_offsets", "n_edges", "problems"):
-        np.testing.assert_array_equal(getattr(native, name), getattr(in_jax, name), err_msg=name)
+@pytest.fixture
+def _allow_avx2():
+    yield
+    _bridge.forbid_avx2(False)
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(np.float32, marks=pytest.mark.slow), np.float64])
-def test_native_updates_equal_those_in_jax(dtype):
+@pytest.mark.parametrize(
+    "dtype, skin",
+    [
+        (np.float32, 0.0),
+        (np.float64, SKIN),
+        pytest.param(np.float32, SKIN, marks=pytest.mark.slow),
+        pytest.param(np.float64, 0.0, marks=pytest.mark.slow),
+    ],
+)
+def test_native_lists_equal_those_in_jax(dtype, skin):
     with jax.enable_x64(dtype is np.float64):
         geometry = two_systems(dtype=dtype)
-        start = neighbor_list(CUTOFF, skin=SKIN).allocate(*geometry)
-        moved = geometry[0] + np.random.default_rng(1).uniform(-0.1, 0.1, (50, 3)).astype(dtype)
-        held = replace(start, schedule="never")
-        native, in_jax = both(lambda n, x, h: n.update(x, h), held, moved, geometry[1])
-        assert not native.problems
-        assert_same_list(native, in_jax)
-        native, in_jax = both(lambda n, x, h: n.rebuild(x, h), start, moved, geometry[1])
-        assert_same_list(native, in_jax)
+        native = neighbor_list(CUTOFF, skin=skin).allocate(*geometry)
+        with use_jax():
+            in_jax = neighbor_list(CUTOFF, skin=skin).allocate(*geometry)
+        assert native.limits is None
+        assert in_jax.limits is not None
+        assert native.edge_index.shape == in_jax.edge_index.shape
+        assert pairs(native) == pairs(in_jax)
+        moved = geometry[0] + moves(1, (50, 3), dtype), geometry[1]
+        for schedule in ("when-needed", "never") if skin else ("always",):
+            both = (
+                jax.jit(lambda n, x, h: n.update(x, h))(replace(n, schedule=schedule), *moved)
+                for n in (native, in_jax)
+            )
+            first, second = both
+            assert not first.problems
+            assert pairs(first) == pairs(second)
+            assert_right(first, *moved, *geometry[2:], CUTOFF)
 
 
-def test_pairs_beyond_the_capacity_are_counted_but_not_stored():
-    geometry = two_systems()
-    start = neighbor_list(CUTOFF, skin=SKIN, capacity_multiplier=1.0).allocate(*geometry)
-    held = replace(start, schedule="never")
-    closer = geometry[0] * np.float32(0.97), geometry[1] * np.float32(0.97)
-    native, in_jax = both(lambda n, x, h: n.update(x, h), held, *closer)
-    assert native.n_edges > native.edge_index.shape[1]
-    assert_same_list(native, in_jax)
+@pytest.mark.usefixtures("_allow_avx2")
+def test_a_list_is_the_same_without_avx2():
+    for dtype in (np.float32, np.float64):
+        with jax.enable_x64(dtype is np.float64):
+            geometry = two_systems(dtype=dtype)
+            moved = geometry[0] + moves(1, (50, 3), dtype)
+            lists = []
+            for forbidden in (True, False):
+                _bridge.forbid_avx2(forbidden)
+                nbrs = neighbor_list(CUTOFF, skin=SKIN).allocate(*geometry)
+                lists += [nbrs, nbrs.update(moved, geometry[1])]
+            for one, other in zip(lists[:2], lists[2:], strict=True):
+                jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_native_updates_under_vmap_equal_those_in_jax():
+@pytest.mark.parametrize("skin", [0.0, 0.5])
+def test_a_list_is_the_same_with_any_number_of_threads(skin):
+    rng = np.random.default_rng(0)
+    side = 62.0
+    positions = rng.uniform(0, side, (12000, 3)).astype(np.float32)
+    cell = np.eye(3, dtype=np.float32)[None] * np.float32(side)
+    geometry = positions, cell, np.ones((1, 3), bool), np.zeros(12000, np.int32)
+    nbrs = neighbor_list(4.0, skin=skin).allocate(*geometry)
+    assert_right(nbrs, *geometry, 4.0)
+    moved = positions + rng.normal(0, 0.3, positions.shape).astype(np.float32)
+    # Inside a program, the threads of XLA take part; outside there is one.
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        jax.jit(lambda n, x: n.update(x, n.cell))(nbrs, moved),
+        nbrs.update(moved, cell),
+    )
+
+
+def test_mapped_lists_search_only_when_they_must():
     positions, cell, pbc, batch = two_systems()
     start = neighbor_list(CUTOFF, skin=SKIN, capacity_multiplier=2.0).allocate(
         positions, cell, pbc, batch
     )
-    held = replace(start, schedule="never")
-    moves = np.random.default_rng(2).uniform(-0.1, 0.1, (3, 50, 3)).astype(np.float32)
+    many = np.stack([positions, positions + moves(2, (50, 3)), positions * np.float32(1.2)])
     strains = np.array([1.0, 1.01], np.float32)[:, None, None, None]
 
     def mapped(positions, cells):
-        over_cells = jax.vmap(lambda x, h: held.update(x, h), (None, 0))
+        over_cells = jax.vmap(lambda x, h: start.update(x, h), (None, 0))
         return jax.vmap(over_cells, (0, None))(positions, cells)
 
-    native, in_jax = both(mapped, positions + moves, cell * strains)
-    assert native.n_edges.shape == (3, 2)
-    assert_same_list(native, in_jax)
-    one = held.update(positions + moves[2], cell * strains[1])
-    np.testing.assert_array_equal(native.edge_index[2, 1], one.edge_index)
+    found = jax.jit(mapped)(many, cell * strains)
+    assert found.n_edges.shape == (3, 2)
+    for i in range(3):
+        for k in range(2):
+            one = start.update(many[i], cell * strains[k])
+            mine = jax.tree.map(lambda x, i=i, k=k: x[i, k], found)
+            jax.tree.map(np.testing.assert_array_equal, mine, one)
+    references = np.asarray(found.candidates.positions)
+    np.testing.assert_array_equal(references[1, 0], positions)
+    np.testing.assert_array_equal(references[2, 0], many[2])
 
 
-@pytest.mark.parametrize("capacity", [1, 31, 32, 100, 5000])
-@pytest.mark.parametrize("density", [0.0, 0.05, 1.0])
-def test_set_bits_are_found_in_order(capacity, density):
-    bits = np.random.default_rng(3).random(1000) < density
-    words = stages.mask_to_words(jnp.asarray(bits))
-    native, in_jax = both(partial(stages.compact, capacity=capacity), words)
-    expected = np.flatnonzero(bits)[:capacity]
-    for word, bit, count in (native, in_jax):
-        assert count == bits.sum()
-        found = 32 * word[: len(expected)] + bit[: len(expected)]
-        np.testing.assert_array_equal(found, expected)
+def test_pairs_beyond_the_capacity_are_counted_but_not_stored():
+    geometry = two_systems()
+    start = neighbor_list(CUTOFF, capacity_multiplier=1.0).allocate(*geometry)
+    closer = geometry[0] * np.float32(0.8), geometry[1] * np.float32(0.8)
+    room = neighbor_list(CUTOFF).allocate(*closer, *geometry[2:])
+    failed = start.rebuild(*closer)
+    slots = failed.edge_index.shape[1]
+    assert int(room.n_edges) > slots
+    assert "capacity" in failed.why()
+    stored = pairs(replace(failed, n_edges=np.int32(slots)))
+    assert stored < pairs(room)
+    assert pairs(failed.grow()) == pairs(room)
 
 
-def test_candidates_out_of_range_are_skipped():
+def test_candidates_out_of_range_raise_the_flag():
     geometry = two_systems()
     start = neighbor_list(CUTOFF, skin=SKIN).allocate(*geometry)
-    wild = start.candidates._replace(
-        sender=start.candidates.sender.at[3].set(-7),
-        receiver=start.candidates.receiver.at[5].set(10**6),
-        n_pairs=jnp.int32(2**30),
-    )
-    held = replace(start, candidates=wild, schedule="never")
-    got = jax.jit(lambda n: n.update(*geometry[:2]))(held)
-    index = np.asarray(got.edge_index)
-    assert index.min() >= 0
-    assert index.max() <= 50
+    for wild in (
+        start.candidates._replace(sender=start.candidates.sender.at[3].set(-7)),
+        start.candidates._replace(receiver=start.candidates.receiver.at[5].set(10**6)),
+        start.candidates._replace(n_pairs=jnp.int32(2**30), receiver=start.candidates.receiver + 1),
+    ):
+        got = replace(start, candidates=wild, schedule="never").update(*geometry[:2])
+        assert bool(got.did_overflow)
+        assert (np.asarray(got.edge_index) == 50).all()
+
+
+def test_systems_out_of_range_raise_the_flag():
+    geometry = two_systems()
+    start = neighbor_list(CUTOFF).allocate(*geometry)
+    for batch in (start.batch + 1, start.batch - 1, start.batch[::-1]):
+        assert bool(replace(start, batch=batch).update(*geometry[:2]).did_overflow)
+
+
+def test_allocating_growing_and_eager_updates_compile_nothing():
+    geometry = two_systems()
+    neighbor_list(CUTOFF, skin=SKIN).allocate(*geometry)
+    compiled = []
+
+    def listener(name, _, **details):
+        if "compile" in name:
+            compiled.append((name, details))
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        nbrs = neighbor_list(CUTOFF + 0.1, skin=SKIN).allocate(*geometry)
+        nbrs = nbrs.update(geometry[0] * np.float32(0.6), geometry[1]).grow()
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert int(nbrs.problems) == 0
+    assert compiled == []
+
+
+def tilted(dtype=np.float32):
+    """Two systems of one lattice each, in lattice vectors that are far from short."""
+    short = np.array([[5.0, 0, 0], [1, 4.5, 0], [0.5, -1, 6]])
+    change = np.array([[[1, 0, 0], [37, 1, 0], [-50, 20, 1]], [[1, 90, 0], [0, 1, 0], [0, 0, 1]]])
+    cells = change @ short
+    pbc = np.array([[True] * 3, [True, True, False]])
+    rng = np.random.default_rng(4)
+    batch = np.repeat([0, 1], [9, 7]).astype(np.int32)
+    positions = rng.uniform(0, 1, (16, 3)) @ short
+    return positions.astype(dtype), cells.astype(dtype), pbc, batch, short
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_strongly_tilted_cells_have_the_pairs_of_their_lattice(native):
+    with jax.enable_x64(True):
+        positions, cells, pbc, batch, short = tilted(np.float64)
+        cutoff = 5.0
+        if native:
+            first = neighbor_list(cutoff, skin=0.4).allocate(positions, cells, pbc, batch)
+        else:
+            with use_jax():
+                first = neighbor_list(cutoff, skin=0.4).allocate(positions, cells, pbc, batch)
+        moved = positions + moves(5, positions.shape, np.float64)
+        lists = [(first, positions)] + ([(first.update(moved, cells), moved)] if native else [])
+        for nbrs, x in lists:
+            assert not bool(nbrs.did_overflow), nbrs.why()
+            n = int(nbrs.n_edges)
+            i, j = np.asarray(nbrs.edge_index[:, :n])
+            offsets = np.asarray(nbrs.cell_offsets[:n])
+            r = x[j] - x[i] + np.einsum("ek,ekl->el", offsets, cells[batch[i]])
+            found = {(a, b, *v) for a, b, v in zip(i, j, np.round(r, 6).tolist(), strict=True)}
+            assert len(found) == n
+            expected = set()
+            for s in range(2):
+                own = np.flatnonzero(batch == s)
+                search = vesin.NeighborList(cutoff=cutoff, full_list=True)
+                lattice = np.where(pbc[s][:, None], short, 0)
+                a, b, vector = search.compute(x[own], lattice, pbc[s].tolist(), "ijD")
+                expected |= {
+                    (own[p], own[q], *v)
+                    for p, q, v in zip(a, b, np.round(vector, 6).tolist(), strict=True)
+                }
+            key = lambda row: tuple(round(v, 5) + 0.0 for v in row)  # noqa: E731
+            assert {key(row) for row in found} == {key(row) for row in expected}
+
+
+def test_bases_are_reduced_as_by_ase():
+    rng = np.random.default_rng(7)
+    for pbc in (np.ones(3, bool), np.array([True, False, True])):
+        for _ in range(20):
+            short = np.diag(rng.uniform(2, 6, 3)) + rng.normal(0, 0.5, (3, 3))
+            axes = np.flatnonzero(pbc)
+            change = np.eye(3)
+            for a, b in ((0, 1), (1, 2), (2, 0)):
+                if pbc[a] and pbc[b]:
+                    step = np.eye(3)
+                    step[a, b] = rng.integers(-30, 31)
+                    change = step @ change
+            cell = change @ short
+            (basis,) = reduced_bases(cell[None], pbc[None])
+            assert abs(round(np.linalg.det(basis))) == 1
+            assert (basis[~pbc] == np.eye(3)[~pbc]).all()
+            ours = np.sort(np.linalg.norm((basis @ cell)[axes], axis=1))
+            reference, _ = ase.geometry.minkowski_reduce(cell, pbc)
+            theirs = np.sort(np.linalg.norm(reference[axes], axis=1))
+            # Vectors that are short enough are left as they are.
+            np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
+def test_capacities_are_of_a_fixed_sequence():
+    assert [capacity(n) for n in (0, 2, 17, 32, 33, 100, 1000.5)] == [2, 2, 17, 32, 34, 100, 1024]
+    sizes = [capacity(n) for n in range(2, 5000)]
+    assert all(n <= size <= 1.0625 * n + 1 for n, size in zip(range(2, 5000), sizes, strict=True))
+    assert len(set(sizes)) < 150
+
+
+@pytest.mark.parametrize("slots, density", [(1, 0.05), (31, 1.0), (100, 0.05), (5000, 0.0)])
+def test_set_bits_are_found_in_order(slots, density):
+    bits = np.random.default_rng(3).random(1000) < density
+    word, bit, count = stages.compact(stages.mask_to_words(jnp.asarray(bits)), slots)
+    assert int(count) == bits.sum()
+    expected = np.flatnonzero(bits)[:slots]
+    np.testing.assert_array_equal((32 * word + bit)[: len(expected)], expected)

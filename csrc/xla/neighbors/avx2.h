@@ -3,6 +3,14 @@
 #ifndef TORCHCALL_XLA_NEIGHBORS_AVX2_H_
 #define TORCHCALL_XLA_NEIGHBORS_AVX2_H_
 
+namespace torchcall {
+
+// Whether to use the loops for AVX2: whether this processor can, unless a test forbids it.
+bool HasAvx2();
+void ForbidAvx2(bool forbidden);
+
+}  // namespace torchcall
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define TORCHCALL_AVX2 1
 #define TORCHCALL_FOR_AVX2 [[gnu::target("avx2,popcnt")]]

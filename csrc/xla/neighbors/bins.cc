@@ -120,7 +120,7 @@ int32_t SortIntoBins(const Geometry<Real>& geometry, const std::vector<Frame>& f
     ++bins.starts[bin + 1];
   }
   for (int64_t b = 0; b < n_bins; ++b) bins.starts[b + 1] += bins.starts[b];
-  bins.order.resize(n);
+  bins.order.assign(n + kOverrun, 0);
   for (std::vector<Real>* values : {&bins.x, &bins.y, &bins.z}) values->assign(n + kOverrun, 0);
   std::vector<int32_t> next(bins.starts.begin(), bins.starts.end() - 1);
   for (int64_t i = 0; i < n; ++i) {

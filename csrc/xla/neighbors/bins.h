@@ -33,8 +33,8 @@ template <typename Real>
 struct Bins {
   std::vector<Grid> grids;      // (systems,)
   std::vector<int32_t> starts;  // (bins + 1,), first sorted atom of each bin
-  std::vector<int32_t> order;   // (atoms,), atoms in sorted order
-  // Coordinates in sorted order, and some more so that whole vectors can be read.
+  // Atoms in sorted order and their coordinates; and some more, so that whole vectors can be read.
+  std::vector<int32_t> order;
   std::vector<Real> x, y, z;
 };
 

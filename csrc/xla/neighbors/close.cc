@@ -155,7 +155,7 @@ TORCHCALL_FOR_AVX2 int64_t FindCloseAvx2(const SortedAtoms<double>& sorted, int3
 template <typename Real>
 FindClose<Real> FindCloseHere() {
 #ifdef TORCHCALL_AVX2
-  if (__builtin_cpu_supports("avx2")) return &FindCloseAvx2;
+  if (HasAvx2()) return &FindCloseAvx2;
 #endif
   return &FindClosePortable<Real>;
 }

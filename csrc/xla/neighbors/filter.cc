@@ -125,7 +125,7 @@ TORCHCALL_FOR_AVX2 int64_t FilterAvx2(const Atom<double>* atoms, const int32_t* 
 template <typename Real>
 Filter<Real> FilterHere() {
 #ifdef TORCHCALL_AVX2
-  if (__builtin_cpu_supports("avx2")) return &FilterAvx2;
+  if (HasAvx2()) return &FilterAvx2;
 #endif
   return &FilterPortable<Real>;
 }

@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "avx2.h"
 #include "list.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -298,6 +299,7 @@ void BindNeighbors(nb::module_& m) {
   m.def(
       "neighbor_handler", [] { return nb::capsule(reinterpret_cast<void*>(kUpdate)); },
       nb::sig("def neighbor_handler() -> typing.Any"));
+  m.def("forbid_avx2", &ForbidAvx2, nb::arg("forbidden"));
   m.def("update_neighbors", &UpdateOutside, nb::arg("operands"), nb::arg("results"),
         nb::arg("cutoff"), nb::arg("skin"), nb::arg("limit"), nb::arg("schedule"),
         nb::sig("def update_neighbors(operands: collections.abc.Sequence[typing.Any], results: "

@@ -12,6 +12,7 @@ namespace torchcall {
 namespace {
 
 constexpr int64_t kAtomsPerTask = 4096;
+constexpr int64_t kCandidatesPerTask = 1 << 16;
 
 // Four lanes, the last of which is not used.
 template <typename Real>
@@ -169,23 +170,17 @@ bool AreAtoms(const int32_t* indices, int64_t n, int64_t atoms) {
   return wrong >= 0;
 }
 
-// Lists the candidates with |r|² < limit, r = (y_j − y_i) + image · h. Returns problems.
+// Finds the candidates of one part with |r|² < limit, r = (y_j − y_i) + image · h.
 template <typename Real>
-int32_t ListClose(const Geometry<Real>& geometry, const Candidates<Real>& candidates, Real limit,
-                  const Workspace<Real>& work, const List<Real>& list) {
-  const int64_t n_pairs = std::clamp<int64_t>(*candidates.n_pairs, 0, candidates.capacity);
-  // Whatever the arrays contain, nothing outside them is read.
-  if (!AreAtoms(candidates.sender, n_pairs, geometry.atoms) ||
-      !AreAtoms(candidates.receiver, n_pairs, geometry.atoms)) {
-    return kCandidates;
-  }
+void FindClosePart(const Geometry<Real>& geometry, const Candidates<Real>& candidates, Real limit,
+                   const Workspace<Real>& work, ClosePart& part) {
   const Filter<Real> filter = FilterHere<Real>();
-  const Slots<Real> slots(geometry, work, list);
-  std::vector<int32_t> aside;
-  int64_t count = 0;
-  for (int64_t p = 0; p < n_pairs;) {
+  part.receivers.resize(part.end - part.begin + kFilterOverrun);
+  part.runs.clear();
+  part.count = 0;
+  for (int64_t p = part.begin; p < part.end;) {
     const int32_t i = candidates.sender[p];
-    const int64_t end = p + EqualPrefix(candidates.sender + p, n_pairs - p);
+    const int64_t end = p + EqualPrefix(candidates.sender + p, part.end - p);
     const Matrix3& h = work.frames[geometry.batch[i]].cell;
     ForEachImage(candidates.image + p, end - p, [&](int64_t from, int64_t to, int32_t image) {
       Real shift[3];
@@ -194,19 +189,50 @@ int32_t ListClose(const Geometry<Real>& geometry, const Candidates<Real>& candid
         for (int a = 0; a < 3; ++a) sum += UnpackImage(image, a) * h[a][k];
         shift[k] = static_cast<Real>(sum);
       }
-      const int64_t first = std::min(count, list.capacity);
-      // Close to the end of the list, the filter writes elsewhere: it may write too much.
-      const bool fits = count + (to - from) + kFilterOverrun <= list.capacity;
-      if (!fits) aside.resize(to - from + kFilterOverrun);
-      int32_t* out = fits ? slots.receivers() + count : aside.data();
-      count += filter(work.atoms.data(), candidates.receiver + p + from, to - from, work.atoms[i].y,
-                      shift, limit, out);
-      const int64_t last = std::min(count, list.capacity);
-      if (!fits) std::copy_n(aside.data(), last - first, slots.receivers() + first);
-      slots.Complete(first, last, i, image);
+      part.count += filter(work.atoms.data(), candidates.receiver + p + from, to - from,
+                           work.atoms[i].y, shift, limit, part.receivers.data() + part.count);
+      part.runs.push_back({i, image, part.count});
     });
     p = end;
   }
+}
+
+// Lists the candidates that are close. Returns problems.
+template <typename Real>
+int32_t ListClose(const Geometry<Real>& geometry, const Candidates<Real>& candidates, Real limit,
+                  const Threads& threads, Workspace<Real>& work, const List<Real>& list) {
+  const int64_t n_pairs = std::clamp<int64_t>(*candidates.n_pairs, 0, candidates.capacity);
+  // Whatever the arrays contain, nothing outside them is read.
+  if (!AreAtoms(candidates.sender, n_pairs, geometry.atoms) ||
+      !AreAtoms(candidates.receiver, n_pairs, geometry.atoms)) {
+    return kCandidates;
+  }
+  const int64_t n_parts = (n_pairs + kCandidatesPerTask - 1) / kCandidatesPerTask;
+  work.close.resize(n_parts);
+  ForEach(threads, n_parts, [&](int64_t t) {
+    ClosePart& part = work.close[t];
+    part.begin = t * kCandidatesPerTask;
+    part.end = std::min(part.begin + kCandidatesPerTask, n_pairs);
+    FindClosePart(geometry, candidates, limit, work, part);
+  });
+  int64_t count = 0;
+  for (ClosePart& part : work.close) {
+    part.first_slot = count;
+    count += part.count;
+  }
+  const Slots<Real> slots(geometry, work, list);
+  ForEach(threads, n_parts, [&](int64_t t) {
+    const ClosePart& part = work.close[t];
+    const int64_t first = std::min(part.first_slot, list.capacity);
+    const int64_t n = std::min(part.count, list.capacity - first);
+    std::copy_n(part.receivers.data(), n, slots.receivers() + first);
+    int64_t done = 0;
+    for (const ClosePart::Run& run : part.runs) {
+      const int64_t end = std::min(run.end, n);
+      slots.Complete(first + done, first + end, run.sender, run.image);
+      done = end;
+    }
+  });
   slots.Clear(std::min(count, list.capacity));
   *list.n_edges = static_cast<int32_t>(std::min<int64_t>(count, INT32_MAX));
   return 0;
@@ -305,7 +331,8 @@ int32_t UpdateByCandidates(const Geometry<Real>& geometry, const Settings& setti
     KeepPairs(geometry, threads, work.pairs, candidates);
     if (work.pairs.total > candidates.capacity) problems = kCandidates;
   }
-  return problems | ListClose(geometry, candidates, static_cast<Real>(settings.limit), work, list);
+  return problems |
+         ListClose(geometry, candidates, static_cast<Real>(settings.limit), threads, work, list);
 }
 
 }  // namespace
@@ -345,7 +372,7 @@ Counts Count(const Geometry<Real>& geometry, const Settings& settings, Workspace
                                 work.wraps.data(), work);
     return counts.problems == 0 ? work.pairs.total : 0;
   };
-  counts.edges = find(settings.cutoff, settings.limit, true);
+  counts.edges = counts.candidates = find(settings.cutoff, settings.limit, true);
   if (settings.skin > 0 && counts.problems == 0) {
     counts.candidates = find(settings.cutoff + settings.skin, 0, false);
   }

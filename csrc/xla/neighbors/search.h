@@ -27,7 +27,19 @@ template <typename Real>
 double RoundingError(const std::vector<Frame>& frames, const std::vector<Atom<Real>>& atoms,
                      double radius);
 
-// Memory of a search, kept for the next.
+// Those of some candidates that are close.
+struct ClosePart {
+  struct Run {
+    int32_t sender, image;
+    int64_t end;
+  };
+  int64_t begin, end;  // of the candidates
+  std::vector<int32_t> receivers;
+  std::vector<Run> runs;
+  int64_t count, first_slot;
+};
+
+// Memory of an update, kept for the next.
 template <typename Real>
 struct Workspace {
   std::vector<Frame> frames, reference;
@@ -36,6 +48,7 @@ struct Workspace {
   Bins<Real> bins;
   PairsFound pairs;
   std::vector<int32_t> wraps;
+  std::vector<ClosePart> close;
 };
 
 // Finds all (i, j, n) with |y_j − y_i + n h|² < limit, except (i, i, 0), for the frames and atoms

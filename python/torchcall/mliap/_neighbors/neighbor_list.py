@@ -238,9 +238,9 @@ def allocated(
 ) -> NeighborList:
     """A list with the settings of ``layout`` and at least its capacities."""
     if positions.shape[0] == 0:
-        basis = np.broadcast_to(np.eye(3, dtype=np.int32), cell.shape)
+        basis = jnp.broadcast_to(jnp.eye(3, dtype=jnp.int32), cell.shape)
         layout = replace(layout, edges=2, candidates=2, bins=None)
-        return _empty(layout, positions, cell, pbc, batch, jnp.asarray(basis), None)
+        return _empty(layout, positions, cell, pbc, batch, basis, None)
     floor = layout.bins
     layout, found = sized_for(positions, cell, pbc, batch, layout)
     (device,) = positions.devices()
@@ -261,15 +261,21 @@ def _empty(
     limits: Array | None,
 ) -> NeighborList:
     n_atoms, dtype = positions.shape[0], positions.dtype
-    count = jnp.asarray(np.int32(0))
+    (device,) = positions.devices()
+
+    def put(value: np.ndarray) -> Array:
+        # Unlike `jnp.asarray`, compiles nothing.
+        return jax.device_put(value, device)
+
+    count = put(np.zeros((), np.int32))
     candidates = None
     if layout.skin > 0 and n_atoms > 0:
-        slots = jnp.asarray(np.zeros(layout.candidates, np.int32))
-        wraps = jnp.asarray(np.zeros((3, n_atoms), np.int32))
+        slots = put(np.zeros(layout.candidates, np.int32))
+        wraps = put(np.zeros((3, n_atoms), np.int32))
         candidates = Candidates(slots, slots, slots, count, wraps, positions, cell)
     return NeighborList(
-        edge_index=jnp.asarray(np.full((2, layout.edges), n_atoms, np.int32)),
-        cell_offsets=jnp.asarray(np.tile(np.array([[1, 0, 0]], dtype), (layout.edges, 1))),
+        edge_index=put(np.full((2, layout.edges), n_atoms, np.int32)),
+        cell_offsets=put(np.tile(np.array([[1, 0, 0]], dtype), (layout.edges, 1))),
         n_edges=count,
         problems=count,
         positions=positions,
