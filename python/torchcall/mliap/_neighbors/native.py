@@ -114,15 +114,16 @@ def update_outside(operands: Operands, layout: Layout, schedule: str) -> Updated
 
 
 def count(
-    positions: np.ndarray,
-    cell: np.ndarray,
-    pbc: np.ndarray,
-    batch: np.ndarray,
-    basis: np.ndarray,
-    layout: Layout,
+    geometry: tuple[np.ndarray, ...], basis: np.ndarray, layout: Layout
 ) -> tuple[Problem, int, int]:
-    """Problems, and the numbers of pairs within cutoff + skin and within the cutoff."""
-    flat = [np.ascontiguousarray(x) for x in (positions, cell, pbc, batch, basis)]
+    """Problems, and the numbers of pairs within cutoff + skin and within the cutoff.
+
+    Args:
+        geometry: positions, cell, pbc and batch.
+        basis: (B, 3, 3) int32.
+        layout: cutoff and skin.
+    """
+    flat = [np.ascontiguousarray(x) for x in (*geometry, basis)]
     problems, candidates, edges = _bridge.count_neighbors(
         flat, **_attributes(layout, flat[0].dtype)
     )
@@ -134,8 +135,9 @@ def _flat(operands: Operands) -> list[Any]:
 
 
 def _updated(results: list[Any]) -> Updated:
-    candidates = Candidates(*results[6:]) if len(results) > 6 else None
-    return Updated(*results[:6], candidates)
+    index, offsets, count, problems, positions, cell, *rest = results
+    candidates = Candidates(*rest) if rest else None
+    return Updated(index, offsets, count, problems, positions, cell, candidates)
 
 
 def _attributes(layout: Layout, dtype: Any) -> dict[str, float]:

@@ -33,7 +33,7 @@ def sized_for(
     arrays = tuple(np.asarray(x) for x in (positions, cell, pbc, batch))
     basis = reduced_bases(arrays[1], arrays[2])
     layout = replace(layout, bins=None, reduced=bool((basis != np.eye(3)).any()))
-    problems, candidates, edges = native.count(*arrays, basis, layout)
+    problems, candidates, edges = native.count(arrays, basis, layout)
     if not native.serves(positions):
         # The search in JAX also finds (i, i, 0).
         candidates += len(arrays[0])
