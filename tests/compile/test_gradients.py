@@ -7,7 +7,7 @@ import reference
 import torch
 from energies import Energies, Pairs, Soft, odd
 
-from torchcall._compile._copy import copy_of, training_note
+from torchcall._compile._copy import copy_of, training_note, training_part
 from torchcall.mliap._compile._gradients import PotentialModule
 
 CPU = torch.device("cpu")
@@ -143,6 +143,7 @@ def test_only_parts_that_training_mode_changes_are_reported():
     assert "1 (Dropout) is in training mode" in training_note(network.train())
     assert training_note(torch.nn.Sequential(network.eval())) == ""
     assert training_note(torch.nn.Linear(1, 1)) == ""
+    assert training_part(torch.jit.script(network.train())) == "1 (Dropout)"
 
 
 def test_a_copy_shares_attributes_that_cannot_be_copied():

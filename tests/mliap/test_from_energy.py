@@ -350,6 +350,18 @@ def test_static_packages_need_an_example(monkeypatch):
         TorchMliap.from_energy(Pairs(), engine="package")
 
 
+def test_no_example_is_asked_for_where_none_would_help():
+    from torchcall._compile._errors import CompileError
+
+    class Reading(Pairs):
+        def forward(self, input):
+            return super().forward(input) * float(input["pos"].sum())
+
+    with pytest.raises(CompileError, match="the module cannot be traced") as caught:
+        TorchMliap.from_energy(Reading(), engine="package")
+    assert "example=" not in str(caught.value)
+
+
 def test_padding_is_passed_through(graph):
     """Phantoms get energies too, and only they."""
     model = TorchMliap.from_energy(Pairs())

@@ -186,3 +186,23 @@ def test_largest_of_several_cutoffs_sets_the_phantom_cell(graph):
     model = TorchMliap.from_module(graphs.script(Returns("")), table)
     padded, _ = pad_graph(graph, cutoff=model.cutoff)
     np.testing.assert_array_equal(padded["cell"][1], np.eye(3, dtype=np.float32) * 2 * 4.2)
+
+
+def test_a_part_in_training_mode_is_a_warning():
+    part = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout(0.5))
+
+    class Dropped(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = part
+
+        def forward(self, input: dict[str, torch.Tensor]):
+            atoms = self.part(input["pos"])[:, 0] * 0
+            energy = torch.zeros_like(input["charge"]).index_add(0, input["batch"], atoms)
+            return {"energy": energy, "position_gradients": torch.zeros_like(input["pos"])}
+
+    for prepare in (torch.nn.Module.train, lambda m: torch.jit.script(m.train())):
+        with pytest.warns(UserWarning, match=r"^torchcall: Dropped: .*part.1 \(Dropout\) in tr"):
+            TorchMliap.from_module(prepare(Dropped()), 4.0)
+    part.eval()
+    TorchMliap.from_module(Dropped(), 4.0)

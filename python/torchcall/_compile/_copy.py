@@ -56,16 +56,27 @@ def inference_copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def training_note(module: object) -> str:
-    """Names the first part whose results training mode changes, for a report; empty if none.
+    """Names the part that `training_part` finds, for a report on compilation; empty if none."""
+    part = training_part(module)
+    return part and f"{part} is in training mode; the copy that is compiled is in eval mode"
+
+
+def training_part(module: object) -> str:
+    """The name and class of the first part whose results training mode changes; empty if none.
 
     A part of another kind, such as a new module around one in eval mode, computes the same.
     """
-    kinds = (_DropoutNd, _NormBase, torch.nn.RNNBase, torch.nn.MultiheadAttention)
     for name, part in module.named_modules() if isinstance(module, torch.nn.Module) else ():
-        if part.training and isinstance(part, kinds):
-            where = f"{name} ({type(part).__name__})" if name else type(part).__name__
-            return f"{where} is in training mode; the copy that is compiled is in eval mode"
+        if isinstance(part, torch.jit.ScriptModule):
+            kind: Any = getattr(torch.nn, part.original_name, None)
+        else:
+            kind = type(part)
+        if part.training and isinstance(kind, type) and issubclass(kind, _CHANGED_BY_TRAINING):
+            return f"{name} ({kind.__name__})" if name else kind.__name__
     return ""
+
+
+_CHANGED_BY_TRAINING = (_DropoutNd, _NormBase, torch.nn.RNNBase, torch.nn.MultiheadAttention)
 
 
 def scripted_parts(module: torch.nn.Module) -> list[str]:

@@ -26,6 +26,10 @@ class CompileError(RuntimeError):
     """A module could not be compiled into a package."""
 
 
+class ExportError(CompileError):
+    """torch cannot trace, export or compile an operation of the module, whatever the sizes."""
+
+
 class SpecialisedError(Exception):
     """A graph is valid for some shapes only. The text names the axis and the line that fixes it."""
 
@@ -50,7 +54,7 @@ class Watch(TorchFunctionMode):
 
 def cannot_export(
     name: str, stage: str, error: BaseException, watch: Watch | None = None
-) -> CompileError:
+) -> ExportError:
     """The error for a module that runs in eager mode but cannot be compiled.
 
     Args:
@@ -63,7 +67,7 @@ def cannot_export(
     place = _place(error)
     what = f"operation {operation}" if operation else "an operation that torch does not name"
     where = f", {place}" if place else ""
-    return CompileError(
+    return ExportError(
         f"torchcall: {name}: compile: the module cannot be {stage}: {what}{where}. {REMEDY}.\n"
         f"{message_of(error)}"
     )

@@ -100,7 +100,7 @@ def _package(
     verbose: bool | None,
 ) -> Path:
     # torch's compiler takes seconds to import: import it only for compilation.
-    from torchcall._compile._errors import CompileError
+    from torchcall._compile._errors import CompileError, ExportError, ToolchainError
     from torchcall._compile._progress import Progress
     from torchcall.mliap._compile._run import run
 
@@ -122,7 +122,7 @@ def _package(
             progress=Progress(verbose),
         )
     except CompileError as error:
-        if not small:
+        if not small or isinstance(error, ExportError | ToolchainError):
             raise
         raise CompileError(
             f"{error}\nThis was found on a small structure that torchcall made. Pass "

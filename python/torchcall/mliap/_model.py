@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Int
 
 from torchcall._call.call import CallOptions, IndexCheck
 from torchcall._call.specs import torch_dtype
+from torchcall._compile._copy import training_part
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._from_energy import Engine, Script, energy_source
 from torchcall.mliap._graph import AtomGraph, PaddingMasks, pad_with
@@ -96,6 +98,10 @@ class TorchMliap:
                 are fixed for potentials. The default of `requires_grad` is True: most potentials
                 differentiate inside. False is faster for those that do not.
 
+        Warns:
+            UserWarning: a part of the module, such as a dropout, is in training mode, which changes
+                its results. The module is used as it is.
+
         Raises:
             ValueError: the cutoff is not positive, or an option is wrong.
             TypeError: a spec is given, or the module cannot be called.
@@ -103,6 +109,12 @@ class TorchMliap:
         _refuse_specs("from_module", options)
         _check_narrow("from_module", narrow)
         wrapper = wrapped(module, capacity, compute_cell_gradients, check=True, **options)
+        if part := training_part(wrapper._inspected()):
+            warnings.warn(
+                f"torchcall: {wrapper._name}: expected a module in eval mode, got {part} in "
+                "training mode, which changes its results; call .eval()",
+                stacklevel=2,
+            )
         table = cutoff if isinstance(cutoff, Table) else _one_cutoff(cutoff)
         return cls(table, wrapper, compute_cell_gradients, narrow, capacity)
 
@@ -138,7 +150,8 @@ class TorchMliap:
                 "auto" does so if it can, else runs it in Python; `stats()["fallback"]` has the
                 reason. "package" compiles it with `torchcall.mliap.compile`, which takes up to some
                 minutes, or loads it from the cache of packages. It reports its stages on stderr
-                if that is a terminal, or with TORCHCALL_PROGRESS=1 in the environment.
+                if that is a terminal, or with TORCHCALL_PROGRESS=1 in the environment;
+                elsewhere (notebooks, batch jobs) nothing is printed until it returns.
             example: for "package" only: see `torchcall.mliap.compile`. None: a small structure;
                 the package then serves any shapes, or compilation is an error.
             narrow: see the attributes.

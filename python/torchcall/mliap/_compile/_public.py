@@ -29,6 +29,9 @@ def compile(
     Before the package is written, its results are compared with the module's on several shapes and
     structures, to 1e-10 of the largest value of the output in float64, and 1e-4 in float32.
 
+    This takes from half a minute to several minutes. The stages are reported on stderr if that is a
+    terminal, or with TORCHCALL_PROGRESS=1 in the environment; elsewhere nothing is printed.
+
     Args:
         module: an eager module that takes an `AtomGraphInput` of tensors and returns energies (B,)
             in eV, alone or in a dict under 'energy'; or, if it differentiates inside, a dict with
