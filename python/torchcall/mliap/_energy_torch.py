@@ -91,15 +91,16 @@ class EnergyGradients(torch.nn.Module):
             graph[key] = input[key].to(work)
         out = self.module(graph)
         energy = out if isinstance(out, torch.Tensor) else out["energy"]
-        by_position = torch.zeros_like(pos)
-        by_cell = torch.zeros_like(cell)
+        by_position: torch.Tensor | None = None
+        by_cell: torch.Tensor | None = None
         if energy.requires_grad:
             gradients = torch.autograd.grad([energy.sum()], [pos, cell], allow_unused=True)
-            first, second = gradients[0], gradients[1]
-            if first is not None:
-                by_position = first
-            if second is not None:
-                by_cell = second
+            by_position, by_cell = gradients[0], gradients[1]
+        # Made where they are needed: they would take memory and time in every call.
+        if by_position is None:
+            by_position = torch.zeros_like(pos)
+        if by_cell is None:
+            by_cell = torch.zeros_like(cell)
         return {
             "energy": energy.detach().to(dtype),
             "position_gradients": by_position.to(dtype),
