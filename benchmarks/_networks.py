@@ -13,6 +13,7 @@ import ase
 import ase.build
 
 from torchcall import models
+from torchcall.demo._system import load_example
 from torchcall.mliap import TorchMliap
 
 
@@ -68,34 +69,11 @@ def chgnet() -> Network:
 
 def mace() -> Network:
     """A ScaleShiftMACE of silicon with random weights, 16x0e + 16x1o, cutoff 5 Å."""
-    import mace  # noqa: F401  first: it lets e3nn load its constants
-    import numpy as np
     import torch
-    from e3nn import o3
-    from mace.calculators import MACECalculator
-    from mace.modules import ScaleShiftMACE, interaction_classes
 
-    interaction = interaction_classes["RealAgnosticResidualInteractionBlock"]
-    torch.manual_seed(0)
-    model = ScaleShiftMACE(
-        r_max=5.0,
-        num_bessel=8,
-        num_polynomial_cutoff=5,
-        max_ell=3,
-        interaction_cls=interaction,
-        interaction_cls_first=interaction,
-        num_interactions=2,
-        num_elements=1,
-        hidden_irreps=o3.Irreps("16x0e + 16x1o"),
-        MLP_irreps=o3.Irreps("16x0e"),
-        atomic_energies=np.array([-3.0]),
-        avg_num_neighbors=28.0,
-        atomic_numbers=[14],
-        correlation=3,
-        gate=torch.nn.functional.silu,
-        atomic_inter_scale=1.0,
-        atomic_inter_shift=0.0,
-    )
+    model = load_example("mace_adapter").random_mace(for_compile=False, hidden="16x0e + 16x1o")
+    from mace.calculators import MACECalculator
+
     path = Path(tempfile.mkdtemp(prefix="torchcall-")) / "silicon.model"
     torch.save(model.float(), path)
     return Network(

@@ -24,11 +24,12 @@ import torch
 from torchcall.models.mace import MaceEnergy
 
 
-def random_mace(*, for_compile: bool, seed: int = 0) -> Any:
-    """A ScaleShiftMACE of silicon with random weights: 2 layers, 32x0e + 32x1o, cutoff 5 Å.
+def random_mace(*, for_compile: bool, hidden: str = "32x0e + 32x1o", seed: int = 0) -> Any:
+    """A ScaleShiftMACE of silicon with random weights: 2 layers, cutoff 5 Å.
 
     Args:
         for_compile: whether to build it without e3nn's scripted code.
+        hidden: the irreps of the features.
         seed: of the weights, which do not depend on `for_compile`.
     """
     import mace  # noqa: F401  first: it lets e3nn load its constants
@@ -50,7 +51,7 @@ def random_mace(*, for_compile: bool, seed: int = 0) -> Any:
             interaction_cls_first=interaction,
             num_interactions=2,
             num_elements=1,
-            hidden_irreps=o3.Irreps("32x0e + 32x1o"),
+            hidden_irreps=o3.Irreps(hidden),
             MLP_irreps=o3.Irreps("16x0e"),
             atomic_energies=np.array([-3.0]),
             avg_num_neighbors=28.0,

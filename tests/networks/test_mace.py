@@ -103,12 +103,13 @@ def test_packages_equal_maces_calculator(files):
     check_structures(model, expected, SYSTEMS, FLOAT32)
 
 
-def test_dynamics_equal_those_of_ase(files):
-    with jax.enable_x64(True):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dynamics_equal_those_of_ase(files, dtype):
+    with jax.enable_x64(dtype == "float64"):
         path = files / "ScaleShiftMACE.model"
-        model = models.load(path, head="dft", dtype="float64", engine="script")
-        expected = calculator(path, "float64", "dft")
-        check_dynamics(model, expected, SYSTEMS["bulk"], np.float64)
+        model = models.load(path, head="dft", dtype=dtype, engine="script")
+        expected = calculator(path, dtype, "dft")
+        check_dynamics(model, expected, SYSTEMS["bulk"], np.dtype(dtype).type)
 
 
 def test_heads_are_selected_by_name_and_listed_in_errors(files):
@@ -145,7 +146,7 @@ def test_unknown_elements_are_errors_that_name_them(files):
     wrong = SYSTEMS["bulk"].copy()
     wrong.numbers[0] = 79
     for engine in ("eager", "script"):
-        model = loader.load(files / "MACE.model", engine=engine)
+        model = models.load(files / "ScaleShiftMACE.model", head="dft", engine=engine)
         with pytest.raises(Exception, match=r"79|Au"):
             evaluate(model, [wrong], np.float32)
 
