@@ -15,9 +15,12 @@ from torchcall._call.planning import Prepared
 # A measurement ends after so many rounds, or the first one that ends after so many seconds.
 _ROUNDS = 25
 _SECONDS = 0.7
-# In a round, each number of threads is timed for so long, or so many calls, and at least once.
+# In a round, each number of threads is timed for so long, or for so many calls.
 _VISIT_SECONDS = 5e-3
 _VISIT_CALLS = 20
+# But for three calls, if they do not last so long: the first may wait for a thread to wake up.
+_LEAST_CALLS = 3
+_LEAST_SECONDS = 0.1
 # The first round of a slow call ends at a number of threads that is slower than another by this.
 _HOPELESS = 3.0
 # More threads must be faster by this factor: replicas, devices and other programs need cores, too.
@@ -130,9 +133,12 @@ def fastest(rounds: dict[int, list[float]]) -> int:
 def _visit(call: Callable[[], Any]) -> float:
     times: list[float] = []
     begun = last = time.perf_counter()
-    while len(times) < _VISIT_CALLS and (not times or last - begun < _VISIT_SECONDS):
+    while len(times) < _VISIT_CALLS:
         call()
         now = time.perf_counter()
         times.append(now - last)
         last = now
+        least = _LEAST_SECONDS if len(times) < _LEAST_CALLS else _VISIT_SECONDS
+        if now - begun >= least:
+            break
     return statistics.median(times)
