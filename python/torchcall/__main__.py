@@ -24,6 +24,10 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     if command == "doctor":
         return int(any("FAILED" in value for value in torchcall.doctor().values()))
+    if command in ("demo", "compile"):
+        from torchcall._compilation_cache import use_compilation_cache
+
+        use_compilation_cache()
     if command == "demo":
         from torchcall.demo import main as demo
 

@@ -1,14 +1,18 @@
-"""Where compiled packages are cached. Imports nothing of torch's compiler, which takes seconds."""
+"""Where compiled code is cached. Imports nothing of torch's compiler, which takes seconds."""
 
 import os
 from pathlib import Path
+from typing import Literal
 
 
-def cache_folder() -> Path:
-    """`$TORCHCALL_CACHE`, or `torchcall/packages` in the user's cache folder of this platform."""
+def cache_folder(content: Literal["packages", "programs"] = "packages") -> Path:
+    """`torchcall/packages` or `torchcall/programs` in the user's cache folder of this platform.
+
+    If `TORCHCALL_CACHE` is set: that folder for packages, and its `programs`.
+    """
     if chosen := os.environ.get("TORCHCALL_CACHE"):
-        return Path(chosen)
+        return Path(chosen) / content if content == "programs" else Path(chosen)
     # Imported here: `make gpu-check` sets the variable and runs where platformdirs is missing.
     import platformdirs
 
-    return platformdirs.user_cache_path("torchcall", appauthor=False) / "packages"
+    return platformdirs.user_cache_path("torchcall", appauthor=False) / content
