@@ -1,12 +1,17 @@
 """Long runs: growth in a compressing cell, both schedules, no step lost or repeated."""
 
+import gc
+import weakref
+from dataclasses import dataclass
+
+import graphs
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from lists import listed
 
-from torchcall.mliap import RunError, neighbor_list, run_chunks
+from torchcall.mliap import AtomGraph, RunError, energy, neighbor_list, run_chunks
 
 N, SIDE, CUTOFF = 40, 9.0, 3.0
 PBC, BATCH = np.ones((1, 3), bool), np.zeros(N, np.int32)
@@ -64,11 +69,10 @@ def test_a_compressing_cell_grows_the_list_and_loses_no_edges(schedule, expected
     assert int(state["edges"]) == expected
     assert nbrs.layout.edges > first.edges
     assert not bool(nbrs.did_overflow)
-    # One abstract evaluation, then one compilation for the first list and for each growth.
-    compiled = traces[1:]
-    assert compiled[0] == first
-    assert len(compiled) == len(set(compiled))
-    assert [layout.edges for layout in compiled] == sorted({layout.edges for layout in compiled})
+    # One compilation for the first list and for each growth.
+    assert traces[0] == first
+    assert len(traces) == len(set(traces))
+    assert [layout.edges for layout in traces] == sorted({layout.edges for layout in traces})
 
 
 def test_non_finite_positions_end_the_run_with_the_last_good_state():
@@ -133,3 +137,129 @@ def test_a_list_of_non_finite_positions_is_refused():
         run_chunks(compress, state, lost, 4)
     with pytest.raises(ValueError, match=r"^torchcall: NeighborList.grow: positions: expected fin"):
         lost.grow()
+
+
+def still(state, nbrs):
+    return state, nbrs.update(state["positions"], state["cell"])
+
+
+@pytest.mark.parametrize("schedule", ["when-needed", "static"])
+def test_a_step_is_compiled_once(schedule):
+    traces = []
+
+    def step(state, nbrs):
+        traces.append(nbrs.layout)
+        return still(state, nbrs)
+
+    state, nbrs = start(0.6)
+    options = {"schedule": schedule, "rebuild_every": 2}
+    for _ in range(3):
+        run_chunks(step, state, nbrs, 8, chunk=4, **options)
+    assert len(traces) == 1
+    # With a condition, one program serves chunks of any length.
+    run_chunks(step, state, nbrs, 7, chunk=5, **options)
+    assert len(traces) == 1 or schedule == "static"
+    run_chunks(lambda *carry: step(*carry), state, nbrs, 8, chunk=4, **options)
+    assert len(traces) > 1
+
+
+@dataclass
+class Simulation:
+    """Neither it nor its method is hashable."""
+
+    traces: int = 0
+
+    def step(self, state, nbrs):
+        self.traces += 1
+        return still(state, nbrs)
+
+    __call__ = step
+
+
+class Slotted:
+    """Cannot be referenced weakly."""
+
+    __slots__ = ("traces",)
+
+    def __init__(self):
+        self.traces = 0
+
+    __call__ = Simulation.step
+
+
+@pytest.mark.parametrize(
+    "of, compiled",
+    [
+        (lambda simulation: simulation.step, 1),
+        (lambda simulation: simulation, 1),
+        (lambda simulation: jax.jit(simulation.step), 2),
+        (lambda _: Slotted(), 0),
+    ],
+    ids=["method", "object", "jitted", "slotted object"],
+)
+def test_any_callable_is_a_step(of, compiled):
+    state, nbrs = start(0.0)
+    simulation = Simulation()
+    for _ in range(2):
+        out, _ = run_chunks(of(simulation), state, nbrs, 2)
+    np.testing.assert_array_equal(out["positions"], state["positions"])
+    assert simulation.traces <= compiled
+
+
+def test_programs_do_not_outlive_their_step():
+    state, nbrs = start(0.0)
+
+    def made(weight):
+        def step(state, nbrs):
+            return {**state, "positions": state["positions"] + 0 * weight[0]}, still(state, nbrs)[1]
+
+        return step
+
+    weight, simulation = np.ones(1000, np.float32), Simulation()
+    step = made(weight)
+    run_chunks(step, state, nbrs, 2)
+    run_chunks(simulation.step, state, nbrs, 2)
+    gone = [weakref.ref(owner) for owner in (weight, step, simulation)]
+    del weight, step, simulation
+    gc.collect()
+    assert [reference() for reference in gone] == [None] * 3
+
+
+@pytest.mark.usefixtures("x64")
+def test_a_chunk_whose_energies_were_nan_is_repeated_with_room():
+    """Atoms follow their gradients, so an overflow within a chunk makes all that follows NaN."""
+    model = graphs.potential("Lennard-Jones")
+    numbers, batch = jnp.full(27, 18, jnp.int32), np.zeros(27, np.int32)
+    grid = np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3)
+    fractions = jnp.asarray((grid + 0.01 * np.random.default_rng(0).random((27, 3))) / 3)
+
+    def step(state, nbrs):
+        positions, cell = state["positions"] * 0.98, state["cell"] * 0.98
+        nbrs = nbrs.update(positions, cell)
+
+        def total(x):
+            return energy(model, AtomGraph.from_neighbors(nbrs, x, cell, numbers)).sum()
+
+        value, gradients = jax.value_and_grad(total)(positions)
+        positions = positions - 1e-4 * gradients
+        bad = state["bad"] | jnp.isnan(value)
+        return {"positions": positions, "cell": cell, "energy": value, "bad": bad}, nbrs
+
+    ends, lists = [], []
+    for multiplier in (1.0, 9.0):
+        cell = 9.3 * jnp.eye(3)[None]
+        search = neighbor_list(graphs.CUTOFF, capacity_multiplier=multiplier)
+        first = search.allocate(fractions @ cell[0], cell, PBC, batch)
+        state = {
+            "positions": fractions @ cell[0],
+            "cell": cell,
+            "energy": jnp.zeros(()),
+            "bad": jnp.asarray(False),
+        }
+        end, nbrs = run_chunks(step, state, first, 12, chunk=6)
+        ends.append(end)
+        lists.append((first.layout.edges, nbrs.layout.edges))
+    assert lists[0][1] > lists[0][0]
+    assert lists[1][1] == lists[1][0]
+    assert not ends[0]["bad"]
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10), *ends)

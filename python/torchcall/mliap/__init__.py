@@ -13,7 +13,7 @@ from torchcall.mliap._chunks import RunError, run_chunks
 from torchcall.mliap._compile import compile
 from torchcall.mliap._energy import EnergyAndGradients, energy, energy_and_gradients
 from torchcall.mliap._energy_torch import edge_vectors, with_gradients
-from torchcall.mliap._graph import AtomGraph, PaddingMasks, pad_graph
+from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._input import AtomGraphInput
 from torchcall.mliap._lattice_jax import (
     lattice_gradient_from_virial_jax,
@@ -30,6 +30,7 @@ from torchcall.mliap._lattice_torch import (
 from torchcall.mliap._model import TorchMliap, TorchMliapForward
 from torchcall.mliap._neighbors.allocate import NeighborListFn, neighbor_list
 from torchcall.mliap._neighbors.neighbor_list import NeighborList
+from torchcall.mliap._padding import PaddingMasks, pad_graph
 from torchcall.mliap._state import (
     EMPTY,
     CachedOut,

@@ -9,10 +9,11 @@ from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from torchcall.mliap._neighbors.check import Problem
 from torchcall.mliap._neighbors.neighbor_list import NeighborList, with_larger_bins
+from torchcall.mliap._programs import Programs
 
 State = TypeVar("State")
 Step = Callable[[State, NeighborList], tuple[State, NeighborList]]
@@ -51,12 +52,17 @@ def run_chunks(
     After each chunk, reads the list's ``did_overflow``. If it is true, discards the chunk's result,
     allocates a list with room for the geometry that overflowed, and repeats the chunk from its
     start. If a static schedule exceeded the skin, halves ``rebuild_every`` instead. Either costs
-    one compilation, as does a last chunk that is shorter than the others.
+    one compilation. In the static schedule, so does a last chunk that is shorter than the others.
+
+    Programs are compiled once for each step function, shapes and schedule, and live as long as the
+    function. So define ``step`` once, outside loops: a new function or ``functools.partial`` of the
+    same code is compiled again. As with `jax.jit`, a compiled step does not see later changes of
+    variables that it uses; put what changes into ``state``.
 
     Args:
         step: ``(state, neighbors) → (state, neighbors)``, traceable; calls
             ``neighbors.update(positions, cell)`` at the new positions and returns the updated list.
-            Shapes and dtypes of ``state`` must not change.
+            Shapes and dtypes of ``state`` must not change. A function, a method or any callable.
         state: any pytree of arrays.
         neighbors: list of the state's systems.
         n_steps: number of steps.
@@ -76,9 +82,11 @@ def run_chunks(
             with ``rebuild_every > 1`` has no skin.
         TypeError: a count is not an int, or ``step`` does not return ``(state, neighbors)``.
     """
-    _check(step, state, neighbors, n_steps, chunk, schedule, rebuild_every)
+    _check(neighbors, n_steps, chunk, schedule, rebuild_every)
     every = 0 if schedule == "when-needed" else rebuild_every
-    run = jax.jit(partial(_run_chunk, step), static_argnums=(0, 1))
+    # A loop of known length never waits for the host on a GPU; any length shares one program.
+    known = schedule == "static"
+    run = _programs.get(step, known, _static_program if known else _program)
     done = 0
     if int(np.asarray(neighbors.problems)):
         if not _finite(neighbors):
@@ -86,9 +94,8 @@ def run_chunks(
         neighbors = _grow(neighbors, neighbors)
     while done < n_steps:
         length = min(chunk, n_steps - done)
-        new_state, new = run(
-            length, every, state, replace(neighbors, schedule=_list_schedule(every))
-        )
+        with_schedule = replace(neighbors, schedule=_list_schedule(every))
+        new_state, new = run(length, every, state, with_schedule)
         problems = int(np.asarray(new.problems))
         if problems == 0:
             done += length
@@ -114,23 +121,53 @@ def _list_schedule(every: int) -> Literal["when-needed", "always", "never"]:
     return "when-needed" if every == 0 else "always" if every == 1 else "never"
 
 
-def _run_chunk(
-    step: Step[State], length: int, every: int, state: State, neighbors: NeighborList
-) -> tuple[State, NeighborList]:
-    def one(carry: tuple[State, NeighborList], _: None) -> tuple[tuple[State, NeighborList], None]:
-        return step(*carry), None
+_programs = Programs()
 
-    def block(carry: tuple[State, NeighborList], steps: int) -> tuple[State, NeighborList]:
-        state, neighbors = carry
-        return lax.scan(one, (state, neighbors.rebuild()), None, length=steps)[0]
 
-    carry = (state, neighbors)
-    if every <= 1:
-        return lax.scan(one, carry, None, length=length)[0]
-    blocks, rest = divmod(length, every)
-    if blocks:
-        carry = lax.scan(lambda c, _: (block(c, every), None), carry, None, length=blocks)[0]
-    return block(carry, rest) if rest else carry
+def _program(step: Callable[[], Step[Any]]) -> Callable[..., Any]:
+    """`run(length, 0, state, neighbors)`, one program for any length."""
+
+    def run(length: Array, every: int, state: Any, neighbors: NeighborList) -> Any:
+        del every
+        return lax.fori_loop(0, length, _body(step()), (state, neighbors))
+
+    return jax.jit(run, static_argnums=1)
+
+
+def _static_program(step: Callable[[], Step[Any]]) -> Callable[..., Any]:
+    """`run(length, every, state, neighbors)`, which searches every `every` steps."""
+
+    def run(length: int, every: int, state: Any, neighbors: NeighborList) -> Any:
+        one = _body(step())
+
+        def block(_: Any, carry: tuple[Any, NeighborList], steps: int) -> Any:
+            return lax.fori_loop(0, steps, one, (carry[0], carry[1].rebuild()))
+
+        carry = (state, neighbors)
+        if every == 1:
+            return lax.fori_loop(0, length, one, carry)
+        blocks, rest = divmod(length, every)
+        if blocks:
+            carry = lax.fori_loop(0, blocks, partial(block, steps=every), carry)
+        return block(None, carry, rest) if rest else carry
+
+    return jax.jit(run, static_argnums=(0, 1))
+
+
+def _body(step: Step[Any]) -> Callable[[Any, tuple[Any, NeighborList]], Any]:
+    def one(_: Any, carry: tuple[Any, NeighborList]) -> tuple[Any, NeighborList]:
+        out = step(*carry)
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], NeighborList)):
+            raise TypeError(
+                "torchcall: run_chunks: step: expected (state, NeighborList), got "
+                f"{type(out).__name__}"
+            )
+        return out
+
+    return one
+
+
+_rebuilt = jax.jit(NeighborList.rebuild)
 
 
 def _finite(neighbors: NeighborList) -> bool:
@@ -145,7 +182,7 @@ def _grow(failed: NeighborList, start: NeighborList) -> NeighborList:
         # fail again: enlarge these bins.
         grown = with_larger_bins(failed)
     while True:
-        rebuilt = jax.jit(NeighborList.rebuild)(grown, start.positions, start.cell)
+        rebuilt = _rebuilt(grown, start.positions, start.cell)
         problems = int(np.asarray(rebuilt.problems))
         if problems == 0:
             return rebuilt
@@ -154,8 +191,6 @@ def _grow(failed: NeighborList, start: NeighborList) -> NeighborList:
 
 
 def _check(
-    step: Step[Any],
-    state: Any,
     neighbors: Any,
     n_steps: int,
     chunk: int,
@@ -183,6 +218,3 @@ def _check(
             f"{where}: schedule: expected a list with a skin, or rebuild_every=1, for the "
             f"static schedule; got skin 0 and rebuild_every={rebuild_every}"
         )
-    out = jax.eval_shape(step, state, neighbors)
-    if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], NeighborList)):
-        raise TypeError(f"{where}: step: expected (state, NeighborList), got {type(out).__name__}")

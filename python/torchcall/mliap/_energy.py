@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
-from torchcall.mliap._graph import AtomGraph, check_graph, lacks_edges
+from torchcall._wrapper import TorchModuleWrapper
+from torchcall.mliap._graph import (
+    AtomGraph,
+    ListedGraph,
+    check_graph,
+    lacks_edges,
+    listed,
+    without_list,
+)
 from torchcall.mliap._merge import merge_graphs
 from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._programs import Programs
+from torchcall.mliap._table import Table
 
 
 class EnergyAndGradients(NamedTuple):
@@ -47,7 +59,8 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
 
     Returns:
         (b,), in the positions' dtype. Energies and gradients are NaN if the graph's neighbour list
-        overflowed or has more edges than slots.
+        overflowed, has more edges than slots, or was updated at positions or cells that are too far
+        from these (see `AtomGraph.from_neighbors`).
 
     Raises:
         ValueError: a shape is wrong, the neighbour list's cutoff differs from the model's, a
@@ -59,6 +72,7 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
     model.check_cutoff(graph)
     model.check_species(graph)
     # Offsets are integers: their derivative is zero.
+    graph = listed(graph)
     offsets = jax.lax.stop_gradient(graph.cell_offsets)
     return _energy(jax.lax.stop_gradient(model), replace(graph, cell_offsets=offsets))
 
@@ -81,7 +95,7 @@ def energy_and_gradients(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradie
     check_graph(graph)
     model.check_cutoff(graph)
     model.check_species(graph)
-    return _guarded(model, graph)
+    return _guarded(model, listed(graph))
 
 
 @jax.custom_jvp
@@ -118,18 +132,18 @@ def energy_tangent(out: EnergyAndGradients, graph: AtomGraph, tangents: Any) -> 
                 f"torchcall: energy: differentiation in graph.{name} is not supported: models "
                 "return gradients by positions and cell; apply jax.lax.stop_gradient to it"
             )
-    change = jnp.zeros_like(out.energy)
-    if has_tangent(tangents.positions):
-        per_atom = jnp.sum(out.position_gradients * tangents.positions, axis=-1)
-        change = change + _sum_by_system(per_atom, graph)
-    if has_tangent(tangents.cell):
-        if out.cell_gradients is None:
-            raise ValueError(
-                "torchcall: energy: graph.cell: expected a model with "
-                "compute_cell_gradients=True to differentiate in the cell, got one without"
-            )
-        change = change + jnp.sum(out.cell_gradients * tangents.cell, axis=(-2, -1))
-    return change
+    moves, strains = tangents.positions, tangents.cell
+    if has_tangent(strains) and out.cell_gradients is None:
+        raise ValueError(
+            "torchcall: energy: graph.cell: expected a model with "
+            "compute_cell_gradients=True to differentiate in the cell, got one without"
+        )
+    return _contract(
+        out,
+        moves if has_tangent(moves) else None,
+        strains if has_tangent(strains) else None,
+        graph.batch,
+    )
 
 
 def has_tangent(tangent: Any) -> bool:
@@ -137,21 +151,79 @@ def has_tangent(tangent: Any) -> bool:
     return tangent is not None and not isinstance(tangent, SymbolicZero)
 
 
-def _sum_by_system(values: Array, graph: AtomGraph) -> Array:
-    n_systems = graph.cell.shape[0]
+@jax.jit  # one operation outside programs
+def _contract(
+    out: EnergyAndGradients, moves: Array | None, strains: Array | None, batch: Array | None
+) -> Array:
+    change = jnp.zeros_like(out.energy)
+    if moves is not None:
+        per_atom = jnp.sum(out.position_gradients * moves, axis=-1)
+        change = change + _sum_by_system(per_atom, batch, out.energy.shape[0])
+    if strains is not None and out.cell_gradients is not None:
+        change = change + jnp.sum(out.cell_gradients * strains, axis=(-2, -1))
+    return change
+
+
+def _sum_by_system(values: Array, batch: Array | None, n_systems: int) -> Array:
     if n_systems == 1:
         # Padded atoms have gradients of exactly zero.
         return jnp.sum(values)[None]
-    assert graph.batch is not None
-    system = jnp.where(graph.batch < 0, n_systems, graph.batch)
+    assert batch is not None
+    system = jnp.where(batch < 0, n_systems, batch)
     return jnp.zeros(n_systems, values.dtype).at[system].add(values, mode="drop")
 
 
-@jax.custom_jvp
 def _guarded(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
-    out = evaluation(model, replace(graph, did_overflow=None))
+    """One evaluation, NaN where edges may be missing. Outside programs it is compiled once."""
+    concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, graph)))
+    if concrete and isinstance(model.wrapper, TorchModuleWrapper):
+        return _program(model)(model.cutoff.data, graph)
+    return _traced(model, graph)
+
+
+_programs = Programs()
+
+
+def _program(model: TorchMliap) -> Callable[[Array, AtomGraph], EnergyAndGradients]:
+    """The jitted evaluation by this model, without rules for derivatives and `vmap`.
+
+    These would refer to the model, and thereby JAX's caches. A program refers to call plans only.
+    """
+    keys = model.cutoff.keys
+    nothing: Any = None
+    bare = replace(model, wrapper=None, cutoff=nothing)
+
+    def make(wrapper: Callable[[], Any]) -> Callable[..., EnergyAndGradients]:
+        @jax.jit
+        def torchcall_energy(cutoff: Array, graph: AtomGraph) -> EnergyAndGradients:
+            live = replace(bare, wrapper=wrapper(), cutoff=Table(keys, cutoff))
+            return _nan_if_incomplete(_evaluate, live, graph)
+
+        return torchcall_energy
+
+    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity)
+    return _programs.get(model.wrapper, options, make)
+
+
+def _nan_if_incomplete(
+    evaluate: Callable[[TorchMliap, AtomGraph], EnergyAndGradients],
+    model: TorchMliap,
+    graph: AtomGraph,
+) -> EnergyAndGradients:
+    out = evaluate(model, replace(without_list(graph), did_overflow=None))
     incomplete = lacks_edges(graph)
     return out if incomplete is None else nan_where(incomplete, graph, out)
+
+
+@jax.custom_jvp
+def _traced(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
+    return _nan_if_incomplete(evaluation, model, graph)
+
+
+@_traced.defjvp
+def _traced_jvp(primals: Any, tangents: Any) -> Any:
+    del primals, tangents
+    refuse_second_derivatives()
 
 
 def nan_where(
@@ -162,7 +234,7 @@ def nan_where(
     Gradients are NaN too: `jnp.where(flag, nan, energy)` alone would have gradients of zero.
     """
     atoms = flag
-    if graph.batch is not None:
+    if graph.batch is not None and not isinstance(graph, ListedGraph):
         atoms = flag & ((graph.batch >= 0) & (graph.batch < graph.cell.shape[0]))[:, None]
     cells = out.cell_gradients
     return EnergyAndGradients(
@@ -170,12 +242,6 @@ def nan_where(
         jnp.where(atoms, jnp.nan, out.position_gradients),
         None if cells is None else jnp.where(flag, jnp.nan, cells),
     )
-
-
-@_guarded.defjvp
-def _guarded_jvp(primals: Any, tangents: Any) -> Any:
-    del primals, tangents
-    refuse_second_derivatives()
 
 
 def refuse_second_derivatives() -> NoReturn:
@@ -187,19 +253,24 @@ def refuse_second_derivatives() -> NoReturn:
     )
 
 
-@custom_vmap
-def evaluation(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
+def _evaluate(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     """Evaluates the model once, in the caller's order. All evaluations pass through here."""
     n_systems = graph.cell.shape[0]
     padded, masks = model.padded(graph)
     out = model.evaluate(padded, masks.n_atoms, masks.n_edges)
-    real = (masks.rows < masks.n_atoms)[:, None]
+    gradients = out["position_gradients"]
+    if isinstance(graph, ListedGraph):
+        gradients = gradients[: graph.positions.shape[0]]
+    else:
+        real = (masks.rows < masks.n_atoms)[:, None]
+        gradients = jnp.where(real, gradients[masks.rows], 0)
     cells = out.get("cell_gradients")
     return EnergyAndGradients(
-        out["energy"][:n_systems],
-        jnp.where(real, out["position_gradients"][masks.rows], 0),
-        None if cells is None else cells[:n_systems],
+        out["energy"][:n_systems], gradients, None if cells is None else cells[:n_systems]
     )
+
+
+evaluation = custom_vmap(_evaluate)
 
 
 @evaluation.def_vmap

@@ -1,9 +1,10 @@
-"""Atoms with their edges, and their padding to the input of a module."""
+"""Atoms with their edges."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
+from functools import reduce
+from operator import or_
 from typing import Any, NamedTuple
 
 import jax
@@ -13,28 +14,22 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from torchcall.mliap._input import AtomGraphInput
+from torchcall.mliap._moved import moved_too_far
 from torchcall.mliap._neighbors.neighbor_list import NeighborList
-from torchcall.mliap._table import Table
+
+_GEOMETRY = ("list_positions", "list_cell")
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=[
-        "positions",
-        "atomic_numbers",
-        "cell",
-        "pbc",
-        "batch",
-        "edge_index",
-        "cell_offsets",
-        "n_edges",
-        "charge",
-        "spin",
-        "did_overflow",
-    ],
-    meta_fields=["list_cutoff"],
-)
+class ListArrays(NamedTuple):
+    """The arrays that `AtomGraph.from_neighbors` took from a list, to recognise them."""
+
+    edge_index: Array
+    cell_offsets: Array
+    n_edges: Array
+    batch: Array
+    pbc: Array
+
+
 @dataclass(frozen=True)
 class AtomGraph:
     """n atoms in b systems with e edge slots: `r = x_j − x_i + S h`, `|r| < cutoff`; a pytree.
@@ -58,6 +53,10 @@ class AtomGraph:
             unknown.
         did_overflow: () bool, whether a pair may be missing; energies and gradients are then NaN.
             None means False.
+        list_positions, list_cell: (n, 3) and (b, 3, 3), in Å, of the neighbour list's last update.
+            Energies and gradients are NaN if positions or cell have moved further from them than
+            `from_neighbors` says. None: not checked.
+        list_skin: in Å, static; the neighbour list's.
     """
 
     positions: Float[Array, "n 3"]
@@ -72,6 +71,10 @@ class AtomGraph:
     spin: Float[Array, " b"] | None = None
     list_cutoff: float | None = None
     did_overflow: Bool[Array, ""] | None = None
+    list_positions: Float[Array, "n 3"] | None = None
+    list_cell: Float[Array, "b 3 3"] | None = None
+    list_skin: float = 0.0
+    _listed: ListArrays | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def from_neighbors(
@@ -83,8 +86,16 @@ class AtomGraph:
         *,
         charge: Float[Array, " b"] | None = None,
         spin: Float[Array, " b"] | None = None,
+        check_moved: bool = True,
     ) -> AtomGraph:
         """The graph of a neighbour list that was updated at these positions and cells.
+
+        Energies and gradients are NaN where the list was updated at others: if an atom's
+        displacement since then, of its coordinates as given, or the strain of a cell times the
+        cutoff exceeds max(skin/2, 0.05 Å). The strain is the Frobenius norm of `h₀⁻¹ h − 1` over
+        the periodic axes. Within this allowance, which finite differences at fixed pairs need,
+        pairs that crossed the cutoff since the update are missing or too many: update the list at
+        every step.
 
         Args:
             neighbors: the list. If it overflowed, energies and gradients are NaN.
@@ -93,10 +104,15 @@ class AtomGraph:
             atomic_numbers: (n,).
             charge: (b,), in e.
             spin: (b,), as the model counts it.
+            check_moved: False leaves this check out. Pairs may then be missing silently.
 
         Returns:
             The graph, with the list's cutoff.
         """
+        slots = neighbors.edge_index.shape[1]
+        # The count of an overflowed list includes the edges that did not fit.
+        n_edges = lax.min(neighbors.n_edges, np.int32(slots))
+        at = lax.stop_gradient((neighbors.positions, neighbors.cell))
         return cls(
             positions=positions,
             atomic_numbers=atomic_numbers,
@@ -105,102 +121,50 @@ class AtomGraph:
             batch=neighbors.batch,
             edge_index=neighbors.edge_index,
             cell_offsets=neighbors.cell_offsets,
-            # The count of an overflowed list includes the edges that did not fit.
-            n_edges=jnp.minimum(neighbors.n_edges, neighbors.edge_index.shape[1]),
+            n_edges=n_edges,
             charge=charge,
             spin=spin,
             list_cutoff=neighbors.layout.cutoff,
             did_overflow=neighbors.did_overflow,
+            list_positions=at[0] if check_moved else None,
+            list_cell=at[1] if check_moved else None,
+            list_skin=neighbors.layout.skin,
+            _listed=ListArrays(
+                neighbors.edge_index,
+                neighbors.cell_offsets,
+                n_edges,
+                neighbors.batch,
+                neighbors.pbc,
+            ),
         )
 
 
-class PaddingMasks(NamedTuple):
-    """Which entries of a padded graph are real, and the rows of the caller's atoms.
+class ListedGraph(AtomGraph):
+    """A graph whose batch and edges are a neighbour list's own, as `listed` found.
 
-    Attributes:
-        atoms: (N,) bool; true for the first `n_atoms`.
-        edges: (E,) bool.
-        systems: (B,) bool; true for the first b.
-        rows: (n,) int32, row of each of the caller's atoms: `padded["pos"][rows]` has their order.
-            Rows of the caller's padding atoms are `n_atoms` or more.
-        n_atoms: () int32, number of real atoms, and row of the first phantom atom.
-        n_edges: () int32, length of the prefix that contains all valid edges.
+    So all atoms are real and in order, and unused slots are `(n, n)` with offset `(1, 0, 0)`.
     """
 
-    atoms: Bool[Array, " N"]
-    edges: Bool[Array, " E"]
-    systems: Bool[Array, " B"]
-    rows: Int[Array, " n"]
-    n_atoms: Int[Array, ""]
-    n_edges: Int[Array, ""]
+
+_STATIC = ["list_cutoff", "list_skin"]
+_DATA = [f.name for f in fields(AtomGraph) if f.name not in (*_STATIC, "_listed")]
+for _kind in (AtomGraph, ListedGraph):
+    jax.tree_util.register_dataclass(_kind, _DATA, _STATIC, drop_fields=["_listed"])
 
 
-def pad_graph(
-    graph: AtomGraph,
-    *,
-    cutoff: float | Float[Array, ...] | Table[Any, Any],
-    n_atoms: int | None = None,
-    n_edges: int | None = None,
-    n_systems: int | None = None,
-) -> tuple[AtomGraphInput, PaddingMasks]:
-    """Sorts the graph by system and adds the phantoms that modules require; works inside `jit`.
+def listed(graph: AtomGraph) -> AtomGraph:
+    """The graph as a `ListedGraph`, if its batch and edges are the same objects as in its list.
 
-    Real atoms come first, by system and otherwise in the caller's order, then phantom atoms; real
-    systems, then phantom ones; valid edges first. The phantom system is a periodic cube of side
-    2 × cutoff. Its atoms are at the origin and have the atomic number of the first real atom (1 if
-    there is none). Phantom systems have the charge and spin of the first real system: models may
-    use these as indices into tables. Unused edge slots are `(p, p)` with offset `(1, 0, 0)`, where
-    p is the first phantom atom: finite, in range and beyond the cutoff.
-
-    Args:
-        graph: the atoms and their edges.
-        cutoff: the model's, in Å; if there are several, the largest.
-        n_atoms: rows for atoms, N ≥ n + 1; the smallest number if None.
-        n_edges: slots for edges, E ≥ e; the smallest number if None.
-        n_systems: rows for systems, B ≥ b + 1; the smallest number if None.
-            All axes have at least 2 entries.
-
-    Returns:
-        The module's input, floats in the positions' dtype, and the masks.
-
-    Raises:
-        ValueError: a shape is wrong, a capacity is too small, or `n_edges` is concrete and outside
-            [0, e]; the message names it. A traced `n_edges` is clamped.
-        TypeError: positions are not float32 or float64.
+    A field that was replaced is another object; so is one that entered a compiled function.
     """
-    return pad_with(graph, 1, cutoff=cutoff, n_atoms=n_atoms, n_edges=n_edges, n_systems=n_systems)
-
-
-def pad_with(
-    graph: AtomGraph,
-    element: int,
-    *,
-    cutoff: float | Float[Array, ...] | Table[Any, Any],
-    n_atoms: int | None = None,
-    n_edges: int | None = None,
-    n_systems: int | None = None,
-) -> tuple[AtomGraphInput, PaddingMasks]:
-    """`pad_graph`, where `element` is the atomic number of phantoms if there are no real atoms."""
-    n, b, e = check_graph(graph)
-    sizes = (
-        _capacity("n_atoms", n_atoms, n + 1, f"{n} atoms and one phantom"),
-        _capacity("n_edges", n_edges, e, f"{e} edge slots"),
-        _capacity("n_systems", n_systems, b + 1, f"{b} systems and one phantom"),
-    )
-    largest = jnp.max(jnp.asarray(cutoff.data if isinstance(cutoff, Table) else cutoff))
-    return _pad(replace(graph, list_cutoff=None, did_overflow=None), largest, sizes, element)
-
-
-def lacks_edges(graph: AtomGraph) -> Bool[Array, ""] | None:
-    """Whether a pair may be missing: the list overflowed, or has more edges than slots.
-
-    Returns:
-        () bool, or None if neither is possible.
-    """
-    if graph.n_edges is None:
-        return graph.did_overflow
-    outside = (graph.n_edges < 0) | (graph.n_edges > graph.edge_index.shape[1])
-    return outside if graph.did_overflow is None else outside | graph.did_overflow
+    arrays = graph._listed
+    if arrays is None or any(getattr(graph, k) is not v for k, v in arrays._asdict().items()):
+        return graph
+    if graph.positions.shape[0] == 0:
+        return graph
+    values: dict[str, Any] = {f.name: getattr(graph, f.name) for f in fields(AtomGraph)}
+    values["_listed"] = None
+    return ListedGraph(**values)
 
 
 def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
@@ -224,8 +188,10 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
         "charge": (b,),
         "spin": (b,),
         "did_overflow": (),
+        "list_positions": (n, 3),
+        "list_cell": (b, 3, 3),
     }
-    optional = ("batch", "n_edges", "charge", "spin", "did_overflow")
+    optional = ("batch", "n_edges", "charge", "spin", "did_overflow", *_GEOMETRY)
     for name, shape in expected.items():
         value = getattr(graph, name)
         if value is None and name in optional:
@@ -233,6 +199,11 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
         found = tuple(getattr(value, "shape", ()))
         if found != shape:
             raise ValueError(f"torchcall: graph.{name}: expected shape {shape}, got {found}")
+    if graph.list_positions is not None and graph.list_cutoff is None:
+        raise ValueError(
+            "torchcall: graph.list_cutoff: expected the neighbour list's cutoff beside "
+            "list_positions, got None"
+        )
     if graph.batch is None and b != 1:
         raise ValueError(f"torchcall: graph.batch: expected an array for {b} systems, got None")
     if str(graph.positions.dtype) not in ("float32", "float64"):
@@ -262,103 +233,34 @@ def _first_axis(graph: AtomGraph, name: str) -> int:
     return shape[0]
 
 
-def _capacity(name: str, given: int | None, least: int, why: str) -> int:
-    least = max(2, least)
-    if given is None:
-        return least
-    if given < least:
-        raise ValueError(
-            f"torchcall: pad_graph: {name}: expected at least {least} (for {why}), got {given}"
+def without_list(graph: AtomGraph) -> AtomGraph:
+    """The graph without what it knows of its neighbour list, of the same class."""
+    return replace(
+        graph, list_positions=None, list_cell=None, list_cutoff=None, list_skin=0.0, _listed=None
+    )
+
+
+def lacks_edges(graph: AtomGraph) -> Bool[Array, ""] | None:
+    """Whether a pair may be missing.
+
+    The list overflowed, or has more edges than slots, or was updated at a geometry that is too far.
+
+    Returns:
+        () bool, or None if nothing of this is possible.
+    """
+    flags = [] if graph.did_overflow is None else [graph.did_overflow]
+    if graph.n_edges is not None:
+        flags += [graph.n_edges < 0, graph.n_edges > graph.edge_index.shape[1]]
+    if graph.list_positions is not None and graph.list_cell is not None:
+        assert graph.list_cutoff is not None  # by check_graph
+        moved = moved_too_far(
+            graph.positions,
+            graph.cell,
+            graph.list_positions,
+            graph.list_cell,
+            graph.pbc,
+            cutoff=graph.list_cutoff,
+            skin=graph.list_skin,
         )
-    return given
-
-
-class _Ordered(NamedTuple):
-    """Atoms by system, padding last, and edges between their rows."""
-
-    positions: Array
-    numbers: Array
-    system: Array
-    rows: Array
-    edge_index: Array
-
-
-@partial(jax.jit, static_argnums=(2, 3))
-def _pad(
-    graph: AtomGraph, cutoff: Array, sizes: tuple[int, int, int], element: int
-) -> tuple[AtomGraphInput, PaddingMasks]:
-    n, b, e = graph.positions.shape[0], graph.cell.shape[0], graph.edge_index.shape[1]
-    atoms, edges, systems = sizes
-    dtype = graph.positions.dtype
-    ordered = _in_order(graph)
-
-    p = jnp.sum(ordered.system < b, dtype=jnp.int32)
-    real = lax.iota(jnp.int32, atoms) < p
-    # p is the row of the first phantom atom; unused edges join it to itself.
-    kind = ordered.numbers.dtype
-    none = jnp.asarray(element, kind)
-    first = jnp.where(p > 0, ordered.numbers[0], none) if n else none
-    numbers = jnp.where(real, _lengthen(ordered.numbers, atoms), first)
-
-    prefix = jnp.int32(e) if graph.n_edges is None else graph.n_edges.astype(jnp.int32)
-    prefix = jnp.clip(prefix, 0, e)
-    inside = (ordered.edge_index >= 0) & (ordered.edge_index < p.astype(graph.edge_index.dtype))
-    used = (lax.iota(jnp.int32, edges) < prefix) & _lengthen(jnp.all(inside, axis=0), edges)
-    index = jnp.pad(ordered.edge_index, ((0, 0), (0, edges - e)))
-    offsets = _lengthen(graph.cell_offsets.astype(dtype), edges)
-
-    cube = 2 * cutoff.astype(dtype) * jnp.eye(3, dtype=dtype)
-    extra = systems - b
-    padded: AtomGraphInput = {
-        "pos": jnp.where(real[:, None], _lengthen(ordered.positions, atoms), 0),
-        "atomic_numbers": numbers,
-        "cell": jnp.concatenate([graph.cell.astype(dtype), jnp.broadcast_to(cube, (extra, 3, 3))]),
-        "pbc": jnp.concatenate([graph.pbc.astype(bool), jnp.ones((extra, 3), bool)]),
-        "edge_index": jnp.where(used, index, p.astype(index.dtype)),
-        "cell_offsets": jnp.where(used[:, None], offsets, jnp.asarray([1, 0, 0], dtype)),
-        "batch": jnp.where(real, _lengthen(ordered.system, atoms), b),
-        "charge": _of_systems(graph.charge, systems, dtype),
-        "spin": _of_systems(graph.spin, systems, dtype),
-    }
-    masks = PaddingMasks(real, used, lax.iota(jnp.int32, systems) < b, ordered.rows, p, prefix)
-    return padded, masks
-
-
-def _in_order(graph: AtomGraph) -> _Ordered:
-    n, b = graph.positions.shape[0], graph.cell.shape[0]
-    numbers, index = graph.atomic_numbers, graph.edge_index
-    row = lax.iota(jnp.int32, n)
-    if graph.batch is None or n == 0:
-        system = jnp.zeros(n, jnp.int32)
-        return _Ordered(graph.positions, numbers, system, row, index)
-    system = jnp.where((graph.batch >= 0) & (graph.batch < b), graph.batch, b)
-
-    def unchanged() -> _Ordered:
-        return _Ordered(graph.positions, numbers, system, row, index)
-
-    def sort() -> _Ordered:
-        _, order = lax.sort((system, row), num_keys=2)
-        # Inverted by scatter: XLA:GPU has miscompiled the argsort of a permutation.
-        rows = jnp.zeros_like(row).at[order].set(row, unique_indices=True)
-        # Indices out of range stay out of range.
-        known = (index >= 0) & (index < n)
-        moved = jnp.where(known, rows[jnp.where(known, index, 0)].astype(index.dtype), n)
-        return _Ordered(graph.positions[order], numbers[order], system[order], rows, moved)
-
-    def sort_if_needed() -> _Ordered:
-        return lax.cond(jnp.all(system[1:] >= system[:-1]), unchanged, sort)
-
-    # On a GPU, a condition would synchronise with the host.
-    return lax.platform_dependent(cpu=sort_if_needed, default=sort)
-
-
-def _lengthen(values: Array, length: int) -> Array:
-    return jnp.pad(values, [(0, length - values.shape[0])] + [(0, 0)] * (values.ndim - 1))
-
-
-def _of_systems(values: Array | None, n_systems: int, dtype: Any) -> Array:
-    """Values of the systems; phantom systems have the value of the first one, or 0."""
-    if values is None or values.shape[0] == 0:
-        return jnp.zeros(n_systems, dtype)
-    values = values.astype(dtype)
-    return jnp.concatenate([values, jnp.broadcast_to(values[0], n_systems - values.shape[0])])
+        flags.append(moved)
+    return reduce(or_, flags) if flags else None

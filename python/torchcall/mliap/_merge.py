@@ -22,7 +22,7 @@ def merge_graphs(graph: AtomGraph, mapped: AtomGraph, count: int) -> AtomGraph:
         count: number of graphs.
 
     Returns:
-        The graph of all atoms. Its valid edges come first.
+        The graph of all atoms, of the same class. Its valid edges come first.
     """
 
     def spread(value: Array, is_mapped: bool) -> Array:
@@ -51,8 +51,11 @@ def _merge(graph: AtomGraph) -> AtomGraph:
         edge_index, offsets = edge_index.reshape(2, -1), offsets.reshape(-1, 3)
     else:
         lengths = jnp.clip(n_edges.astype(jnp.int32), 0, e)
-        edge_index = _join(edge_index, lengths, axis=1)
-        offsets = _join(offsets, lengths, axis=0)
+        # What no part overwrites stays an unused slot, as graphs of neighbour lists require.
+        free = jnp.full((2, count * e), count * n, edge_index.dtype)
+        edge_index = _join(edge_index, lengths, 1, free)
+        free = jnp.broadcast_to(jnp.asarray([1, 0, 0], offsets.dtype), (count * e, 3))
+        offsets = _join(offsets, lengths, 0, free)
         n_edges = jnp.sum(lengths)
 
     def flat(values: Array | None) -> Array | None:
@@ -70,21 +73,22 @@ def _merge(graph: AtomGraph) -> AtomGraph:
     )
 
 
-def _join(values: Array, lengths: Int[Array, " R"], axis: int) -> Array:
-    """Concatenates the first `lengths[k]` entries of each part k; the entries after are arbitrary.
+def _join(values: Array, lengths: Int[Array, " R"], axis: int, free: Array) -> Array:
+    """Concatenates the first `lengths[k]` entries of each part k, in `free`.
 
     Args:
         values: parts along `axis`, their entries along the next one.
         lengths: valid entries of each part.
         axis: axis of the parts.
+        free: the result without parts. After the valid entries come the last part's others, and
+            then those of `free`.
     """
-    parts, slots = values.shape[axis : axis + 2]
+    parts = values.shape[axis]
     starts = jnp.cumsum(lengths) - lengths
-    shape = (*values.shape[:axis], parts * slots, *values.shape[axis + 2 :])
 
     def place(k: Array, joined: Array) -> Array:
         part = lax.dynamic_index_in_dim(values, k, axis, keepdims=False)
         # Whole parts in ascending order: each overwrites the unused slots of the previous one.
         return lax.dynamic_update_slice_in_dim(joined, part, starts[k], axis)
 
-    return lax.fori_loop(0, parts, place, jnp.zeros(shape, values.dtype))
+    return lax.fori_loop(0, parts, place, free)

@@ -22,10 +22,11 @@ from torchcall._call.specs import torch_dtype
 from torchcall._compile._copy import training_part
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._from_energy import Engine, Script, energy_source
-from torchcall.mliap._graph import AtomGraph, PaddingMasks, pad_with
+from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._input import AtomGraphInput, narrowing, output_specs
 from torchcall.mliap._outputs import check_outputs
 from torchcall.mliap._package import read_potential
+from torchcall.mliap._padding import PaddingMasks, pad_with
 from torchcall.mliap._probe import check_wrapper, wrapped
 from torchcall.mliap._species import unknown_element, wrapped_species
 from torchcall.mliap._table import SystemId, Table

@@ -13,8 +13,9 @@ import numpy as np
 from torchcall.mliap._check import _elements
 from torchcall.mliap._check._report import Finding
 from torchcall.mliap._check._trial import Results, Trial
-from torchcall.mliap._graph import check_graph, pad_graph
+from torchcall.mliap._graph import check_graph
 from torchcall.mliap._merge import merge_graphs
+from torchcall.mliap._padding import pad_graph
 
 
 def findings(trial: Trial) -> Iterator[Finding]:

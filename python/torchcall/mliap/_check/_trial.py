@@ -11,7 +11,7 @@ import numpy as np
 
 from torchcall.mliap._check._report import Finding
 from torchcall.mliap._energy import energy_and_gradients
-from torchcall.mliap._graph import AtomGraph
+from torchcall.mliap._graph import AtomGraph, lacks_edges, without_list
 from torchcall.mliap._model import TorchMliap
 
 # Images by which atoms are displaced at most: far ones only add rounding errors.
@@ -89,12 +89,13 @@ class Trial:
         bits = np.finfo(self.dtype).nmant
         self.quantum = 2.0 ** (np.ceil(np.log2(reach + 2)) - bits)
         self.graph = replace(
-            graph,
+            without_list(graph),
             positions=self.array(self.rounded(wrapped)),
             cell=self.array(self.rounded(cell)),
             cell_offsets=self.array(offsets),
             batch=jnp.asarray(self.batch.astype(np.int32)),
-            list_cutoff=None,
+            # The checks move atoms at fixed edges.
+            did_overflow=lacks_edges(graph),
         )
 
     def rounded(self, values: np.ndarray) -> np.ndarray:

@@ -11,7 +11,8 @@ from jax.core import Tracer
 
 from torchcall._compile._metadata import dtype_name
 from torchcall.mliap._compile._form import INPUTS, MINIMUM, Graph, dtype_of, shape_of
-from torchcall.mliap._graph import AtomGraph, pad_graph
+from torchcall.mliap._graph import AtomGraph
+from torchcall.mliap._padding import pad_graph
 
 _FLOATS = {"float32": torch.float32, "float64": torch.float64}
 
