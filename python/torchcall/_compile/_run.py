@@ -116,7 +116,7 @@ def produce(
     with progress.stage("exporting"):
         program = export()
     operators = sum(node.op == "call_function" for node in program.graph.nodes)
-    with progress.stage(f"compiling {operators} operators ({_expected_time(operators)})"):
+    with progress.stage(f"compiling {operators} operators ({_expected_time(operators)} if quiet)"):
         build(name, program, to, metadata, device)
     with progress.stage("checking its results against the module"):
         try:
@@ -132,7 +132,10 @@ def produce(
 
 
 def _expected_time(operators: int) -> str:
-    """The processor time that torch's compiler takes, measured on an AMD EPYC."""
+    """The processor time that torch's compiler takes on a quiet machine, an AMD EPYC.
+
+    A busy machine takes twice the processor time, and longer by the clock.
+    """
     seconds = 10 + operators / 30
     if seconds > 90:
         return f"about {seconds / 60:.0f} min"
