@@ -145,7 +145,7 @@ def test_scripted_files_of_mace_load(files, tmp_path):
 def test_unknown_elements_are_errors_that_name_them(files):
     wrong = SYSTEMS["bulk"].copy()
     wrong.numbers[0] = 79
-    for engine in ("eager", "script"):
+    for engine in ("eager", "script", "package"):
         model = models.load(files / "ScaleShiftMACE.model", head="dft", engine=engine)
         with pytest.raises(Exception, match=r"79|Au"):
             evaluate(model, [wrong], np.float32)
