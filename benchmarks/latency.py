@@ -132,7 +132,7 @@ class Latencies:
         goal = "" if row.goal is None else f"{row.goal:g} {row.unit}"
         print(f"  {row.case:<56}{value:>9.2f} {row.unit:<3}±{spread:>7.2f}{goal:>9}", flush=True)
         if row.goal is not None:
-            self._report.claim(row.case, row.unit, value, row.goal)
+            self._report.claim(row.case, f"in {row.unit}", value, row.goal)
         self._report.rows.append(
             {
                 "case": row.case,
@@ -198,17 +198,13 @@ def network(latencies: Latencies, name: str) -> None:
             structure, cache = f"{folder}/structure.extxyz", f"{folder}/cache"
             ase.io.write(structure, atoms)
             case = f"empty process to 100 steps of {found.title}, {len(atoms)} atoms"
-            print()
+            goal = GOALS.get((name, len(atoms)))
+            ours = "network_torchcall", source, structure
             phases = {
                 method: latencies.task([Row(f"{case}, {method}", WHOLE, goal)], *task, cache=kept)
                 for method, goal, task, kept in (
-                    ("torchcall", None, ("network_torchcall", source, structure), None),
-                    (
-                        "torchcall, JAX's cache warm",
-                        GOALS.get((name, len(atoms))),
-                        ("network_torchcall", source, structure),
-                        cache,
-                    ),
+                    ("torchcall", goal, ours, None),
+                    ("torchcall, JAX's cache warm", goal, ours, cache),
                     ("ASE", None, ("network_ase", name, source, structure), None),
                 )
             }
@@ -218,7 +214,8 @@ def network(latencies: Latencies, name: str) -> None:
                     for key, part in parts.items()
                     if key != WHOLE
                 ]
-                print(f"    {method}, s: {', '.join(listed)}")
+                if listed:
+                    print(f"    {method}, s: {', '.join(listed)}")
 
 
 def options_of(argv: list[str] | None) -> argparse.Namespace:

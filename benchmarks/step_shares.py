@@ -83,12 +83,11 @@ def measure(
     n_atoms = len(state.positions)
     edges = exact_graph(model.cutoff, state, constants)["edge_index"].shape[1]
     runs = nested(model, state, constants, dt) | bounds(model, module, state, constants)
-    # Steps after which the skin has been used up once or more.
-    n_steps = 2 if report.options.quick else int(np.clip(20_000 // n_atoms, 40, 400))
-    if module is None:
-        n_steps = min(n_steps, max(2, 2000 // n_atoms))
     for run in runs.values():
         run(2)
+    n_steps = 2 if report.options.quick else int(np.clip(2 / runs[STEP](2), 2, 400))
+    if module is not None and not report.options.quick:
+        n_steps = max(n_steps, 40)  # steps after which the skin has been used up
     engine = "AOTInductor" if module is None else "TorchScript"
     timings = report.time(
         f"{case}, {n_atoms} atoms, {edges} edges",
