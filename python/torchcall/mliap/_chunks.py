@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array, lax
 
 from torchcall.mliap._neighbors.check import Problem
-from torchcall.mliap._neighbors.neighbor_list import NeighborList, with_larger_bins
+from torchcall.mliap._neighbors.neighbor_list import NeighborList, rebuilt, with_larger_bins
 from torchcall.mliap._programs import Programs
 
 State = TypeVar("State")
@@ -167,9 +167,6 @@ def _body(step: Step[Any]) -> Callable[[Any, tuple[Any, NeighborList]], Any]:
     return one
 
 
-_rebuilt = jax.jit(NeighborList.rebuild)
-
-
 def _finite(neighbors: NeighborList) -> bool:
     return bool(np.isfinite(neighbors.positions).all() and np.isfinite(neighbors.cell).all())
 
@@ -182,12 +179,12 @@ def _grow(failed: NeighborList, start: NeighborList) -> NeighborList:
         # fail again: enlarge these bins.
         grown = with_larger_bins(failed)
     while True:
-        rebuilt = _rebuilt(grown, start.positions, start.cell)
-        problems = int(np.asarray(rebuilt.problems))
+        new = rebuilt(grown, start.positions, start.cell)
+        problems = int(np.asarray(new.problems))
         if problems == 0:
-            return rebuilt
+            return new
         # The failed geometry needs the shape of these bins: only their capacity grows.
-        grown = with_larger_bins(rebuilt) if problems == Problem.BINS else rebuilt.grow()
+        grown = with_larger_bins(new) if problems == Problem.BINS else new.grow()
 
 
 def _check(

@@ -191,7 +191,8 @@ def with_larger_bins(nbrs: NeighborList) -> NeighborList:
     """The list with twice the capacity in each run of bins, for a search in JAX."""
     layout = in_jax.with_larger_bins(nbrs.layout, nbrs.positions.shape[0])
     geometry = (nbrs.positions, nbrs.cell, nbrs.pbc, nbrs.batch, nbrs.basis, nbrs.limits)
-    return replace(_rebuild(_empty(layout, *geometry)), schedule=nbrs.schedule)
+    grown = rebuilt(_empty(layout, *geometry), nbrs.positions, nbrs.cell)
+    return replace(grown, schedule=nbrs.schedule)
 
 
 def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedule) -> NeighborList:
@@ -228,9 +229,14 @@ def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedul
     )
 
 
-@jax.jit
-def _rebuild(nbrs: NeighborList) -> NeighborList:
-    return nbrs.rebuild()
+def rebuilt(nbrs: NeighborList, positions: Array, cell: Array) -> NeighborList:
+    """`NeighborList.rebuild` outside programs; only a search in JAX is compiled."""
+    if nbrs.limits is None:
+        return nbrs.rebuild(positions, cell)
+    return _rebuilt_in_jax(nbrs, positions, cell)
+
+
+_rebuilt_in_jax = jax.jit(NeighborList.rebuild)
 
 
 def allocated(
@@ -245,10 +251,10 @@ def allocated(
     layout, found = sized_for(positions, cell, pbc, batch, layout)
     (device,) = positions.devices()
     basis = jax.device_put(found, device)
-    if native.serves(positions):
-        return _empty(layout, positions, cell, pbc, batch, basis, None).rebuild()
-    layout, limits = in_jax.with_bins(positions, cell, pbc, batch, basis, layout, floor)
-    return _rebuild(_empty(layout, positions, cell, pbc, batch, basis, limits))
+    limits = None
+    if not native.serves(positions):
+        layout, limits = in_jax.with_bins(positions, cell, pbc, batch, basis, layout, floor)
+    return rebuilt(_empty(layout, positions, cell, pbc, batch, basis, limits), positions, cell)
 
 
 def _empty(
