@@ -133,6 +133,11 @@ def test_update_refuses_other_shapes_and_dtypes(skinned):
         ({"positions": np.full((60, 3), np.nan, np.float32)}, ValueError, "positions: .*finite"),
         ({"cell": np.zeros((3, 3), np.float32)}, ValueError, "cell: expected shape"),
         ({"cell": np.zeros((1, 3, 3), np.float32)}, ValueError, r"cell\[0\]: expected linearly"),
+        (
+            {"cell": np.eye(3, dtype=np.float32)[None] / 200},
+            ValueError,
+            r"cell\[0\]: .* at most 400",
+        ),
         ({"pbc": np.ones((1, 3), np.int32)}, TypeError, "pbc: expected bool, got int32"),
         ({"batch": np.ones(60, np.int32)}, ValueError, "batch: expected systems in"),
         ({"batch": np.zeros(60, np.float32)}, TypeError, "batch: expected integers, got float32"),

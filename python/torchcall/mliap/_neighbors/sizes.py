@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Array
 
 from torchcall.mliap._neighbors import check, native
-from torchcall.mliap._neighbors.check import Problem
 from torchcall.mliap._neighbors.frame import make_frame
 from torchcall.mliap._neighbors.layout import Layout
 from torchcall.mliap._neighbors.reduction import reduced_bases
@@ -39,11 +38,15 @@ def sized_for(
         candidates += len(arrays[0])
     reach = layout.cutoff + layout.skin
     if problems:
-        check.frame(jax.jit(make_frame)(positions, cell, pbc, reach), pbc)
-        expected = "finite values and independent lattice vectors"
-        if problems & Problem.CELL:
-            expected = f"lattice vectors that {reach:g} Å cross at most 400 times"
-        raise ValueError(f"torchcall: NeighborListFn.allocate: cell: expected {expected}")
+        frame = jax.jit(make_frame)(positions, basis @ arrays[1], pbc, reach)
+        check.frame(frame, pbc)
+        heights = np.where(arrays[2], frame.heights, np.inf).min(axis=1)
+        system = int(heights.argmin())
+        raise ValueError(
+            f"torchcall: NeighborListFn.allocate: cell[{system}]: expected lattice vectors that a "
+            f"search radius of {reach:g} Å crosses at most 400 times, got faces {heights[system]:g} Å "
+            "apart"
+        )
     multiplier = layout.capacity_multiplier
     sized = replace(
         layout,
