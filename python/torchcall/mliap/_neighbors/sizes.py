@@ -44,8 +44,8 @@ def sized_for(
         system = int(heights.argmin())
         raise ValueError(
             f"torchcall: NeighborListFn.allocate: cell[{system}]: expected lattice vectors that a "
-            f"search radius of {reach:g} Å crosses at most 400 times, got faces {heights[system]:g} Å "
-            "apart"
+            f"search radius of {reach:g} Å crosses at most 400 times, got faces "
+            f"{heights[system]:g} Å apart"
         )
     multiplier = layout.capacity_multiplier
     sized = replace(
