@@ -10,6 +10,7 @@ from energies import Soft
 
 import torchcall
 from torchcall._compile import _cache
+from torchcall._compile._folder import cache_folder
 
 
 def compiled(module, path, example, **options):
@@ -119,7 +120,7 @@ def test_the_cache_is_in_the_users_cache_folder_by_default(variable, folder, mon
     for name in ("TORCHCALL_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, str(tmp_path))
-    assert _cache.cache_folder() == tmp_path / folder / "torchcall" / "packages"
+    assert cache_folder() == tmp_path / folder / "torchcall" / "packages"
 
 
 def test_concurrent_readers_see_complete_entries(tmp_path):

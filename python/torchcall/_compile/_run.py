@@ -16,6 +16,7 @@ from torchcall._compile import _cache
 from torchcall._compile._build import build, options
 from torchcall._compile._compare import DifferentError
 from torchcall._compile._errors import CompileError
+from torchcall._compile._folder import cache_folder
 from torchcall._compile._progress import Progress
 
 # torch's exporter and compiler keep their state in module globals.
@@ -44,7 +45,7 @@ def caching(device: torch.device) -> Iterator[Path]:
     Raises:
         OSError: the cache's folder cannot be written.
     """
-    folder = _cache.cache_folder()
+    folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (
