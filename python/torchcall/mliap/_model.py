@@ -27,7 +27,7 @@ from torchcall.mliap._input import AtomGraphInput, narrowing, output_specs
 from torchcall.mliap._outputs import check_outputs
 from torchcall.mliap._package import read_potential
 from torchcall.mliap._padding import PaddingMasks, pad_with
-from torchcall.mliap._probe import check_wrapper, wrapped
+from torchcall.mliap._probe import check_wrapper, refuse_specs, wrapped
 from torchcall.mliap._species import unknown_element, wrapped_species
 from torchcall.mliap._table import SystemId, Table
 
@@ -107,7 +107,7 @@ class TorchMliap:
             ValueError: the cutoff is not positive, or an option is wrong.
             TypeError: a spec is given, or the module cannot be called.
         """
-        _refuse_specs("from_module", options)
+        refuse_specs("from_module", options)
         _check_narrow("from_module", narrow)
         wrapper = wrapped(module, capacity, compute_cell_gradients, check=True, **options)
         if part := training_part(wrapper._inspected()):
@@ -163,7 +163,7 @@ class TorchMliap:
                 scripted, or its output is not an energy for each system.
             CompileError: the module cannot be compiled.
         """
-        _refuse_specs("from_energy", options)
+        refuse_specs("from_energy", options)
         _check_narrow("from_energy", narrow)
         source = energy_source(
             module,
@@ -197,7 +197,7 @@ class TorchMliap:
             TypeError: a spec is given.
         """
         package = read_potential(Path(path))
-        _refuse_specs("from_package", options)
+        refuse_specs("from_package", options)
         _check_narrow("from_package", narrow)
         casts = {key: torch_dtype(dtype) for key, dtype in package.dtypes.items()}
         source: Any = package.source
@@ -381,15 +381,6 @@ class TorchMliap:
 def _zero_narrowed(rows: Array, n_atoms: Array) -> Array:
     used = jnp.arange(rows.shape[0], dtype=jnp.int32) < jnp.maximum(n_atoms + 1, 2)
     return jnp.where(used[:, None], rows, jnp.zeros_like(rows))
-
-
-def _refuse_specs(method: str, options: dict[str, Any]) -> None:
-    for name in ("input_spec", "output_spec"):
-        if name in options:
-            raise TypeError(
-                f"torchcall: TorchMliap.{method}: {name} is fixed for potentials; to set it, "
-                "make a TorchModuleWrapper and pass it to TorchMliap(cutoff, wrapper)"
-            )
 
 
 def _check_narrow(method: str, narrow: object) -> None:

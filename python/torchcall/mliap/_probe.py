@@ -197,3 +197,13 @@ def _input(
     }
     with jax.enable_x64(True):  # otherwise 64-bit dtypes would become 32-bit ones
         return {key: jax.ShapeDtypeStruct(*shape) for key, shape in shapes.items()}
+
+
+def refuse_specs(method: str, options: dict[str, Any]) -> None:
+    """Raises TypeError if the options contain a spec, which is fixed for potentials."""
+    for name in ("input_spec", "output_spec"):
+        if name in options:
+            raise TypeError(
+                f"torchcall: TorchMliap.{method}: {name} is fixed for potentials; to set it, "
+                "make a TorchModuleWrapper and pass it to TorchMliap(cutoff, wrapper)"
+            )

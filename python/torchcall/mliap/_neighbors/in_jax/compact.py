@@ -23,11 +23,6 @@ _BELOW = np.array([(1 << b) - 1 for b in range(BITS)], np.uint32)
 _UP_TO = np.array([(2 << b) - 1 for b in range(BITS)], np.uint32)
 
 
-def round_up(n: int, multiple: int) -> int:
-    """Smallest multiple of ``multiple`` that is at least ``n``."""
-    return -(-n // multiple) * multiple
-
-
 @overload
 def materialize(arrays: Array) -> Array: ...
 @overload
