@@ -10,9 +10,10 @@ namespace torchcall {
 namespace {
 
 constexpr int32_t kLargestReach = 400;  // images are packed into ten bits
-constexpr int64_t kBinsPerAtom = 4;     // so that empty space needs no memory
-constexpr int kRunReach = 4;            // bins within the radius along the run axis
-constexpr double kRunCost = 8;          // of a run, in tests of an atom
+constexpr int64_t kAtomsPerTask = 4096;
+constexpr int64_t kBinsPerAtom = 4;  // so that empty space needs no memory
+constexpr int kRunReach = 4;         // bins within the radius along the run axis
+constexpr double kRunCost = 8;       // of a run, in tests of an atom
 
 struct Extent {
   Vector3 low, high;  // in fractions, along open axes
@@ -88,7 +89,8 @@ int32_t Place(const Grid& grid, const Vector3& fraction, int k) {
 template <typename Real>
 int32_t SortIntoBins(const Geometry<Real>& geometry, const std::vector<Frame>& frames,
                      double radius, const std::vector<Vector3>& fractions,
-                     const std::vector<Atom<Real>>& atoms, Bins<Real>& bins) {
+                     const std::vector<Atom<Real>>& atoms, const Threads& threads,
+                     Bins<Real>& bins) {
   const std::vector<Extent> extents = Extents(geometry.batch, fractions, geometry.systems);
   int64_t n_bins = 0;
   bins.grids.resize(geometry.systems);
@@ -109,16 +111,17 @@ int32_t SortIntoBins(const Geometry<Real>& geometry, const std::vector<Frame>& f
 
   const int64_t n = geometry.atoms;
   std::vector<int32_t> bin_of(n);
+  ForEachPart(threads, n, kAtomsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Grid& grid = bins.grids[geometry.batch[i]];
+      const int32_t place[3] = {Place(grid, fractions[i], 0), Place(grid, fractions[i], 1),
+                                Place(grid, fractions[i], 2)};
+      const int64_t column = int64_t{place[2]} * grid.counts[1] + place[1];
+      bin_of[i] = static_cast<int32_t>(grid.first_bin + column * grid.counts[0] + place[0]);
+    }
+  });
   bins.starts.assign(n_bins + 1, 0);
-  for (int64_t i = 0; i < n; ++i) {
-    const Grid& grid = bins.grids[geometry.batch[i]];
-    const int32_t place[3] = {Place(grid, fractions[i], 0), Place(grid, fractions[i], 1),
-                              Place(grid, fractions[i], 2)};
-    const int64_t bin = grid.first_bin +
-                        (int64_t{place[2]} * grid.counts[1] + place[1]) * grid.counts[0] + place[0];
-    bin_of[i] = static_cast<int32_t>(bin);
-    ++bins.starts[bin + 1];
-  }
+  for (const int32_t bin : bin_of) ++bins.starts[bin + 1];
   for (int64_t b = 0; b < n_bins; ++b) bins.starts[b + 1] += bins.starts[b];
   bins.order.assign(n + kOverrun, 0);
   for (std::vector<Real>* values : {&bins.x, &bins.y, &bins.z}) values->assign(n + kOverrun, 0);
@@ -135,9 +138,9 @@ int32_t SortIntoBins(const Geometry<Real>& geometry, const std::vector<Frame>& f
 
 template int32_t SortIntoBins(const Geometry<float>&, const std::vector<Frame>&, double,
                               const std::vector<Vector3>&, const std::vector<Atom<float>>&,
-                              Bins<float>&);
+                              const Threads&, Bins<float>&);
 template int32_t SortIntoBins(const Geometry<double>&, const std::vector<Frame>&, double,
                               const std::vector<Vector3>&, const std::vector<Atom<double>>&,
-                              Bins<double>&);
+                              const Threads&, Bins<double>&);
 
 }  // namespace torchcall

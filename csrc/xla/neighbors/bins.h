@@ -57,7 +57,8 @@ struct PairsFound {
 template <typename Real>
 int32_t SortIntoBins(const Geometry<Real>& geometry, const std::vector<Frame>& frames,
                      double radius, const std::vector<Vector3>& fractions,
-                     const std::vector<Atom<Real>>& atoms, Bins<Real>& bins);
+                     const std::vector<Atom<Real>>& atoms, const Threads& threads,
+                     Bins<Real>& bins);
 
 // Stores the pairs with |r|² < limit.
 template <typename Real>

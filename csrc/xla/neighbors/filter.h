@@ -6,14 +6,22 @@
 #include <cstdint>
 
 #include "geometry.h"
+#include "image.h"
 
 namespace torchcall {
 
-// Stores the receivers j of one sender and image with |r|² < limit, r = (y_j − center) + shift, in
-// order; returns their number. Writes up to `kFilterOverrun` entries too many.
+// Pairs of one sender.
+template <typename Int>
+struct PairsOfSender {
+  Int *receivers, *images;
+};
+
+// Stores those of n pairs with |r|² < limit, r = (y_j − center) + image · h, in order; returns
+// their number. Writes up to `kFilterOverrun` entries too many.
 template <typename Real>
-using Filter = int64_t (*)(const Atom<Real>* atoms, const int32_t* receivers, int64_t n,
-                           const Real* center, const Real* shift, Real limit, int32_t* out);
+using Filter = int64_t (*)(const Atom<Real>* atoms, PairsOfSender<const int32_t> pairs, int64_t n,
+                           const Real* center, const Lattice<Real>& lattice, Real limit,
+                           PairsOfSender<int32_t> close);
 
 constexpr int64_t kFilterOverrun = 8;
 

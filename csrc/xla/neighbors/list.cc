@@ -14,71 +14,6 @@ namespace {
 constexpr int64_t kAtomsPerTask = 4096;
 constexpr int64_t kCandidatesPerTask = 1 << 16;
 
-// Four lanes, the last of which is not used.
-template <typename Real>
-struct VectorOf {
-  using Type [[gnu::vector_size(4 * sizeof(Real))]] = Real;
-};
-
-// Writes the slots of a list.
-template <typename Real>
-class Slots {
- public:
-  Slots(const Geometry<Real>& geometry, const Workspace<Real>& work, const List<Real>& list)
-      : geometry_(geometry), atoms_(work.atoms.data()), list_(list) {}
-
-  int32_t* receivers() const { return list_.edge_index + list_.capacity; }
-
-  // Completes [begin, end), whose receivers are there, with the sender i and the offsets
-  // S = image + wraps_i − wraps_j.
-  void Complete(int64_t begin, int64_t end, int32_t i, int32_t image) const {
-    using Reals = typename VectorOf<Real>::Type;
-    if (begin == end) return;
-    std::fill(list_.edge_index + begin, list_.edge_index + end, i);
-    Reals base = {};
-    for (int a = 0; a < 3; ++a) {
-      base[a] = static_cast<Real>(UnpackImage(image, a)) + atoms_[i].wraps[a];
-    }
-    const auto offset = [&](int64_t slot, size_t size) {
-      Reals wraps;
-      std::memcpy(&wraps, atoms_[receivers()[slot]].wraps, sizeof(wraps));
-      const Reals s = base - wraps;
-      std::memcpy(list_.offsets + 3 * slot, &s, size);
-    };
-    // The next slot's offset overwrites the fourth lane.
-    for (int64_t slot = begin; slot < end - 1; ++slot) offset(slot, sizeof(Reals));
-    offset(end - 1, 3 * sizeof(Real));
-    if (geometry_.basis != nullptr)
-      ChangeBasis(begin, end, geometry_.basis + 9 * geometry_.batch[i]);
-  }
-
-  void Clear(int64_t begin) const {
-    const auto none = static_cast<int32_t>(geometry_.atoms);
-    std::fill(list_.edge_index + begin, list_.edge_index + list_.capacity, none);
-    std::fill(receivers() + begin, receivers() + list_.capacity, none);
-    for (int64_t slot = begin; slot < list_.capacity; ++slot) {
-      list_.offsets[3 * slot] = 1;
-      list_.offsets[3 * slot + 1] = list_.offsets[3 * slot + 2] = 0;
-    }
-  }
-
- private:
-  // Expresses offsets in the caller's lattice vectors: S · basis.
-  void ChangeBasis(int64_t begin, int64_t end, const int32_t* basis) const {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      Real* offset = list_.offsets + 3 * slot;
-      const Real s[3] = {offset[0], offset[1], offset[2]};
-      for (int k = 0; k < 3; ++k) {
-        offset[k] = s[0] * basis[k] + s[1] * basis[3 + k] + s[2] * basis[6 + k];
-      }
-    }
-  }
-
-  Geometry<Real> geometry_;
-  const Atom<Real>* atoms_;
-  List<Real> list_;
-};
-
 // Where the pairs of each task of `kAtomsPerTask` atoms begin.
 std::vector<int64_t> Offsets(const std::vector<PairsFound::Place>& of) {
   std::vector<int64_t> offsets = {0};
@@ -102,37 +37,22 @@ int64_t EqualPrefix(const int32_t* values, int64_t n) {
   return k;
 }
 
-// Calls function(begin, end, image) for the parts of n images that are equal.
-template <typename Function>
-void ForEachImage(const int32_t* images, int64_t n, const Function& function) {
-  for (int64_t begin = 0; begin < n;) {
-    const int64_t end = begin + EqualPrefix(images + begin, n - begin);
-    function(begin, end, images[begin]);
-    begin = end;
-  }
-}
-
 // Lists the pairs that a search found.
 template <typename Real>
 void ListPairs(const Geometry<Real>& geometry, const Threads& threads, const Workspace<Real>& work,
                const List<Real>& list) {
-  const Slots<Real> slots(geometry, work, list);
+  const Slots<Real> slots(geometry, work.atoms.data(), list);
   const std::vector<int64_t> offsets = Offsets(work.pairs.of);
   ForEach(threads, static_cast<int64_t>(offsets.size()) - 1, [&](int64_t t) {
     int64_t slot = offsets[t];
     const int64_t end = std::min((t + 1) * kAtomsPerTask, geometry.atoms);
     for (int64_t i = t * kAtomsPerTask; i < end; ++i) {
       const PairsFound::Place& place = work.pairs.of[i];
-      const int64_t first = std::min(slot, list.capacity);
-      const int64_t count = std::min(place.count, list.capacity - first);
-      std::copy_n(place.receiver, count, slots.receivers() + first);
-      ForEachImage(place.image, count, [&](int64_t from, int64_t to, int32_t image) {
-        slots.Complete(first + from, first + to, static_cast<int32_t>(i), image);
-      });
+      slots.Write(slot, static_cast<int32_t>(i), {place.receiver, place.image}, place.count);
       slot += place.count;
     }
   });
-  slots.Clear(std::min(work.pairs.total, list.capacity));
+  slots.Clear(work.pairs.total, threads);
   *list.n_edges = static_cast<int32_t>(std::min<int64_t>(work.pairs.total, INT32_MAX));
 }
 
@@ -175,26 +95,28 @@ template <typename Real>
 void FindClosePart(const Geometry<Real>& geometry, const Candidates<Real>& candidates, Real limit,
                    const Workspace<Real>& work, ClosePart& part) {
   const Filter<Real> filter = FilterHere<Real>();
-  part.receivers.resize(part.end - part.begin + kFilterOverrun);
-  part.runs.clear();
+  for (std::vector<int32_t>* values : {&part.receivers, &part.images}) {
+    values->resize(part.end - part.begin + kFilterOverrun);
+  }
+  part.senders.clear();
   part.count = 0;
+  part.valid = false;
   for (int64_t p = part.begin; p < part.end;) {
     const int32_t i = candidates.sender[p];
-    const int64_t end = p + EqualPrefix(candidates.sender + p, part.end - p);
-    const Matrix3& h = work.frames[geometry.batch[i]].cell;
-    ForEachImage(candidates.image + p, end - p, [&](int64_t from, int64_t to, int32_t image) {
-      Real shift[3];
-      for (int k = 0; k < 3; ++k) {
-        double sum = 0;
-        for (int a = 0; a < 3; ++a) sum += UnpackImage(image, a) * h[a][k];
-        shift[k] = static_cast<Real>(sum);
-      }
-      part.count += filter(work.atoms.data(), candidates.receiver + p + from, to - from,
-                           work.atoms[i].y, shift, limit, part.receivers.data() + part.count);
-      part.runs.push_back({i, image, part.count});
-    });
-    p = end;
+    const int64_t n = EqualPrefix(candidates.sender + p, part.end - p);
+    // Whatever the arrays contain, nothing outside them is read.
+    if (i < 0 || i >= geometry.atoms || !AreAtoms(candidates.receiver + p, n, geometry.atoms)) {
+      return;
+    }
+    const int64_t count =
+        filter(work.atoms.data(), {candidates.receiver + p, candidates.image + p}, n,
+               work.atoms[i].y, Lattice<Real>(work.frames[geometry.batch[i]]), limit,
+               {part.receivers.data() + part.count, part.images.data() + part.count});
+    part.senders.push_back({i, count});
+    part.count += count;
+    p += n;
   }
+  part.valid = true;
 }
 
 // Lists the candidates that are close. Returns problems.
@@ -202,11 +124,6 @@ template <typename Real>
 int32_t ListClose(const Geometry<Real>& geometry, const Candidates<Real>& candidates, Real limit,
                   const Threads& threads, Workspace<Real>& work, const List<Real>& list) {
   const int64_t n_pairs = std::clamp<int64_t>(*candidates.n_pairs, 0, candidates.capacity);
-  // Whatever the arrays contain, nothing outside them is read.
-  if (!AreAtoms(candidates.sender, n_pairs, geometry.atoms) ||
-      !AreAtoms(candidates.receiver, n_pairs, geometry.atoms)) {
-    return kCandidates;
-  }
   const int64_t n_parts = (n_pairs + kCandidatesPerTask - 1) / kCandidatesPerTask;
   work.close.resize(n_parts);
   ForEach(threads, n_parts, [&](int64_t t) {
@@ -217,23 +134,21 @@ int32_t ListClose(const Geometry<Real>& geometry, const Candidates<Real>& candid
   });
   int64_t count = 0;
   for (ClosePart& part : work.close) {
+    if (!part.valid) return kCandidates;
     part.first_slot = count;
     count += part.count;
   }
-  const Slots<Real> slots(geometry, work, list);
+  const Slots<Real> slots(geometry, work.atoms.data(), list);
   ForEach(threads, n_parts, [&](int64_t t) {
     const ClosePart& part = work.close[t];
-    const int64_t first = std::min(part.first_slot, list.capacity);
-    const int64_t n = std::min(part.count, list.capacity - first);
-    std::copy_n(part.receivers.data(), n, slots.receivers() + first);
     int64_t done = 0;
-    for (const ClosePart::Run& run : part.runs) {
-      const int64_t end = std::min(run.end, n);
-      slots.Complete(first + done, first + end, run.sender, run.image);
-      done = end;
+    for (const ClosePart::Sender& sender : part.senders) {
+      slots.Write(part.first_slot + done, sender.atom,
+                  {part.receivers.data() + done, part.images.data() + done}, sender.count);
+      done += sender.count;
     }
   });
-  slots.Clear(std::min(count, list.capacity));
+  slots.Clear(count, threads);
   *list.n_edges = static_cast<int32_t>(std::min<int64_t>(count, INT32_MAX));
   return 0;
 }
@@ -300,7 +215,7 @@ Drift MeasureDrift(const Geometry<Real>& geometry, const std::vector<Frame>& fra
 // like the reference.
 template <typename Real>
 bool Suffices(const Geometry<Real>& geometry, const Settings& settings,
-              const Candidates<Real>& candidates, Workspace<Real>& work) {
+              const Candidates<Real>& candidates, const Threads& threads, Workspace<Real>& work) {
   Geometry<Real> reference = geometry;
   reference.positions = candidates.positions;
   reference.cell = candidates.cell;
@@ -309,7 +224,7 @@ bool Suffices(const Geometry<Real>& geometry, const Settings& settings,
   const Drift drift =
       MeasureDrift(geometry, work.frames, work.reference, candidates, work.wraps.data());
   if (!std::isfinite(drift.moved)) return false;
-  WrapBy(geometry, work.frames, work.wraps.data(), work.atoms);
+  WrapBy(geometry, work.frames, work.wraps.data(), threads, work.atoms);
   const double reach = settings.cutoff + settings.skin;
   const double slack = RoundingError(work.frames, work.atoms, reach);
   return drift.strain * (settings.cutoff + 2 * drift.moved) + slack <= reach;
@@ -320,8 +235,8 @@ int32_t UpdateByCandidates(const Geometry<Real>& geometry, const Settings& setti
                            const Threads& threads, Workspace<Real>& work,
                            const Candidates<Real>& candidates, const List<Real>& list) {
   int32_t problems = 0;
-  const bool search =
-      settings.schedule == Schedule::kAlways || !Suffices(geometry, settings, candidates, work);
+  const bool search = settings.schedule == Schedule::kAlways ||
+                      !Suffices(geometry, settings, candidates, threads, work);
   if (search && settings.schedule == Schedule::kNever) return kSkin;
   if (search) {
     const double reach = settings.cutoff + settings.skin;
@@ -351,7 +266,7 @@ void Update(const Geometry<Real>& geometry, const Settings& settings, const Thre
     if (problems == 0) ListPairs(geometry, threads, work, list);
   }
   if (*list.n_edges < 0) {  // nothing is known
-    Slots<Real>(geometry, work, list).Clear(0);
+    Slots<Real>(geometry, nullptr, list).Clear(0, threads);
     *list.n_edges = 0;
   }
   if (*list.n_edges > list.capacity) problems |= kEdges;

@@ -8,6 +8,7 @@
 #include "geometry.h"
 #include "parallel.h"
 #include "search.h"
+#include "slots.h"
 
 namespace torchcall {
 
@@ -29,16 +30,6 @@ struct Candidates {
   int32_t* wraps;   // (3, atoms)
   Real* positions;  // (atoms, 3), the reference
   Real* cell;       // (systems, 3, 3), the reference
-};
-
-// `positions` and `cell` are those of the last update, or of the first that found a problem.
-template <typename Real>
-struct List {
-  int64_t capacity;
-  int32_t* edge_index;  // (2, capacity)
-  Real* offsets;        // (capacity, 3)
-  int32_t *n_edges, *problems;
-  Real *positions, *cell;
 };
 
 // Brings a list up to date. Without candidates, every update searches. Throws std::bad_alloc.

@@ -18,7 +18,6 @@ int32_t FloorDivide(int32_t a, int32_t n) { return a >= 0 ? a / n : -((n - 1 - a
 struct Column {
   const int32_t* starts;  // of its first bin
   int32_t image;          // packed; that of the run axis is missing
-  Vector3 shift;
 };
 
 // The columns around that of a bin.
@@ -36,13 +35,9 @@ void FindColumns(const Bins<Real>& bins, const Grid& grid, const Frame& frame, i
       if (image1 != 0 && !frame.periodic[axis1]) continue;
       const int64_t column =
           int64_t{b2 - image2 * grid.counts[2]} * grid.counts[1] + b1 - image1 * grid.counts[1];
-      Column found = {bins.starts.data() + grid.first_bin + column * grid.counts[0], 0, {}};
-      found.image = (image1 + kImageZero) << (kImageBits * axis1) | (image2 + kImageZero)
-                                                                        << (kImageBits * axis2);
-      for (int k = 0; k < 3; ++k) {
-        found.shift[k] = image1 * frame.cell[axis1][k] + image2 * frame.cell[axis2][k];
-      }
-      columns.push_back(found);
+      columns.push_back({bins.starts.data() + grid.first_bin + column * grid.counts[0],
+                         (image1 + kImageZero) << (kImageBits * axis1) |
+                             (image2 + kImageZero) << (kImageBits * axis2)});
     }
   }
 }
@@ -52,6 +47,7 @@ void FindColumns(const Bins<Real>& bins, const Grid& grid, const Frame& frame, i
 template <typename Real>
 int64_t FindRuns(const std::vector<Column>& columns, const Grid& grid, const Frame& frame,
                  int32_t place, std::vector<Run<Real>>& runs) {
+  const Lattice<Real> lattice(frame);
   runs.clear();
   int64_t atoms = 0;
   const int axis = grid.axes[0];
@@ -68,17 +64,10 @@ int64_t FindRuns(const std::vector<Column>& columns, const Grid& grid, const Fra
       const int32_t end = column.starts[to + 1];
       if (begin == end) continue;
       Run<Real> run = {begin, end, column.image | (image + kImageZero) << (kImageBits * axis), {}};
-      for (int k = 0; k < 3; ++k) {
-        run.shift[k] = static_cast<Real>(column.shift[k] + image * frame.cell[axis][k]);
-      }
+      for (int k = 0; k < 3; ++k) run.shift[k] = lattice.Shift(run.image, k);
       runs.push_back(run);
       atoms += end - begin;
     }
-  }
-  // An atom's pairs of one image are then contiguous.
-  const auto by_image = [](const auto& a, const auto& b) { return a.image < b.image; };
-  if (!std::is_sorted(runs.begin(), runs.end(), by_image)) {
-    std::sort(runs.begin(), runs.end(), by_image);
   }
   return atoms;
 }

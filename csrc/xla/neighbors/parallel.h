@@ -59,6 +59,13 @@ void ForEach(const Threads& threads, int64_t n, const Task& task) {
   if (shared->error) std::rethrow_exception(shared->error);
 }
 
+// Calls task(begin, end) for parts of [0, n) of at most `part` numbers.
+template <typename Task>
+void ForEachPart(const Threads& threads, int64_t n, int64_t part, const Task& task) {
+  ForEach(threads, (n + part - 1) / part,
+          [&](int64_t t) { task(t * part, std::min((t + 1) * part, n)); });
+}
+
 }  // namespace torchcall
 
 #endif  // TORCHCALL_XLA_NEIGHBORS_PARALLEL_H_

@@ -1,6 +1,7 @@
 #include "search.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -11,6 +12,7 @@
 namespace torchcall {
 namespace {
 
+constexpr int64_t kAtomsPerTask = 4096;
 constexpr double kFarthest = 1 << 22;  // in cells; beyond it, wraps are not exact in float32
 
 Matrix3 SearchCell(const int32_t* basis, const Matrix3& cell) {
@@ -20,6 +22,14 @@ Matrix3 SearchCell(const int32_t* basis, const Matrix3& cell) {
     for (int k = 0; k < 3; ++k) rows[i][k] = basis[3 * i + k];
   }
   return Product(rows, cell);
+}
+
+// x − n · h.
+template <typename Real>
+Vector3 Moved(const Real* x, const Vector3& n, const Matrix3& h) {
+  Vector3 y;
+  for (int k = 0; k < 3; ++k) y[k] = x[k] - (n[0] * h[0][k] + n[1] * h[1][k] + n[2] * h[2][k]);
+  return y;
 }
 
 template <typename Real>
@@ -33,30 +43,33 @@ void SetAtom(const Vector3& y, const Vector3& wraps, Atom<Real>& atom) {
 
 // Moves the atoms into the cell, and stores their fractional coordinates.
 template <typename Real>
-int32_t Wrap(const Geometry<Real>& geometry, int32_t* wraps, Workspace<Real>& work) {
+int32_t Wrap(const Geometry<Real>& geometry, const Threads& threads, int32_t* wraps,
+             Workspace<Real>& work) {
   const int64_t n = geometry.atoms;
   work.atoms.resize(n);
   work.fractions.resize(n);
-  for (int64_t i = 0; i < n; ++i) {
-    const Frame& frame = work.frames[geometry.batch[i]];
-    const Matrix3& h = frame.cell;
-    const Matrix3& g = frame.inverse;
-    const Real* x = geometry.positions + 3 * i;
-    Vector3 whole = {};
-    for (int a = 0; a < 3; ++a) {
-      const double f = x[0] * g[0][a] + x[1] * g[1][a] + x[2] * g[2][a];
-      if (!(std::abs(f) < kFarthest)) return kNotFinite;
-      if (frame.periodic[a]) whole[a] = std::floor(f);
-      wraps[a * n + i] = static_cast<int32_t>(whole[a]);
-      work.fractions[i][a] = f - whole[a];
+  std::atomic<bool> finite = true;
+  ForEachPart(threads, n, kAtomsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Frame& frame = work.frames[geometry.batch[i]];
+      const Matrix3& h = frame.cell;
+      const Matrix3& g = frame.inverse;
+      const Real* x = geometry.positions + 3 * i;
+      Vector3 whole = {};
+      for (int a = 0; a < 3; ++a) {
+        const double f = x[0] * g[0][a] + x[1] * g[1][a] + x[2] * g[2][a];
+        if (!(std::abs(f) < kFarthest)) {
+          finite = false;
+          return;
+        }
+        if (frame.periodic[a]) whole[a] = std::floor(f);
+        wraps[a * n + i] = static_cast<int32_t>(whole[a]);
+        work.fractions[i][a] = f - whole[a];
+      }
+      SetAtom(Moved(x, whole, h), whole, work.atoms[i]);
     }
-    Vector3 y;
-    for (int k = 0; k < 3; ++k) {
-      y[k] = x[k] - (whole[0] * h[0][k] + whole[1] * h[1][k] + whole[2] * h[2][k]);
-    }
-    SetAtom(y, whole, work.atoms[i]);
-  }
-  return 0;
+  });
+  return finite ? 0 : kNotFinite;
 }
 
 }  // namespace
@@ -87,17 +100,15 @@ int32_t CompleteFrames(const Geometry<Real>& geometry, std::vector<Frame>& frame
 
 template <typename Real>
 void WrapBy(const Geometry<Real>& geometry, const std::vector<Frame>& frames, const int32_t* wraps,
-            std::vector<Atom<Real>>& atoms) {
+            const Threads& threads, std::vector<Atom<Real>>& atoms) {
   const int64_t n = geometry.atoms;
   atoms.resize(n);
-  for (int64_t i = 0; i < n; ++i) {
-    const Matrix3& h = frames[geometry.batch[i]].cell;
-    const Real* x = geometry.positions + 3 * i;
-    const Vector3 w = {double(wraps[i]), double(wraps[n + i]), double(wraps[2 * n + i])};
-    Vector3 y;
-    for (int k = 0; k < 3; ++k) y[k] = x[k] - (w[0] * h[0][k] + w[1] * h[1][k] + w[2] * h[2][k]);
-    SetAtom(y, w, atoms[i]);
-  }
+  ForEachPart(threads, n, kAtomsPerTask, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Vector3 w = {double(wraps[i]), double(wraps[n + i]), double(wraps[2 * n + i])};
+      SetAtom(Moved(geometry.positions + 3 * i, w, frames[geometry.batch[i]].cell), w, atoms[i]);
+    }
+  });
 }
 
 template <typename Real>
@@ -121,15 +132,15 @@ double RoundingError(const std::vector<Frame>& frames, const std::vector<Atom<Re
 template <typename Real>
 int32_t FindPairs(const Geometry<Real>& geometry, double radius, Real limit, bool exact,
                   const Threads& threads, int32_t* wraps, Workspace<Real>& work) {
-  int32_t problems = Wrap(geometry, wraps, work);
+  int32_t problems = Wrap(geometry, threads, wraps, work);
   if (problems != 0) return problems;
   const double slack = RoundingError(work.frames, work.atoms, radius);
   if (!exact) {
     radius += slack;
     limit = static_cast<Real>(radius * radius);
   }
-  problems =
-      SortIntoBins(geometry, work.frames, radius + slack, work.fractions, work.atoms, work.bins);
+  problems = SortIntoBins(geometry, work.frames, radius + slack, work.fractions, work.atoms,
+                          threads, work.bins);
   if (problems != 0) return problems;
   work.pairs.of.resize(geometry.atoms);
   TestBins(work.bins, work.frames, limit, threads, work.pairs);
@@ -141,7 +152,7 @@ int32_t FindPairs(const Geometry<Real>& geometry, double radius, Real limit, boo
 #define TORCHCALL_INSTANTIATE(Real)                                                               \
   template int32_t CompleteFrames(const Geometry<Real>&, std::vector<Frame>&);                    \
   template void WrapBy(const Geometry<Real>&, const std::vector<Frame>&, const int32_t*,          \
-                       std::vector<Atom<Real>>&);                                                 \
+                       const Threads&, std::vector<Atom<Real>>&);                                 \
   template double RoundingError(const std::vector<Frame>&, const std::vector<Atom<Real>>&,        \
                                 double);                                                          \
   template int32_t FindPairs(const Geometry<Real>&, double, Real, bool, const Threads&, int32_t*, \

@@ -20,7 +20,7 @@ int32_t CompleteFrames(const Geometry<Real>& geometry, std::vector<Frame>& frame
 // The atoms with the given `wraps`, (3, atoms).
 template <typename Real>
 void WrapBy(const Geometry<Real>& geometry, const std::vector<Frame>& frames, const int32_t* wraps,
-            std::vector<Atom<Real>>& atoms);
+            const Threads& threads, std::vector<Atom<Real>>& atoms);
 
 // A bound on the rounding error of a distance between two atoms.
 template <typename Real>
@@ -29,14 +29,15 @@ double RoundingError(const std::vector<Frame>& frames, const std::vector<Atom<Re
 
 // Those of some candidates that are close.
 struct ClosePart {
-  struct Run {
-    int32_t sender, image;
-    int64_t end;
+  struct Sender {
+    int32_t atom;
+    int64_t count;
   };
   int64_t begin, end;  // of the candidates
-  std::vector<int32_t> receivers;
-  std::vector<Run> runs;
+  std::vector<int32_t> receivers, images;
+  std::vector<Sender> senders;
   int64_t count, first_slot;
+  bool valid;
 };
 
 // Memory of an update, kept for the next.
