@@ -115,6 +115,7 @@ FORKED_WRAPPER = """
     from models import double, error_of, like_input
 
     warnings.simplefilter("ignore")
+    torchcall.load  # imported before the fork
     child = os.fork()
     if child == 0:
         f = torchcall.TorchModuleWrapper(torch.jit.script(double), output_spec=like_input)

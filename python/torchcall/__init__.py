@@ -1,21 +1,14 @@
 """Call PyTorch models from JAX-compiled programs: no host round trip, no Python, no GIL."""
 
 import importlib
-from types import ModuleType
-from typing import TYPE_CHECKING
-
-from torchcall import _interrupts, _native
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchcall import mliap, models
-
-_native.load_torch_half()
-_interrupts.install()
-
-from torchcall._compile import CompileError, compile  # noqa: E402
-from torchcall._doctor import doctor  # noqa: E402
-from torchcall._threads import set_num_threads  # noqa: E402
-from torchcall._wrapper import TorchModuleWrapper, load  # noqa: E402
+    from torchcall._compile import CompileError, compile
+    from torchcall._doctor import doctor
+    from torchcall._threads import set_num_threads
+    from torchcall._wrapper import TorchModuleWrapper, load
 
 __all__ = [
     "CompileError",
@@ -29,9 +22,30 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+_HOMES = {
+    "CompileError": "_compile",
+    "TorchModuleWrapper": "_wrapper",
+    "compile": "_compile",
+    "doctor": "_doctor",
+    "load": "_wrapper",
+    "set_num_threads": "_threads",
+}
 
-def __getattr__(name: str) -> ModuleType:
-    """Imports `mliap` and `models` when they are first used."""
-    if name in ("mliap", "models"):
+
+def __getattr__(name: str) -> Any:
+    """Imports jax, torch and the native libraries when a name is first used.
+
+    So the command line answers at once.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module 'torchcall' has no attribute {name!r}")
+    importlib.import_module("torchcall._loaded")
+    if name not in _HOMES:
         return importlib.import_module(f"torchcall.{name}")
-    raise AttributeError(f"module 'torchcall' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"torchcall.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,46 +1,88 @@
-"""The command `python -m torchcall`: demo, compile, doctor."""
+"""The command `torchcall`, also `python -m torchcall`.
 
+Imports neither jax nor torch before a command's options are checked.
+"""
+
+import importlib
 import sys
 
-USAGE = """usage: python -m torchcall COMMAND [OPTIONS]
+from torchcall._command.parsing import PROGRAM, CommandError, Parser
 
-commands:
-  demo     argon atoms under a TorchScript potential inside one jitted loop (demo --help for more)
-  compile  compile a potential (a torch.nn.Module) into an AOTInductor package (compile --help)
-  doctor   report versions and devices, and test each engine
-"""
+# Modules of `torchcall._command`, with a docstring, `add_options(parser)` and `run(options)`.
+COMMANDS = {
+    "demo": "argon atoms under a TorchScript potential inside one jitted loop, and the callbacks",
+    "compile": "compile a potential (a torch.nn.Module) into an AOTInductor package",
+    "doctor": "report versions and devices, and test each engine",
+}
+
+_NEEDED = ("jax", "jaxlib", "numpy", "torch")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. Returns the exit status: 1 if a check failed, 2 for wrong usage."""
-    command, *options = (sys.argv[1:] if argv is None else argv) or ["--help"]
-    if command in ("-h", "--help"):
-        print(USAGE, end="")
-        return 0
-    try:
-        import torchcall
-    except ImportError as error:
-        print(error, file=sys.stderr)
-        return 1
-    if command == "doctor":
-        return int(any("FAILED" in value for value in torchcall.doctor().values()))
-    if command in ("demo", "compile"):
-        from torchcall._compilation_cache import use_compilation_cache
+    """Runs one command.
 
-        use_compilation_cache()
-    if command == "demo":
+    Returns:
+        The exit status: 0; 1 if the run failed; 2 for a wrong option or input; 130 after Ctrl-C.
+    """
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_usage(), end="")
+        return 0
+    if name == "--version":
+        from torchcall import __version__
+
+        print(__version__)
+        return 0
+    if name not in COMMANDS:
+        expected = ", ".join(COMMANDS)
+        return _fail(f"expected a command ({expected}), got {name!r} (see {PROGRAM} --help)", 2)
+    if name == "demo":
         from torchcall.demo import main as demo
 
-        return demo(options)
-    if command == "compile":
-        from torchcall.mliap._compile._cli import main as compile
+        return demo(rest)
+    try:
+        command = importlib.import_module(f"torchcall._command.{name}")
+        parser = Parser(name, command.__doc__ or "")
+        command.add_options(parser)
+        try:
+            options = parser.parse_args(rest)
+        except SystemExit as leaving:  # --help
+            return int(leaving.code or 0)
+        return command.run(options)
+    except CommandError as error:
+        return _fail(f"{name}: {error}", error.status)
+    except KeyboardInterrupt:
+        return _fail(f"{name}: interrupted", 130)
+    except Exception as error:
+        # Errors of models and files start with "torchcall:". Anything else is a bug and needs its
+        # traceback.
+        if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
+            return _fail(f"{name}: needs the package {error.name}: pip install {error.name}", 1)
+        _, prefix, reason = str(error).partition("torchcall:")
+        if not prefix:
+            raise
+        return _fail(reason.strip(), 2)
 
-        return compile(options)
-    print(
-        f"torchcall: expected the command demo, compile or doctor, got {command!r}", file=sys.stderr
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} COMMAND [OPTIONS]",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"{PROGRAM} COMMAND --help lists the options of a command.",
+            "",
+        ]
     )
-    print(USAGE, end="", file=sys.stderr)
-    return 2
+
+
+def _fail(reason: str, status: int) -> int:
+    print(f"torchcall: {reason}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import jax
 import torch
 from jax.core import Tracer
 
-from torchcall import _bridge
 from torchcall._call.call import CallOptions
 from torchcall._call.content import replace
 from torchcall._call.plan import CallPlan
@@ -23,6 +22,7 @@ from torchcall._call.threads import measured_threads, warm_up
 from torchcall._call.tree import check_keys
 from torchcall._engines import source_of, unpickle
 from torchcall._engines.archive import PickledModelError
+from torchcall._loaded import _bridge
 from torchcall._threads import checked_threads
 
 # Plans that a wrapper remembers. Programs hold the plans that they use.

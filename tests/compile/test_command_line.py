@@ -9,7 +9,8 @@ from energies import Soft
 from engines import capacity_of
 
 from torchcall.__main__ import main
-from torchcall.mliap._compile._cli import UsageError, load_module, read_example
+from torchcall._command._compile_module import load_module, read_example
+from torchcall._command.parsing import CommandError
 
 FACTORY = """
 import torch
@@ -104,7 +105,7 @@ SPECS = [
 @pytest.mark.parametrize("spec, text", SPECS, ids=[spec or "nothing" for spec, _ in SPECS])
 def test_a_module_that_cannot_be_loaded_is_an_error(spec, text, files):
     (files / "broken.py").write_text("def (")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(CommandError) as caught:
         load_module(spec, allow_pickle=False)
     assert text in str(caught.value)
 
@@ -114,7 +115,7 @@ CALLS = [
     ({"example": "missing.xyz"}, "--example missing.xyz: expected a structure that ASE reads"),
     ({"example": "soft_model.py"}, "expected a structure that ASE reads"),
     ({"example": "far.xyz"}, "expected atoms within 4 Å of each other, got none"),
-    ({"cutoff": "-1"}, "cutoff: expected a positive length in Å, got -1.0"),
+    ({"cutoff": "-1"}, "--cutoff: expected a number above 0, got '-1'"),
     ({"path": "m.so"}, "expected a name that ends in .pt2, got 'm.so'"),
     ({"path": "."}, "expected the name of a file, got the directory"),
 ]
@@ -134,10 +135,12 @@ def test_a_wrong_argument_is_one_message_and_exit_status_2(change, text, files, 
 
 
 @pytest.mark.parametrize("more", [["--static", "--dynamic"], ["--dtype", "half"], ["--nonsense"]])
-def test_wrong_options_print_the_usage(more, files, capsys):
+def test_wrong_options_are_one_line_that_names_the_help(more, files, capsys):
     del files
     assert call(*more) == 2
-    assert "usage: python -m torchcall compile" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("torchcall: compile: ")
+    assert "compile --help" in line
 
 
 def test_help_tells_of_factories_and_pickles(capsys):

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from torchcall._command.included import included_file, load_example
+from torchcall._command.parsing import CommandError
 
-class DemoError(Exception):
-    """An error that the user can fix. The command line prints its text without a traceback."""
+__all__ = ["included_file", "load_example"]
+
+DemoError = CommandError
 
 
 @dataclass(frozen=True)
@@ -40,38 +42,6 @@ def require(package: str, purpose: str) -> Any:
         raise DemoError(
             f"{purpose} needs {package.split('.')[0]}: pip install torchcall[demo] ({error})"
         ) from error
-
-
-def included_file(name: str) -> Path:
-    """The path of an included example: beside the installed extension, or in the repository.
-
-    Raises:
-        DemoError: If there is no such file.
-    """
-    import torchcall
-
-    bridge = getattr(torchcall, "_bridge", None)
-    roots = [Path(bridge.__file__).parent] if bridge is not None else []
-    roots.append(Path(__file__).resolve().parents[3])
-    folders = [root / "examples" for root in roots]
-    for folder in folders:
-        if (path := folder / name).is_file():
-            return path
-    searched = ", ".join(map(str, folders))
-    raise DemoError(f"the included file {name} was not found in {searched}; reinstall torchcall")
-
-
-def load_example(name: str) -> ModuleType:
-    """Imports an included example."""
-    import importlib.util
-
-    path = included_file(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"torchcall_examples_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def read_structure(path: Path, *, temperature: float | None, seed: int) -> Structure:

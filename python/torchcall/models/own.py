@@ -31,7 +31,7 @@ def load(
     source: str | Path | Callable[..., Any],
     *,
     cutoff: float | None = None,
-    gradients: bool = False,
+    gradients: bool | None = None,
     dtype: Any = None,
     engine: Any = "auto",
     device: Any = None,
@@ -45,7 +45,8 @@ def load(
         cutoff: in Å; None: the attribute `cutoff` of the module, or what the package records.
         gradients: False for a module that returns energies (B,) only, which torchcall
             differentiates; True for one that returns a dict as described in `TorchMliapForward`,
-            with cell gradients. Packages need no such option.
+            with cell gradients. None: True for TorchScript whose `forward` returns a dict of
+            tensors. Packages need no such option.
         dtype, engine, device, verbose: see `torchcall.models.load`.
         **options: options of `TorchModuleWrapper`.
 
@@ -74,6 +75,8 @@ def load(
             ) from error
         module = torch.jit.load(source, map_location="cpu").eval()
     title = f"{source if isinstance(source, str | Path) else type(module).__name__}"
+    if gradients is None:
+        gradients = _returns_dict(module)
     if not gradients:
         return _common.build(
             module,
@@ -101,6 +104,15 @@ def load(
     if verbose:
         _common.report(model, title)
     return model
+
+
+def _returns_dict(module: Any) -> bool:
+    """Whether a TorchScript module's `forward` is declared to return a dict of tensors."""
+    if not isinstance(module, torch.jit.ScriptModule):
+        return False
+    forward: Any = module.forward
+    (returned,) = forward.schema.returns
+    return str(returned.type) == "Dict(str, Tensor)"
 
 
 def _refuse(title: object, **values: Any) -> None:
