@@ -1,12 +1,14 @@
-"""Lennard-Jones with jax-md's smooth cutoff, in torch and in jax-md, both in double precision."""
+"""Lennard-Jones with the smooth cutoff of jax-md and ASE, in double precision."""
+
+import re
+from pathlib import Path
 
 import numpy as np
 import torch
-from jax_md import energy, partition
 
 from torchcall.mliap import TorchMliap
 
-# In eV and Å. jax-md rounds them to float32, which changes none of these.
+# In eV and Å. jax-md rounds them to float32, which changes none of them.
 EPSILON, SIGMA, ONSET, CUTOFF = 0.01171875, 3.5, 4.0, 5.0
 
 
@@ -56,25 +58,17 @@ def without_cell_gradients():
     return TorchMliap.from_module(Gradients().eval(), CUTOFF)
 
 
-def reference(displacement, box, *, fractional, format=partition.Sparse, skin=0.3):
-    """jax-md's own list and energy function."""
-    return energy.lennard_jones_neighbor_list(
-        displacement,
-        box,
-        sigma=SIGMA,
-        epsilon=EPSILON,
-        r_onset=ONSET / SIGMA,
-        r_cutoff=CUTOFF / SIGMA,
-        dr_threshold=skin,
-        fractional_coordinates=fractional,
-        format=format,
-        disable_cell_list=True,
-    )
-
-
 def fractional_argon(cells=2, noise=0.01):
     """(4 cells³, 3) fractional positions of a slightly disordered fcc crystal."""
     basis = np.array([[0, 0, 0], [0.5, 0.5, 0], [0.5, 0, 0.5], [0, 0.5, 0.5]])
     corners = np.stack(np.meshgrid(*[np.arange(cells)] * 3, indexing="ij"), -1).reshape(-1, 1, 3)
     ideal = (corners + basis).reshape(-1, 3) / cells
     return (ideal + np.random.default_rng(3).normal(0, noise, ideal.shape)) % 1.0
+
+
+def documented(name):
+    """The example of the documentation that uses a name."""
+    page = Path(__file__).parents[2] / "docs" / "integrations.md"
+    blocks = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    (found,) = [block for block in blocks if name in block]
+    return found

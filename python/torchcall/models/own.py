@@ -112,7 +112,7 @@ def _returns_dict(module: Any) -> bool:
         return False
     forward: Any = module.forward
     (returned,) = forward.schema.returns
-    return str(returned.type) == "Dict(str, Tensor)"
+    return str(returned.type) == "Dict[str, Tensor]"
 
 
 def _refuse(title: object, **values: Any) -> None:
