@@ -131,15 +131,9 @@ def timed_steps(
 
 def _graph(neighbors: Any, positions: jax.Array, constants: Constants) -> AtomGraph:
     """The graph of a list for positions that it was not updated at."""
-    return AtomGraph(
-        positions=positions,
-        atomic_numbers=constants.atomic_numbers,
-        cell=constants.cell,
-        pbc=constants.pbc,
-        batch=None,
-        edge_index=neighbors.edge_index,
-        cell_offsets=neighbors.cell_offsets,
-        n_edges=neighbors.n_edges,
+    numbers = constants.atomic_numbers
+    return AtomGraph.from_neighbors(
+        neighbors, positions, constants.cell, numbers, check_moved=False
     )
 
 
@@ -165,7 +159,11 @@ def with_gradients(model: TorchMliap, state: State, constants: Constants) -> Sta
 
 
 def bounds(
-    model: TorchMliap, module: torch.jit.ScriptModule | None, state: State, constants: Constants
+    model: TorchMliap,
+    module: torch.jit.ScriptModule | None,
+    state: State,
+    constants: Constants,
+    requires_grad: bool = False,
 ) -> dict[str, Run]:
     """The call alone in a jitted loop, the model in a C++ loop, and the memory traffic of a step.
 
@@ -173,13 +171,14 @@ def bounds(
         model: the potential.
         module: its TorchScript module; None for a package.
         state, constants: the system.
+        requires_grad: whether the module differentiates internally.
     """
     exact = exact_graph(model.cutoff, state, constants)
     tensors = (tensors_of(exact),)
     if module is None:
         native = package_loop(str(model.wrapper._source.path), tensors)
     else:
-        native = script_loop(module, tensors, requires_grad=False)
+        native = script_loop(module, tensors, requires_grad=requires_grad)
     return {
         ALONE: jitted_loop(model.call, (exact,), lambda: model.wrapper.stats()["calls"]),
         NATIVE: native,

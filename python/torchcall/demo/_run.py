@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> None:
         f"  whole run       {seconds:.1f} s, {us_per_step:.0f} µs per step"
     )
 
-    timings = {"torchcall": Timing(us_per_step, 0.0, options.steps)}
+    timings = {"torchcall": Timing(us_per_step, 0.0, us_per_step, options.steps)}
     if not options.no_peers:
         timings = time_peers(potential, end, constants, options, cutoff, dt, us_per_step)
         print(f"\n{timing_table(timings)}", flush=True)

@@ -13,10 +13,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds per call: median and interquartile range over `n` timed calls."""
+    """Microseconds per call over `n` timed calls: median, interquartile range, and the least."""
 
     us_median: float
     us_iqr: float
+    us_least: float
     n: int
 
 
@@ -36,7 +37,7 @@ def interleave(
         calls: The number of calls per sample, in place of `seconds`.
 
     Returns:
-        For each method, median and interquartile range of the microseconds per call.
+        For each method, the microseconds per call.
     """
     names = list(methods)
     counts = {name: calls or calls_for(methods[name], seconds) for name in names}
@@ -60,9 +61,9 @@ def calls_for(run: Run, seconds: float) -> int:
 
 
 def summarise(microseconds: list[float], n: int) -> Timing:
-    """Median and interquartile range of the samples."""
+    """Median, interquartile range and least of the samples."""
     low, middle, high = np.percentile(microseconds, [25, 50, 75])
-    return Timing(float(middle), float(high - low), n)
+    return Timing(float(middle), float(high - low), min(microseconds), n)
 
 
 def timed(call: Callable[[], object]) -> float:
