@@ -55,9 +55,11 @@ void IndexChecks::Run(const CallForm& form, const std::function<at::Tensor(int64
       continue;
     }
     const auto rows = static_cast<uint64_t>(input(check.rows_of).size(0));
-    uint64_t outside = 0;  // no branch in the loop: compilers vectorise it
-    for (int64_t i = 0; i < count; ++i) outside |= static_cast<uint64_t>(entries[i] >= rows);
-    if (outside == 0) continue;
+    // The sign bit is set after a negative entry, or a negative distance from the last row.
+    // Compilers vectorise this loop, but not one of comparisons: SSE2 has none of 64 bits.
+    uint64_t outside = 0;
+    for (int64_t i = 0; i < count; ++i) outside |= entries[i] | (rows - 1 - entries[i]);
+    if (static_cast<int64_t>(outside) >= 0) continue;
     int64_t i = 0;
     while (entries[i] < rows) ++i;
     refuse("indices from 0 to " + std::to_string(static_cast<int64_t>(rows) - 1), i);
