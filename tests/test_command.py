@@ -52,6 +52,9 @@ def test_the_version(capsys):
         ("compile --help", 0),
         ("compile m.py:make m.pt2 --example si.xyz --cutoff many", 2),
         ("doctor --nonsense", 2),
+        ("energy --structure nowhere.xyz", 2),
+        ("relax --smax 1e-3", 2),
+        ("relax --fmax 0", 2),
     ],
 )
 def test_help_and_wrong_options_import_nothing_slow(arguments, status):

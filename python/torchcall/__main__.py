@@ -10,6 +10,8 @@ from torchcall._command.parsing import PROGRAM, CommandError, Parser
 
 # Modules of `torchcall._command`, with a docstring, `add_options(parser)` and `run(options)`.
 COMMANDS = {
+    "energy": "energy, forces, stress and pressure of a structure under a potential",
+    "relax": "relax a structure, or structure and cell, under a potential",
     "demo": "argon atoms under a TorchScript potential inside one jitted loop, and the callbacks",
     "compile": "compile a potential (a torch.nn.Module) into an AOTInductor package",
     "doctor": "report versions and devices, and test each engine",

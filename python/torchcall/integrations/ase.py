@@ -10,6 +10,7 @@ import torch
 from ase.calculators import calculator
 from ase.stress import full_3x3_to_voigt_6_stress
 
+from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap import (
     AtomGraph,
     NeighborList,
@@ -32,7 +33,8 @@ class Calculator(calculator.Calculator):
 
     The model is compiled for one number of atoms and one capacity of the neighbour list: again
     when the number of atoms changes, or when there are more neighbours than the capacity.
-    Positions, cells, elements and images of a path (NEB) may change freely.
+    Positions, cells, elements and images of a path (NEB) may change freely. A model with
+    `threads="auto"` then measures how many torch threads are best.
 
     Charge and spin are those of `torchcall.mliap.geometry_from_ase`: `atoms.info["charge"]` and
     `["spin"]`, or the initial charges and magnetic moments.
@@ -40,8 +42,7 @@ class Calculator(calculator.Calculator):
     Args:
         model: the potential.
         dtype: of positions and results. float64 needs no setting of JAX; the model computes in the
-            precision of its weights. A module wrapped by `TorchMliap.from_module` gets its input
-            in this dtype.
+            precision of its weights.
         skin: in Å; the neighbour list is searched again when atoms have moved by half of it.
         capacity_multiplier: the list's capacity, in units of the first structure's neighbours.
         **options: those of ASE's calculators, such as `atoms` and `label`.
@@ -75,7 +76,11 @@ class Calculator(calculator.Calculator):
         cutoff = float(np.max(np.asarray(model.cutoff.data)))
         self._lists = neighbor_list(cutoff, skin=skin, capacity_multiplier=capacity_multiplier)
         self._list: NeighborList | None = None
-        self._charge_and_spin: tuple[float, float] | None = None
+        self._charge_and_spin: tuple[Any, Any] | None = None
+        wrapper = model.wrapper
+        self._measures_threads = (
+            isinstance(wrapper, TorchModuleWrapper) and wrapper.stats()["threads"] == "auto"
+        )
         super().__init__(**options)
 
     def calculate(
@@ -104,7 +109,8 @@ class Calculator(calculator.Calculator):
                     f"torchcall: Calculator: {name}: expected finite values, got NaN or infinity"
                 )
         with jax.enable_x64(self._dtype == np.float64):
-            self._list = neighbors = self._updated_list(geometry)
+            old, neighbors = self._list, self._updated_list(geometry)
+            self._list = neighbors
             graph = AtomGraph.from_neighbors(
                 neighbors,
                 jax.numpy.asarray(geometry.positions),
@@ -113,6 +119,8 @@ class Calculator(calculator.Calculator):
                 charge=jax.numpy.asarray(geometry.charge),
                 spin=jax.numpy.asarray(geometry.spin),
             )
+            if self._measures_threads and _shapes(neighbors) != _shapes(old):
+                self._model.warmup(graph)
             out = jax.device_get(energy_and_gradients(self._model, graph))
         energy = float(out.energy[0])
         forces = -np.asarray(out.position_gradients, np.float64)
@@ -155,6 +163,12 @@ class Calculator(calculator.Calculator):
         if not self._model.compute_cell_gradients:
             return "expected a model that computes cell gradients, got one without"
         return "expected a cell of three linearly independent vectors, got another"
+
+
+def _shapes(neighbors: NeighborList | None) -> tuple[Any, ...]:
+    if neighbors is None:
+        return ()
+    return neighbors.positions.shape, neighbors.edge_index.shape
 
 
 def _virial(forces: np.ndarray, geometry: Geometry, cell_gradients: Any) -> np.ndarray:
