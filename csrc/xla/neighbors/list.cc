@@ -75,8 +75,8 @@ void KeepPairs(const Geometry<Real>& geometry, const Threads& threads, const Pai
     }
   });
   *candidates.n_pairs = static_cast<int32_t>(std::min<int64_t>(pairs.total, INT32_MAX));
-  std::memcpy(candidates.positions, geometry.positions, 3 * geometry.atoms * sizeof(Real));
-  std::memcpy(candidates.cell, geometry.cell, 9 * geometry.systems * sizeof(Real));
+  std::copy_n(geometry.positions, 3 * geometry.atoms, candidates.positions);
+  std::copy_n(geometry.cell, 9 * geometry.systems, candidates.cell);
 }
 
 // Whether all of n indices are atoms.
@@ -271,8 +271,8 @@ void Update(const Geometry<Real>& geometry, const Settings& settings, const Thre
   }
   if (*list.n_edges > list.capacity) problems |= kEdges;
   if (*list.problems == 0) {
-    std::memcpy(list.positions, geometry.positions, 3 * geometry.atoms * sizeof(Real));
-    std::memcpy(list.cell, geometry.cell, 9 * geometry.systems * sizeof(Real));
+    std::copy_n(geometry.positions, 3 * geometry.atoms, list.positions);
+    std::copy_n(geometry.cell, 9 * geometry.systems, list.cell);
   }
   *list.problems |= problems;
 }
