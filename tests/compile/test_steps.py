@@ -175,7 +175,7 @@ def test_nothing_is_printed_unless_asked_for(uncompiled, tmp_path, example, capf
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False, cache=False)
     out, err = capfd.readouterr()
     assert out == ""
-    stages = ["running the module", "tracing Soft", "exporting", "compiling", "checking"]
+    stages = ["running the module", "tracing Soft", "compiling", "checking"]
     assert [part for part in stages if part in err] == stages
     assert all(line.startswith("torchcall: compile: ") for line in err.splitlines())
     assert re.search(r"compiling \d+ operators \(about \d+ s if quiet\)", err)

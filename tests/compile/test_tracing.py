@@ -7,14 +7,14 @@ from energies import Energies, Pairs, Soft, odd
 
 from torchcall._compile._build import content_of
 from torchcall._compile._compare import DifferentError
-from torchcall._compile._errors import SpecialisedError
+from torchcall._compile._errors import CompileError, SpecialisedError
 from torchcall._engines.fake_scripts import traceable_scripts
 from torchcall.mliap._compile._cases import dynamic_cases, resized, static_cases
 from torchcall.mliap._compile._form import B, E, N, sizes_of
 from torchcall.mliap._compile._gradients import PotentialModule
 from torchcall.mliap._compile._references import References, graph_function
 from torchcall.mliap._compile._run import _of_distinct_sizes
-from torchcall.mliap._compile._trace import export_graph, trace
+from torchcall.mliap._compile._trace import program_of, trace
 
 CPU = torch.device("cpu")
 CUTOFF = reference.CUTOFF
@@ -39,15 +39,11 @@ def traced(module, example, *, dynamic=True):
 
 
 @pytest.mark.parametrize("name", list(modules()))
-def test_the_examples_can_be_exported_for_any_shapes(name, example):
+def test_the_examples_can_be_traced_for_any_shapes(name, example):
     potential, graph, found = traced(modules()[name], example)
     references = References(potential, dynamic_cases(example, CUTOFF))
     references.compare(graph_function(found.module, potential.outputs()))
-    program = export_graph(name, found, graph, potential.outputs(), dynamic=True)
-    assert len(program.range_constraints) == 3
-    assert all(int(r.lower) == 2 for r in program.range_constraints.values())
-    assert all(str(r.upper) == "int_oo" for r in program.range_constraints.values())
-    references.compare(program.module())
+    references.compare(program_of(found, graph, potential.outputs()))
 
 
 class ScaledSlices(torch.nn.Module):
@@ -206,3 +202,22 @@ def test_a_different_result_is_an_error_that_names_the_case(example):
         references.compare(wrong)
     with pytest.raises(DifferentError, match=r"expected the module\'s float64 \(2,\), got"):
         references.compare(lambda graph: right(graph) | {"energy": torch.zeros(1)})
+
+
+class Overwriting(torch.nn.Module):
+    """Writes to the charges of all graphs but those of the example's size."""
+
+    cutoff = CUTOFF
+
+    def forward(self, input):
+        pos = input["pos"]
+        if pos.shape[0] != 9:
+            input["charge"][0] *= 2
+        sums = pos.square().sum(1)
+        return torch.zeros_like(input["charge"]).index_add(0, input["batch"], sums)
+
+
+def test_a_trace_that_writes_to_its_input_is_an_error(example):
+    assert example["pos"].shape[0] == 9
+    with pytest.raises(CompileError, match="writes to charge for some shapes only; give it copies"):
+        traced(Overwriting(), example)

@@ -2,10 +2,8 @@
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,10 +13,12 @@ import sympy
 import torch
 from filelock import FileLock
 from torch._guards import detect_fake_mode
-from torch._inductor import aoti_compile_and_package, codecache, config
+from torch._inductor import aot_compile, aoti_compile_and_package
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
+from torch._inductor.package.package import package_aoti
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 from torch.fx.experimental import _config
 
 from torchcall._compile._errors import (
@@ -108,35 +108,11 @@ def options(device: torch.device) -> dict[str, Any]:
     return {
         # No pool of worker processes: it would outlive the compilation.
         "compile_threads": 1,
-        # Otherwise torch compiles a test of the processor's vector instructions, which takes
-        # seconds. Every x86 compiler of C++20 has those that torch finds in the processor.
-        "cpp.vec_isa_ok": _has_vector_instructions(),
         # 1: no parallel regions and atomic sums. -1: the number of threads is read at run time.
         "cpp.threads": 1 if torch.get_num_threads() == 1 else -1,
         # With torch's default, 512, starting the threads takes longer than the loop.
         "cpp.min_chunk_size": 4096,
     }
-
-
-def _has_vector_instructions() -> bool | None:
-    """What torch is to assume; None: it compiles a test. The user's setting has precedence."""
-    if config.cpp.vec_isa_ok is None and platform.machine() == "x86_64":
-        return True
-    return config.cpp.vec_isa_ok
-
-
-def _precompiles_headers() -> bool:
-    """Whether to precompile torch's headers, which two packages or fewer do not pay for.
-
-    It takes as long as compiling two small packages, 300 MB of torch's cache, and saves a third of
-    the C++ compiler's time for each. So the first package of a process does without, unless
-    headers of an earlier process are there.
-    """
-    folder = getattr(codecache, "_HEADER_DIR", None)
-    return next(_earlier) > 0 or (folder is not None and any(Path(folder).glob("*.gch")))
-
-
-_earlier = itertools.count()  # packages that this process began to compile
 
 
 @contextlib.contextmanager
@@ -165,17 +141,39 @@ def _one_build_of(content: str) -> Iterator[None]:
         yield
 
 
-def _guards(program: ExportedProgram) -> list[Any]:
+def _guards(program: ExportedProgram | GraphModule) -> list[Any]:
     """The guards on sizes that tracing and compilation have added so far."""
     values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
     mode = detect_fake_mode(values)
     return list(mode.shape_env.guards) if mode and mode.shape_env else []
 
 
+def _compile(program: ExportedProgram | GraphModule, path: str, configs: dict[str, Any]) -> None:
+    if isinstance(program, ExportedProgram):
+        aoti_compile_and_package(program, package_path=path, inductor_configs=configs)
+        return
+    files: Any = aot_compile(
+        program, program.meta["example"], options={**configs, "aot_inductor.package": True}
+    )
+    package_aoti(path, files)
+
+
 def build(
-    name: str, program: ExportedProgram, path: Path, metadata: dict[str, Any], device: torch.device
+    name: str,
+    program: ExportedProgram | GraphModule,
+    path: Path,
+    metadata: dict[str, Any],
+    device: torch.device,
 ) -> None:
     """Compiles the program into a package.
+
+    Args:
+        name: what errors call the module.
+        program: an exported program; or a graph of operators with fake tensors as the values of its
+            nodes, and examples of its arguments in `meta["example"]`.
+        path: the file to write.
+        metadata: the package's metadata.
+        device: the device to compile for.
 
     Raises:
         SpecialisedError: the compiler generated code that is valid for some sizes only.
@@ -186,8 +184,9 @@ def build(
     configs = {
         **options(device),
         "aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata)},
-        # Not an option of the package: its code is the same.
-        "aot_inductor.precompile_headers": _precompiles_headers(),
+        # Precompiling takes longer than it saves in several packages, and 300 MB of disk for each
+        # set of flags.
+        "aot_inductor.precompile_headers": False,
     }
     try:
         # With the flag, choices between equivalent operators do not restrict the sizes.
@@ -198,7 +197,7 @@ def build(
             linear_strides(),
             symbols.patch(backed_size_oblivious=True),
         ):
-            aoti_compile_and_package(program, package_path=str(path), inductor_configs=configs)
+            _compile(program, str(path), configs)
     except Exception as error:
         cause = error
         while (inner := getattr(cause, "inner_exception", None)) is not None:

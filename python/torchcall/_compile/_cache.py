@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor import config
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from torchcall._compile._folder import cache_folder
@@ -25,9 +24,7 @@ def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:
             device and the capacity.
         options: the options of torch's compiler.
     """
-    assumed = {key: options[key] for key in ("cpp.vec_isa_ok",) if key in options}
-    with config.patch(assumed):
-        isa = str(pick_vec_isa())
+    isa = str(pick_vec_isa())
     if metadata["device"] == "cuda":
         isa += f" {torch.cuda.get_device_capability()} {torch.version.cuda}"
     text = json.dumps([metadata, options, isa, os.uname().machine], sort_keys=True)

@@ -96,9 +96,9 @@ def run(
 
             produce(
                 name,
+                exported.program,
                 subject.metadata(exported),
                 place,
-                lambda: exported.program,
                 compare,
                 to=temporary,
                 cache=cache,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch._inductor import aoti_load_package
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from torchcall._compile import _cache
 from torchcall._compile._build import build, options
@@ -18,6 +19,7 @@ from torchcall._compile._compare import DifferentError
 from torchcall._compile._errors import CompileError
 from torchcall._compile._folder import cache_folder
 from torchcall._compile._progress import Progress
+from torchcall._compile._shortcuts import shortcuts
 
 # torch's exporter and compiler keep their state in module globals.
 _LOCK = threading.RLock()
@@ -79,9 +81,9 @@ def writing(path: str | Path, device: torch.device, progress: Progress) -> Itera
 
 def produce(
     name: str,
+    program: ExportedProgram | GraphModule,
     metadata: dict[str, Any],
     device: torch.device,
-    export: Callable[[], ExportedProgram],
     compare: Callable[[Callable[..., Any]], None],
     *,
     to: Path,
@@ -92,9 +94,9 @@ def produce(
 
     Args:
         name: what errors call the module.
+        program: what to compile, see `build`.
         metadata: the package's metadata, part of the cache's key.
         device: the device to compile for.
-        export: makes the program to compile.
         compare: raises `DifferentError` if a loaded package's results differ from the module's.
         to: the file to fill.
         cache: whether to use the cache.
@@ -114,8 +116,6 @@ def produce(
                 return key
             except (DifferentError, RuntimeError):  # not valid here: build it again
                 entry.unlink(missing_ok=True)
-    with progress.stage("exporting"):
-        program = export()
     operators = sum(node.op == "call_function" for node in program.graph.nodes)
     with progress.stage(f"compiling {operators} operators ({_expected_time(operators)} if quiet)"):
         build(name, program, to, metadata, device)
@@ -204,6 +204,7 @@ def _compilation_modes(device: torch.device) -> Iterator[None]:
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng(devices=[]),
+        shortcuts(),
     ):
         warnings.simplefilter("ignore")
         try:

@@ -28,7 +28,7 @@ from torchcall.mliap._compile._form import (
 )
 from torchcall.mliap._compile._gradients import PotentialModule, failed_on_example
 from torchcall.mliap._compile._references import References, graph_function
-from torchcall.mliap._compile._trace import Traced, export_graph, trace
+from torchcall.mliap._compile._trace import Traced, program_of, trace
 from torchcall.mliap._species import species_of
 
 
@@ -146,9 +146,9 @@ def _attempt(job: _Job, *, dynamic: bool) -> str:
     )
     return produce(
         potential.name,
+        program_of(traced, example, potential.outputs()),
         metadata,
         device,
-        lambda: export_graph(potential.name, traced, example, potential.outputs(), dynamic=dynamic),
         references.compare,
         to=job.temporary,
         cache=job.cache,

@@ -68,6 +68,15 @@ def simplify(module: GraphModule) -> None:
     module.recompile()
 
 
+def written_inputs(module: GraphModule) -> list[int]:
+    """The inputs, by position, to whose memory the graph writes."""
+    nodes = list(module.graph.nodes)
+    base = _bases(nodes)
+    written = {base[arg] for node in nodes for arg in _written_by(node)}
+    inputs = [node for node in nodes if node.op == "placeholder"]
+    return [k for k, node in enumerate(inputs) if node in written]
+
+
 def _known(target: Any) -> bool:
     if isinstance(target, torch._ops.OpOverload):
         return torch.Tag.inplace_view not in target.tags

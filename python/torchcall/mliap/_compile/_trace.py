@@ -5,23 +5,23 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.exc import UserError
+import torch.utils._pytree as pytree
 from torch._dynamo.source import LocalSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     ShapeEnv,
     StatelessSymbolicContext,
 )
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from torchcall._compile._copy import scripted_parts
 from torchcall._compile._errors import CompileError, SpecialisedError, Watch, cannot_export
 from torchcall._engines.fake_scripts import traceable_scripts
-from torchcall.mliap._compile._form import INPUTS, MINIMUM, B, E, Graph, N, Sizes
+from torchcall.mliap._compile._form import INPUTS, B, E, Graph, N, Sizes
 from torchcall.mliap._compile._gradients import PotentialModule
-from torchcall.mliap._compile._simplify import simplify
+from torchcall.mliap._compile._simplify import simplify, written_inputs
 
 _LARGEST = 100_000  # largest excluded size of an axis that is compared
 
@@ -77,6 +77,12 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
     except Exception as error:
         raise cannot_export(potential.name, "traced", error, watch) from error
     module.eval()
+    if written := [list(INPUTS)[k] for k in written_inputs(module)]:
+        raise CompileError(
+            f"torchcall: {potential.name}: compile: expected a module that does not change its "
+            f"input, got one that writes to {', '.join(written)} for some shapes only; give it "
+            "copies (.clone())"
+        )
     simplify(module)
     if not dynamic:
         return Traced(module, [])
@@ -182,49 +188,26 @@ def _violation(unequal: Any, names: dict[Any, str]) -> Sizes | None:
     return {names[symbol]: int(size)}
 
 
-class _OfDicts(torch.nn.Module):
-    """Converts a function of ordered tensors to one of a dict, the argument of a package."""
+def program_of(traced: Traced, example: Graph, outputs: list[str]) -> torch.fx.GraphModule:
+    """The graph as a function of a dict, as `build` takes it.
 
-    def __init__(self, flat: torch.fx.GraphModule, outputs: list[str]) -> None:
-        super().__init__()
-        self.flat = flat
-        self.outputs = outputs
+    It is not exported: torch's exporter would trace it twice more, a sixth of the processor time of
+    a MACE compilation, and its checks of sizes are those of `trace` and `build`.
 
-    def forward(self, input: Graph) -> dict[str, torch.Tensor]:
-        return dict(zip(self.outputs, self.flat(*[input[key] for key in INPUTS]), strict=True))
-
-
-def export_graph(
-    name: str, traced: Traced, example: Graph, outputs: list[str], *, dynamic: bool
-) -> ExportedProgram:
-    """The graph as an exported program.
-
-    Raises:
-        SpecialisedError: torch's exporter finds that a size cannot be a symbol, if `dynamic`.
-        CompileError: the graph cannot be exported.
+    Args:
+        traced: its module is changed, and the compiler changes it again.
+        example: a graph of the sizes with which it was traced.
+        outputs: the names of its outputs, in order.
     """
-    shapes: Any = None
-    if dynamic:
-        dims = {axis: Dim(axis, min=least) for axis, least in MINIMUM.items()}
-        shapes = {
-            key: {i: dims[n] for i, n in enumerate(form) if isinstance(n, str)}
-            for key, form in INPUTS.items()
-        }
-    try:
-        program = export(
-            _OfDicts(traced.module, outputs), (dict(example),), dynamic_shapes=shapes and (shapes,)
-        )
-    except UserError as error:
-        if dynamic:
-            raise SpecialisedError(str(error).strip().splitlines()[0]) from error
-        raise cannot_export(name, "exported", error) from error
-    except Exception as error:
-        raise cannot_export(name, "exported", error) from error
-    written = program.graph_signature.user_inputs_to_mutate
-    if written:
-        raise CompileError(
-            f"torchcall: {name}: compile: expected a module that does not change its input, got "
-            f"one that writes to {', '.join(sorted(written.values()))} for some shapes only; give "
-            "it copies (.clone())"
-        )
-    return program
+    module = traced.module
+    for name, value in list(vars(module).items()):  # constants that tracing stored as attributes
+        if isinstance(value, torch.Tensor):
+            delattr(module, name)
+            module.register_buffer(name, value.detach())
+    arguments = ({key: example[key] for key in INPUTS},)
+    _, inputs = pytree.tree_flatten((arguments, {}))
+    _, results = pytree.tree_flatten(dict.fromkeys(outputs, 0))
+    module.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(["input"], inputs, results)))
+    module.recompile()
+    module.meta["example"] = arguments
+    return module

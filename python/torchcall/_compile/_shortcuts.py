@@ -1,0 +1,132 @@
+"""Work of torch's compiler that a package does not need, or that can be done at the same time.
+
+Each shortcut replaces something inside torch's compiler while a package is made, and restores it.
+Where a version of torch has other names, torch's own way is used.
+"""
+
+import contextlib
+import gc
+import platform
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._inductor import codecache, config, cpu_vec_isa
+
+
+@contextlib.contextmanager
+def shortcuts() -> Iterator[None]:
+    """Everything in this module, for tracing and compiling."""
+    with known_instructions(), uncached_fake_tensors(), no_collections(), parallel_files():
+        yield
+
+
+@contextlib.contextmanager
+def known_instructions() -> Iterator[None]:
+    """torch's compiler believes what the processor reports of its vector instructions.
+
+    It otherwise compiles and loads one to six tests. Every x86 compiler of C++20 has the
+    instructions that torch asks for. The user's setting `vec_isa_ok` has precedence.
+    """
+    name = "valid_vec_isa_list"
+    own: Any = getattr(cpu_vec_isa, name, None)
+    if own is None or config.cpp.vec_isa_ok is not None or platform.machine() != "x86_64":
+        yield
+        return
+    setattr(cpu_vec_isa, name, _reported)
+    try:
+        yield
+    finally:
+        setattr(cpu_vec_isa, name, own)
+
+
+def _reported() -> list[Any]:
+    """torch's sets of instructions that the processor has, the best first."""
+    flags = cpu_vec_isa.x86_isa_checker()
+    found = []
+    for isa in cpu_vec_isa.supported_vec_isa_list:
+        if all(flag in flags for flag in str(isa).split()):
+            # Linux enables AMX for each process.
+            if "amx_tile" in str(isa) and not torch.cpu._init_amx():
+                continue
+            found.append(_untested(type(isa)))
+    return found
+
+
+def _untested(kind: type[Any]) -> Any:
+    """A set of instructions whose truth value is not found by compiling a test."""
+    body = {"__bool__": lambda _: True, "__hash__": kind.__hash__}
+    return type(kind.__name__, (kind,), body)()
+
+
+@contextlib.contextmanager
+def uncached_fake_tensors() -> Iterator[None]:
+    """Fake tensors compute each operator's shape anew.
+
+    With symbolic sizes, making a tensor from the cache takes longer than that.
+    """
+    from torch._dynamo import config as dynamo
+
+    settings: Any = dynamo
+    if not hasattr(settings, "fake_tensor_cache_enabled"):
+        yield
+        return
+    with settings.patch(fake_tensor_cache_enabled=False):
+        yield
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """No search for unreachable cycles, which would visit the compiler's millions of objects."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextlib.contextmanager
+def parallel_files() -> Iterator[None]:
+    """The C++ compiler works on a package's two files at the same time."""
+    name = "CppBuilder"
+    own: Any = getattr(codecache, name, None)
+    if not (hasattr(own, "build") and hasattr(own, "get_target_file_path")):
+        yield
+        return
+    running: list[tuple[threading.Thread, list[BaseException]]] = []
+
+    def wait() -> None:
+        while running:
+            thread, errors = running.pop()
+            thread.join()
+            if errors:
+                raise errors[0]
+
+    class Builder(own):
+        def build(self) -> None:
+            if self.get_target_file_path().endswith(".wrapper.o"):
+                errors: list[BaseException] = []
+                thread = threading.Thread(target=self._build_beside, args=(errors,))
+                running.append((thread, errors))
+                thread.start()
+                return
+            try:
+                super().build()
+            finally:
+                wait()
+
+        def _build_beside(self, errors: list[BaseException]) -> None:
+            try:
+                super().build()
+            except BaseException as error:  # raised again by the thread that waits
+                errors.append(error)
+
+    setattr(codecache, name, Builder)
+    try:
+        yield
+    finally:
+        setattr(codecache, name, own)
+        wait()
