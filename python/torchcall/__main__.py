@@ -12,6 +12,7 @@ from torchcall._command.parsing import PROGRAM, CommandError, Parser
 COMMANDS = {
     "energy": "energy, forces, stress and pressure of a structure under a potential",
     "relax": "relax a structure, or structure and cell, under a potential",
+    "md": "molecular dynamics of a structure under a potential; continues after an interruption",
     "demo": "argon atoms under a TorchScript potential inside one jitted loop, and the callbacks",
     "compile": "compile a potential (a torch.nn.Module) into an AOTInductor package",
     "doctor": "report versions and devices, and test each engine",

@@ -191,7 +191,7 @@ def with_larger_bins(nbrs: NeighborList) -> NeighborList:
     """The list with twice the capacity in each run of bins, for a search in JAX."""
     layout = in_jax.with_larger_bins(nbrs.layout, nbrs.positions.shape[0])
     geometry = (nbrs.positions, nbrs.cell, nbrs.pbc, nbrs.batch, nbrs.basis, nbrs.limits)
-    grown = rebuilt(_empty(layout, *geometry), nbrs.positions, nbrs.cell)
+    grown = rebuilt(empty(layout, *geometry), nbrs.positions, nbrs.cell)
     return replace(grown, schedule=nbrs.schedule)
 
 
@@ -246,7 +246,7 @@ def allocated(
     if positions.shape[0] == 0:
         basis = jnp.broadcast_to(jnp.eye(3, dtype=jnp.int32), cell.shape)
         layout = replace(layout, edges=2, candidates=2, bins=None)
-        return _empty(layout, positions, cell, pbc, batch, basis, None)
+        return empty(layout, positions, cell, pbc, batch, basis, None)
     floor = layout.bins
     layout, found = sized_for(positions, cell, pbc, batch, layout)
     (device,) = positions.devices()
@@ -254,10 +254,10 @@ def allocated(
     limits = None
     if not native.serves(positions):
         layout, limits = in_jax.with_bins(positions, cell, pbc, batch, basis, layout, floor)
-    return rebuilt(_empty(layout, positions, cell, pbc, batch, basis, limits), positions, cell)
+    return rebuilt(empty(layout, positions, cell, pbc, batch, basis, limits), positions, cell)
 
 
-def _empty(
+def empty(
     layout: Layout,
     positions: Array,
     cell: Array,
@@ -266,6 +266,7 @@ def _empty(
     basis: Array,
     limits: Array | None,
 ) -> NeighborList:
+    """A list of these sizes before its first search."""
     n_atoms, dtype = positions.shape[0], positions.dtype
     (device,) = positions.devices()
 

@@ -1,0 +1,1 @@
+"""What `torchcall md` runs: molecular dynamics that can be killed at any moment and continued."""

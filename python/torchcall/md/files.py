@@ -1,0 +1,191 @@
+"""Files that grow: each write is whole or undone, and a restart cuts them to a known length."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torchcall.md.simulation import Frame
+from torchcall.md.system import System
+
+
+class AppendFile:
+    """A file to which whole pieces are appended.
+
+    Args:
+        path: The file.
+        length: In bytes; the file is cut to it. 0 makes a new file.
+
+    Raises:
+        OSError: It cannot be written.
+        ValueError: It is shorter than `length`.
+    """
+
+    def __init__(self, path: Path, length: int = 0) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        present = os.fstat(self._file).st_size
+        if present < length:
+            os.close(self._file)
+            raise ValueError(
+                f"torchcall: {path}: expected at least the {length} bytes that the checkpoint "
+                f"records, got {present}"
+            )
+        os.ftruncate(self._file, length)
+        self.length = length
+
+    def append(self, data: bytes) -> None:
+        """Appends all of it, or nothing and raises OSError (a full disk)."""
+        written = 0
+        try:
+            while written < len(data):
+                written += os.pwrite(self._file, data[written:], self.length + written)
+        except BaseException:
+            os.ftruncate(self._file, self.length)
+            raise
+        self.length += len(data)
+
+    def sync(self) -> None:
+        """Waits until the data are on the disk."""
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._file)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Replaces a file: at every moment it has its old or its new contents.
+
+    Raises:
+        OSError: It cannot be written; the old file is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.absolute().parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+LOG_COLUMNS = (
+    "step", "time_ps", "replica", "potential_ev", "kinetic_ev", "total_ev", "conserved_ev",
+    "temperature_k", "pressure_gpa", "volume_a3",
+)  # fmt: skip
+
+
+def log_header() -> bytes:
+    """The first line of a log."""
+    return (",".join(LOG_COLUMNS) + "\n").encode()
+
+
+def log_rows(step: int, time_ps: float, frame: Frame, gpa: float) -> bytes:
+    """A row for each replica.
+
+    Args:
+        step, time_ps: When.
+        frame: All replicas.
+        gpa: eV/Å³ in a GPa.
+    """
+    columns = np.stack(
+        [
+            frame.potential,
+            frame.kinetic,
+            np.asarray(frame.potential, float) + np.asarray(frame.kinetic, float),
+            frame.conserved,
+            frame.temperature,
+            np.asarray(frame.pressure, float) / gpa,
+            frame.volume,
+        ],
+        axis=1,
+    )
+    lines = [
+        f"{step},{time_ps:.9g},{replica}," + ",".join(f"{value:.9g}" for value in row)
+        for replica, row in enumerate(columns.astype(float))
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def atoms_of(system: System, frame: Frame, replica: int, **info: Any) -> Any:
+    """`ase.Atoms` of one replica, with momenta, energy and forces."""
+    import ase
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    atoms = ase.Atoms(
+        numbers=system.numbers,
+        positions=np.asarray(frame.positions[replica], float),
+        cell=np.asarray(frame.cell[replica], float),
+        pbc=system.pbc,
+        masses=system.masses,
+        info=info,
+    )
+    atoms.arrays["momenta"] = np.asarray(frame.momenta[replica], float)
+    atoms.calc = SinglePointCalculator(
+        atoms,
+        energy=float(frame.potential[replica]),
+        forces=np.asarray(frame.forces[replica], float),
+    )
+    return atoms
+
+
+def extxyz(system: System, frame: Frame, replica: int, **info: Any) -> bytes:
+    """One frame of one replica as extended XYZ: positions, momenta, forces and energy."""
+    from ase.io.extxyz import write_extxyz
+
+    text = io.StringIO()
+    atoms = atoms_of(system, frame, replica, **info)
+    write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
+    return text.getvalue().encode()
+
+
+def raw_frame(step: int, time_ps: float, frame: Frame) -> bytes:
+    """One frame of all replicas, for `write_hdf5`."""
+    text = io.BytesIO()
+    arrays: dict[str, Any] = {
+        name: getattr(frame, name)
+        for name in ("positions", "momenta", "forces", "cell", "potential")
+    }
+    np.savez(text, step=step, time_ps=time_ps, **arrays)
+    data = text.getvalue()
+    return len(data).to_bytes(8, "little") + data
+
+
+def write_hdf5(raw: Path, path: Path, system: System) -> None:
+    """Writes the frames of a file of `raw_frame`s as HDF5.
+
+    An HDF5 file that is being written is lost if the process is killed. So frames are appended to
+    `raw`, and the HDF5 file is made when the run stops.
+    """
+    h5py: Any = importlib.import_module("h5py")
+
+    data, frames, at = raw.read_bytes(), [], 0
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 8], "little")
+        frames.append(np.load(io.BytesIO(data[at + 8 : at + 8 + length])))
+        at += 8 + length
+    units = {"positions": "Å", "momenta": "u Å √(eV/u)", "forces": "eV/Å", "cell": "Å"}
+    units |= {"potential": "eV", "time_ps": "ps", "step": ""}
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as file:
+        for name, unit in units.items():
+            rows = np.stack([frame[name] for frame in frames])
+            file.create_dataset(name, data=rows).attrs["unit"] = unit
+        file.create_dataset("atomic_numbers", data=system.numbers)
+        file.create_dataset("pbc", data=system.pbc)
+        file.attrs["axes"] = json.dumps(["frame", "replica", "atom", "xyz"])
+    write_whole(path, buffer.getvalue())

@@ -1,0 +1,494 @@
+"""A run from the options to the last line."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+import torch
+from ase import units
+
+import torchcall
+from torchcall._command.included import included_file
+from torchcall._command.inputs import load_model, read_structure
+from torchcall._command.md import stored, trajectories
+from torchcall._command.parsing import PROGRAM, CommandError
+from torchcall._compilation_cache import use_compilation_cache
+from torchcall.md.checkpoint import Checkpoint, packed, read, unpacked
+from torchcall.md.ensembles import Settings, keys
+from torchcall.md.explosion import find_explosion, is_sound
+from torchcall.md.files import (
+    AppendFile,
+    extxyz,
+    log_header,
+    log_rows,
+    raw_frame,
+    write_hdf5,
+    write_whole,
+)
+from torchcall.md.progress import Progress
+from torchcall.md.report import Summary, draw, read_log, write_json
+from torchcall.md.simulation import Frame, Group, Simulation
+from torchcall.md.system import System, initial_momenta
+from torchcall.mliap import RunError
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs or continues a simulation; see `torchcall._command.md` for the options.
+
+    Returns:
+        0.
+
+    Raises:
+        CommandError: Something that the user can fix; or the run stopped early, with status 1, or
+            130 and 143 after Ctrl-C and SIGTERM.
+    """
+    with _settings(options):
+        run_ = Run(options)
+        run_.simulate()
+        run_.report()
+    return 0
+
+
+class Done(NamedTuple):
+    """What is complete, and what a checkpoint describes: replaced as one, after each record.
+
+    Attributes:
+        step: Steps done.
+        groups: The replicas of each device.
+        frame: All replicas.
+        lengths: Of the files, by name.
+    """
+
+    step: int
+    groups: list[Group]
+    frame: Frame
+    lengths: dict[str, int]
+
+
+class Run:
+    """A simulation with its files.
+
+    Attributes:
+        simulation: The compiled functions.
+        done: The last complete record.
+        seconds, timed: Of how many steps, without compilation.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        checkpoint = read(options.checkpoint) if options.restart else None
+        if checkpoint is not None and checkpoint.step > options.steps:
+            raise CommandError(
+                f"--steps: expected at least the {checkpoint.step} steps that were made, got "
+                f"{options.steps}"
+            )
+        self.system = self._read_system()
+        self.model = load_model(options)
+        self.simulation = self._simulation()
+        threads = self._choose_threads() if options.threads == "auto" else options.threads
+        torchcall.set_num_threads(threads)
+        if threads > 1:
+            # Sums of several threads in any order would differ from run to run.
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        self.seconds, self.timed, self._saved = 0.0, 0, 0.0
+        groups, step = self._initial_groups(), 0
+        for group in groups:
+            self.simulation.warm_up(group.neighbors)
+        names = ["log", *map(str, range(len(trajectories(options))))]
+        lengths = checkpoint.lengths if checkpoint is not None else dict.fromkeys(names, 0)
+        if checkpoint is not None:
+            groups, step = self._continued(groups, checkpoint), checkpoint.step
+        try:
+            paths = [options.log, *trajectories(options)]
+            self.files = {
+                name: AppendFile(path, lengths[name])
+                for name, path in zip(names, paths, strict=True)
+            }
+        except OSError as error:
+            raise CommandError(f"{error.filename}: {error.strerror}") from error
+        self.done = Done(step, groups, self._observe(groups), lengths)
+        self._start = step
+        if checkpoint is None:
+            self._stop_early(self._begin)
+
+    def simulate(self) -> None:
+        """Makes the remaining steps.
+
+        Raises:
+            CommandError: The run stopped early. A checkpoint of its last record is written if the
+                disk has room.
+        """
+        options = self.options
+        with (
+            ThreadPoolExecutor(options.devices) as pool,
+            Progress(self.step, options.steps, options.timestep, len(self.system.numbers)) as bar,
+        ):
+
+            def steps() -> None:
+                while self.step < options.steps:
+                    begun, compiled = time.perf_counter(), self.step > self._start
+                    self._record(pool)
+                    if compiled:  # the first record is compiled
+                        self.seconds += time.perf_counter() - begun
+                        self.timed += options.every
+                    bar.show(self.step, self.done.frame)
+                    if time.perf_counter() - self._saved >= options.checkpoint_every:
+                        self._save()
+                self._save()
+
+            self._stop_early(steps)
+
+    def report(self) -> None:
+        """Writes plot, summary and the last line."""
+        options = self.options
+        self._close()
+        rows = read_log(options.log)
+        summary = Summary.of(rows, len(self.system.numbers))
+        rate = self.timed / self.seconds if self.timed else float("nan")
+        print(summary.text())
+        if self.timed:
+            per_day = rate * 86400 * options.timestep * 1e-6
+            print(f"  speed           {rate:.4g} steps/s, {per_day:.3g} ns/day")
+        draw(options.plot, rows, summary, self.title, len(self.system.numbers))
+        written = [options.log, *self._trajectory_files(), options.plot, options.checkpoint]
+        if options.json is not None:
+            write_json(
+                options.json, summary, steps=self.step, atoms=len(self.system.numbers),
+                replicas=options.replicas, steps_per_second=rate, case=self.title,
+                engine=self.model.wrapper.stats()["engine"],
+            )  # fmt: skip
+            written.append(options.json)
+        names = ", ".join(str(path) for path in written)
+        more = f"{PROGRAM} md --restart --steps {2 * self.step}"
+        if options.log != Path("md.csv"):
+            more += f" --log {options.log}"
+        follow = more if options.structure is not None else _TRY
+        picoseconds = self.step * options.timestep * 1e-3
+        print(
+            f"\n{self.title}: {picoseconds:g} ps. Wrote {names}. Try next: {follow}",
+            flush=True,
+        )
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.done.step
+
+    @property
+    def title(self) -> str:
+        """Structure, model and ensemble."""
+        options = self.options
+        model = options.model or "Lennard-Jones argon"
+        copies = f"{options.replicas} × " if options.replicas > 1 else ""
+        ensemble = options.ensemble.upper()
+        if options.ensemble == "nvt":
+            ensemble += f" ({options.thermostat})"
+        return (
+            f"{copies}{self.system.formula}, {Path(str(model)).name}, {ensemble}, "
+            f"{options.timestep:g} fs"
+        )
+
+    def _read_system(self) -> System:
+        options = self.options
+        path = options.structure or included_file("argon.xyz")
+        system = System.from_ase(read_structure(path))
+        if options.ensemble == "npt" and not system.pbc.all():
+            raise CommandError(
+                f"--ensemble npt: expected a structure that is periodic along all three axes, got "
+                f"pbc {system.pbc.tolist()}"
+            )
+        return system
+
+    def _simulation(self) -> Simulation:
+        options, model = self.options, self.model
+        if options.ensemble == "npt" and not model.compute_cell_gradients:
+            raise CommandError("--ensemble npt: expected a model with cell gradients")
+        settings = Settings(
+            options.ensemble,
+            options.thermostat,
+            options.timestep * units.fs,
+            self._kelvin * units.kB,
+            options.pressure * units.GPa,
+            options.friction / units.fs,
+        )
+        return Simulation(
+            model,
+            self.system,
+            settings,
+            every=options.every,
+            skin=options.skin,
+            dtype=np.dtype(options.dtype or "float32"),
+            kb=units.kB,
+        )
+
+    @property
+    def _kelvin(self) -> float:
+        """The thermostat's temperature."""
+        if self.options.temperature is not None:
+            return self.options.temperature
+        velocities = self.system.velocities
+        if velocities is None:
+            return 300.0
+        twice_kinetic = (self.system.masses[:, None] * velocities**2).sum()
+        return float(twice_kinetic / (max(1, 3 * len(velocities) - 3) * units.kB))
+
+    def _initial_groups(self) -> list[Group]:
+        options = self.options
+        own = self.system.velocities is not None and options.temperature is None
+        momenta = initial_momenta(
+            self.system,
+            options.replicas,
+            thermal_energy=None if own and options.replicas == 1 else self._kelvin * units.kB,
+            seed=options.seed,
+        )
+        random = keys(options.seed, options.replicas)
+        groups = []
+        for device, part in zip(
+            jax.devices()[: options.devices],
+            np.array_split(np.arange(options.replicas), options.devices),
+            strict=True,
+        ):
+            with jax.default_device(device), _advice(options):
+                groups.append(self.simulation.start(momenta[part], random[part]))
+        return groups
+
+    def _choose_threads(self) -> int:
+        """Measures how many torch threads are best, and loads the model again for that number."""
+        options = self.options
+        replicas = -(-options.replicas // options.devices)
+        with _advice(options):
+            neighbors = self.simulation.search.allocate(*self.simulation.geometry(replicas))
+        self.simulation.warm_up(neighbors, calls=1)
+        found = self.model.wrapper.stats()["measured_threads"]
+        options.threads = found[-1]["threads"] if found else torch.get_num_threads()
+        self.model = load_model(options, verbose=False)
+        self.simulation = self._simulation()
+        return options.threads
+
+    def _continued(self, groups: list[Group], checkpoint: Checkpoint) -> list[Group]:
+        """The checkpoint's groups, after a check of the model."""
+        path = self.options.checkpoint
+        groups = [
+            unpacked(group, leaves, layout, path)
+            for group, (leaves, layout) in zip(groups, checkpoint.groups, strict=True)
+        ]
+        for group in groups:
+            now = self.simulation.energies(Group(group.state, self._searched(group)))
+            before = np.asarray(group.state.last.energy)
+            if not np.allclose(now, before, rtol=1e-5, atol=1e-3):
+                raise CommandError(
+                    f"--model: expected the model of the run to continue, with energy "
+                    f"{before[0]:.6f} eV at the checkpoint, got one with {now[0]:.6f} eV"
+                )
+        return groups
+
+    def _searched(self, group: Group) -> Any:
+        """A list for the group's positions, which may be larger than its own."""
+        frame = self.simulation.frame(group)
+        neighbors = group.neighbors
+        return self.simulation.search.allocate(
+            frame.positions.reshape(-1, 3), frame.cell, neighbors.pbc, neighbors.batch
+        )
+
+    def _begin(self) -> None:
+        """The first row, frame and checkpoint."""
+        self.files["log"].append(log_header())
+        self._write_record(0, self.done.groups, self.done.frame)
+        self._save()
+
+    def _record(self, pool: ThreadPoolExecutor) -> None:
+        """Makes `every` steps, and writes their row and frame."""
+        before = self.done.groups
+        try:
+            if len(before) == 1:
+                groups = [self.simulation.advance(before[0])]
+            else:
+                groups = list(pool.map(self._advance_in_thread, before))
+            frame = self._observe(groups)
+        except RunError:
+            self._explode(before)
+        if not is_sound(self.system, frame, self.options.timestep * units.fs):
+            self._explode(before)
+        self._write_record(self.step + self.options.every, groups, frame)
+
+    def _advance_in_thread(self, group: Group) -> Group:
+        # Settings of JAX belong to a thread.
+        with jax.enable_x64(self.options.dtype == "float64"):
+            return self.simulation.advance(group)
+
+    def _observe(self, groups: list[Group]) -> Frame:
+        frames = [self.simulation.frame(group) for group in groups]
+        if len(frames) == 1:
+            return frames[0]
+        return Frame(*(np.concatenate(parts) for parts in zip(*frames, strict=True)))
+
+    def _write_record(self, step: int, groups: list[Group], frame: Frame) -> None:
+        options = self.options
+        time_ps = step * options.timestep * 1e-3
+        self.files["log"].append(log_rows(step, time_ps, frame, units.GPa))
+        for number in range(len(trajectories(options))):
+            if options.traj.suffix == ".h5":
+                data = raw_frame(step, time_ps, frame)
+            else:
+                data = extxyz(self.system, frame, number, step=step, time_ps=time_ps)
+            self.files[str(number)].append(data)
+        lengths = {name: file.length for name, file in self.files.items()}
+        self.done = Done(step, groups, frame, lengths)
+
+    def _save(self) -> None:
+        done = self.done
+        for file in self.files.values():
+            file.sync()
+        groups = [packed(group) for group in done.groups]
+        checkpoint = Checkpoint(done.step, stored(self.options), done.lengths, groups)
+        checkpoint.write(self.options.checkpoint)
+        self._saved = time.perf_counter()
+
+    def _stop_early(self, work: Any) -> None:
+        """Runs `work`; whatever ends it, first saves what is complete."""
+        try:
+            work()
+        except BaseException as error:
+            failed = None
+            if not (isinstance(error, OSError) and error.errno):
+                try:
+                    self._save()
+                except OSError as disk:
+                    failed = disk
+            self._close()
+            self._explain(failed or error)
+
+    def _explain(self, error: BaseException) -> NoReturn:
+        options = self.options
+        again = f"continue with {PROGRAM} md --restart --log {options.log}"
+        if isinstance(error, KeyboardInterrupt):
+            name, status = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
+            raise CommandError(
+                f"stopped by {name} after step {self.step}; {again}", status
+            ) from error
+        if isinstance(error, OSError) and error.errno:
+            raise CommandError(
+                f"cannot write after step {self.step}: {error.strerror}; the files are whole up to "
+                f"the last checkpoint. Make room, then {again}",
+                1,
+            ) from error
+        raise error
+
+    def _explode(self, before: list[Group]) -> NoReturn:
+        options, system = self.options, self.system
+        timestep = options.timestep * units.fs
+        first = 0
+        for group in before:
+            found = find_explosion(
+                system,
+                group,
+                steps=options.every,
+                timestep=timestep,
+                single=self.simulation.single,
+                observe=self.simulation.frame,
+            )
+            if found is not None:
+                step, replica = self.step + found.steps, first + found.replica
+                path = options.log.with_suffix(".last-good.extxyz")
+                info = {"step": step, "time_ps": step * options.timestep * 1e-3}
+                write_whole(path, extxyz(system, found.good, found.replica, **info))
+                where = f" of replica {replica}" if options.replicas > 1 else ""
+                raise CommandError(
+                    f"the simulation exploded in step {step + 1}: atom {found.atom}{where} "
+                    f"({system.symbols[found.atom]}) moves {found.moved:.3g} Å in it under a "
+                    f"force of {found.force:.3g} eV/Å. The last good frame, of step {step}, is in "
+                    f"{path}. Try a smaller --timestep, or relax the structure first",
+                    1,
+                )
+            first += len(group.state.cell)
+        raise CommandError(
+            f"the simulation exploded between steps {self.step} and {self.step + options.every}; "
+            "try a smaller --timestep, or relax the structure first",
+            1,
+        )
+
+    def _trajectory_files(self) -> list[Path]:
+        traj = self.options.traj
+        return [traj] if traj is not None and traj.suffix == ".h5" else trajectories(self.options)
+
+    def _close(self) -> None:
+        """Closes the files; makes the HDF5 file."""
+        for file in self.files.values():
+            file.close()
+        traj = self.options.traj
+        if traj is not None and traj.suffix == ".h5":
+            with suppress(OSError):  # on a full disk the frames stay where they are
+                write_hdf5(trajectories(self.options)[0], traj, self.system)
+
+
+_TRY = f"{PROGRAM} md --structure YOUR.cif --model 7net-0 --ensemble nvt --temperature 300"
+
+
+@contextmanager
+def _advice(options: argparse.Namespace) -> Iterator[None]:
+    """Errors of the neighbour list name the structure."""
+    try:
+        yield
+    except ValueError as error:
+        text = str(error).removeprefix("torchcall: ")
+        raise CommandError(f"--structure {options.structure or 'argon.xyz'}: {text}") from error
+
+
+@contextmanager
+def _settings(options: argparse.Namespace) -> Iterator[None]:
+    """Precision, devices, cache and signals of a run; restored afterwards."""
+    use_compilation_cache()
+    if options.devices > 1 and not _started():
+        jax.config.update("jax_num_cpu_devices", options.devices)
+    if len(jax.devices()) < options.devices:
+        raise CommandError(
+            f"--devices: expected at most {len(jax.devices())}, the number of devices, got "
+            f"{options.devices}"
+        )
+
+    def terminate(*_: Any) -> None:
+        raise Terminated
+
+    old = signal.getsignal(signal.SIGTERM)
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, terminate)
+    double = options.dtype == "float64"
+    budget = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        with (
+            warnings.catch_warnings(),
+            jax.enable_x64(double),
+            jax.numpy_dtype_promotion("standard"),
+        ):
+            # jax-md asks for sums in double precision, where they exist.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype")
+            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            yield
+    finally:
+        with suppress(ValueError):
+            signal.signal(signal.SIGTERM, old)
+        torchcall.set_num_threads(budget)
+        torch.use_deterministic_algorithms(deterministic)
+        sys.stdout.flush()
+
+
+def _started() -> bool:
+    from jax._src import xla_bridge
+
+    return xla_bridge.backends_are_initialized()

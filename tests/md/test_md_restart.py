@@ -1,0 +1,236 @@
+"""`torchcall md`: a run that was interrupted anywhere equals an unbroken one, byte for byte."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import ase.io
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from torchcall.__main__ import main
+from torchcall.md import files
+from torchcall.md.run import Run
+
+ENSEMBLES = {
+    "nve": ("--ensemble", "nve"),
+    "nose-hoover": ("--ensemble", "nvt"),
+    "langevin": ("--ensemble", "nvt", "--thermostat", "langevin"),
+    "npt": ("--ensemble", "npt", "--pressure", "0.01"),
+    "replicas": ("--ensemble", "nvt", "--thermostat", "langevin", "--replicas", "3"),
+}
+FILES = ("md.csv", "t.extxyz", "t-0.extxyz", "t-1.extxyz", "t-2.extxyz")
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing runs after it."""
+
+
+@pytest.fixture(scope="module")
+def crystal(tmp_path_factory):
+    """32 argon atoms near fcc sites."""
+    atoms = bulk("Ar", "fcc", a=5.4, cubic=True).repeat(2)
+    atoms.rattle(0.05, rng=np.random.default_rng(1))
+    path = tmp_path_factory.mktemp("structures") / "crystal.xyz"
+    ase.io.write(path, atoms)
+    return path
+
+
+@pytest.fixture
+def md(crystal, tmp_path, monkeypatch):
+    """Runs `torchcall md` on the crystal; `md(folder, *options)` returns its exit status."""
+
+    def call(folder, *options):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.chdir(tmp_path / folder)
+        return main(["md", *arguments(crystal), *options])
+
+    return call
+
+
+def arguments(crystal, steps=60):
+    return (
+        f"--structure {crystal} --cutoff 5 --temperature 30 --threads 1 --every 5 --skin 0.6 "
+        f"--steps {steps} --traj t.extxyz --checkpoint-every 0"
+    ).split()
+
+
+@pytest.fixture(scope="module")
+def unbroken(crystal, tmp_path_factory):
+    """The files of a run of 60 steps that was not interrupted."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["md", *arguments(crystal)]) == 0
+    return contents(folder)
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+
+
+def kill_after(monkeypatch, appends):
+    """The process ends in the middle of the `appends`-th write, after half of it."""
+    count = iter(range(10**9))
+    pwrite = os.pwrite
+
+    def half(file, data, at):
+        if next(count) == appends:
+            pwrite(file, data[: len(data) // 2], at)
+            raise Killed
+        return pwrite(file, data, at)
+
+    monkeypatch.setattr(files.os, "pwrite", half)
+    monkeypatch.setattr(files.os, "ftruncate", lambda *_: None)
+    monkeypatch.setattr(Run, "_stop_early", lambda _, work: work())
+
+
+@pytest.mark.parametrize(
+    "ensemble",
+    [
+        pytest.param(name, marks=[] if name in ("npt", "replicas") else pytest.mark.slow)
+        for name in ENSEMBLES
+    ],
+)
+def test_a_killed_run_continues_bit_for_bit(ensemble, md, tmp_path, monkeypatch):
+    options = ENSEMBLES[ensemble]
+    assert md("unbroken", *options) == 0
+    appends = np.random.default_rng(len(ensemble)).integers(4, 14)
+    with monkeypatch.context() as patch:
+        kill_after(patch, appends)
+        with pytest.raises(Killed):
+            md("broken", *options)
+    whole = contents(tmp_path / "unbroken")
+    assert contents(tmp_path / "broken") != whole
+    assert md("broken", "--restart") == 0
+    assert contents(tmp_path / "broken") == whole
+    assert len(whole) == (4 if ensemble == "replicas" else 2)
+
+
+def test_a_longer_run_is_the_continued_shorter_one(md, tmp_path, unbroken):
+    assert md("short", "--steps", "20") == 0
+    assert contents(tmp_path / "short") != unbroken
+    assert md("short", "--restart", "--steps", "60") == 0
+    assert contents(tmp_path / "short") == unbroken
+
+
+def stop_at(monkeypatch, step, action):
+    """Calls `action` after the record of a step."""
+    original = Run._write_record
+
+    def write(self, now, *others):
+        original(self, now, *others)
+        if now == step:
+            action()
+
+    monkeypatch.setattr(Run, "_write_record", write)
+
+
+def raise_interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "action, status, name",
+    [
+        (raise_interrupt, 130, "Ctrl-C"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), 143, "SIGTERM"),
+    ],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_signals_save_a_checkpoint(
+    action, status, name, md, tmp_path, monkeypatch, capfd, unbroken
+):
+    with monkeypatch.context() as patch:
+        stop_at(patch, 25, action)
+        assert md("broken", "--checkpoint-every", "1000") == status
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"torchcall: md: stopped by {name} after step 25; ")
+    assert "--restart" in line
+    assert md("broken", "--restart") == 0
+    assert contents(tmp_path / "broken") == unbroken
+
+
+def test_a_full_disk_leaves_whole_files(md, tmp_path, monkeypatch, capfd, unbroken):
+    count, pwrite = iter(range(10**9)), os.pwrite
+
+    def full(file, data, at):
+        if next(count) >= 15:
+            if len(data) > 100:
+                return pwrite(file, data[:100], at)  # the last free bytes
+            raise OSError(28, "No space left on device")
+        return pwrite(file, data, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "pwrite", full)
+        assert md("broken") == 1
+    assert "No space left on device" in capfd.readouterr().err.splitlines()[-1]
+    frames = ase.io.read(tmp_path / "broken" / "t.extxyz", ":")
+    rows = (tmp_path / "broken" / "md.csv").read_text().splitlines()
+    assert len(frames) in (len(rows) - 1, len(rows) - 2)
+    assert md("broken", "--restart") == 0
+    assert contents(tmp_path / "broken") == unbroken
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "c.npz"
+    files.write_whole(path, b"old")
+    monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(OSError, match="full"):
+        files.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
+
+
+def test_files_of_another_run_are_not_replaced(md, tmp_path, capfd):
+    assert md("run", "--steps", "5") == 0
+    before = contents(tmp_path / "run")
+    assert md("run", "--steps", "5") == 2
+    assert "--restart" in capfd.readouterr().err
+    assert contents(tmp_path / "run") == before
+    assert md("run", "--steps", "5", "--overwrite") == 0
+    for options, text in [
+        (("--seed", "7"), "--seed: expected 0 as in the run to continue, got 7"),
+        (("--steps", "0"), "--steps: expected a whole number, at least 1"),
+        (("--log", "other.csv"), "other.checkpoint.npz: no such file"),
+    ]:
+        assert md("run", "--restart", *options) == 2
+        assert text in capfd.readouterr().err
+    (tmp_path / "run" / "md.csv").write_text("step\n")
+    assert md("run", "--restart", "--steps", "10") == 2
+    assert "that the checkpoint records" in capfd.readouterr().err
+    (tmp_path / "run" / "md.checkpoint.npz").write_text("nonsense")
+    assert md("run", "--restart") == 2
+    assert "expected a checkpoint of torchcall md" in capfd.readouterr().err
+
+
+def killed_for_real(crystal, folder, seconds):
+    """Starts a process, and kills it `seconds` after its first checkpoint."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "torchcall", "md", *arguments(crystal, steps=400)]
+    with (folder / "output").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+        while not (folder / "md.checkpoint.npz").exists() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(seconds)
+        process.kill()
+        status = process.wait(60)
+    assert status in (-signal.SIGKILL, 0), (folder / "output").read_text()
+    frames = ase.io.read(folder / "t.extxyz", ":")
+    assert all(len(atoms) == 32 for atoms in frames)
+
+
+@pytest.mark.parametrize(
+    "kills", [1, pytest.param(50, marks=pytest.mark.slow)], ids=["once", "50 times"]
+)
+def test_sigkill_at_random_moments(kills, crystal, md, tmp_path):
+    assert md("unbroken", "--steps", "400") == 0
+    random = np.random.default_rng(kills)
+    for k in range(kills):
+        folder = tmp_path / f"killed-{k}"
+        killed_for_real(crystal, folder, random.uniform(0.0, 1.5))
+        assert md(folder.name, "--restart", "--steps", "400") == 0
+        assert contents(folder) == contents(tmp_path / "unbroken"), k
