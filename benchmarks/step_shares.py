@@ -93,8 +93,9 @@ def measure(
         run(2)
     step = runs[STEP](2) / 2
     # Samples are short and many: on shared cores their speed changes within seconds. After 40 steps
-    # the skin of the liquid has been used up.
-    n_steps = 2 if report.options.quick else max(40, round(0.1 / step))
+    # the skin of the liquid has been used up; a crystal's lasts longer.
+    fewest = 2 if module is None else 40
+    n_steps = 2 if report.options.quick else max(fewest, round(0.1 / step))
     most_rounds = int(np.clip(SECONDS / (len(runs) * n_steps * step), 3, 60))
     engine = "AOTInductor" if module is None else "TorchScript"
     timings = report.time(
