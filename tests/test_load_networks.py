@@ -1,6 +1,8 @@
 """`torchcall.models.load`: what it recognises, and what it does not run."""
 
 import pickle
+import threading
+import time
 import types
 
 import jax
@@ -92,6 +94,30 @@ def test_files_that_are_no_models_are_errors_of_ours(tmp_path, monkeypatch):
     monkeypatch.setattr(models.sevennet, "load", load)
     with pytest.raises(ValueError, match=r"^torchcall: .*kind='sevennet', got .*KeyError"):
         models.load(tmp_path / "dict.pt", kind="sevennet")
+
+
+def test_one_thread_at_a_time_loads_a_network():
+    inside, most, start = [0], [0], threading.Barrier(3)
+
+    @_common.one_at_a_time
+    def load(pause):
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(pause)
+        inside[0] -= 1
+
+    def work():
+        start.wait()
+        load(0.02)
+
+    workers = [threading.Thread(target=work) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert most == [1]
+    networks = (models.chgnet, models.mace, models.nequip, models.own, models.sevennet)
+    assert all(hasattr(network.load, "__wrapped__") for network in networks)
 
 
 def test_an_unknown_option_is_an_error_that_lists_the_networks_own():

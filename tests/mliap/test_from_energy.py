@@ -1,6 +1,7 @@
 """Potentials made from modules that return energies only, in every engine."""
 
 import pickle
+import threading
 from dataclasses import replace
 
 import ase.neighborlist
@@ -378,3 +379,22 @@ def test_calls_without_autograd_are_errors_not_zero_forces():
             module(example)
         with pytest.raises(ValueError, match=r"Pairs: .*expected requires_grad=True"):
             TorchMliap.from_module(module, CUTOFF, requires_grad=False)
+
+
+def test_threads_script_classes_of_one_name():
+    models, errors, start = [], [], threading.Barrier(4)
+
+    def work():
+        start.wait()
+        try:
+            models.append(TorchMliap.from_energy(Pairs(), engine="script"))
+        except Exception as error:
+            errors.append(error)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not errors
+    assert len(models) == 4

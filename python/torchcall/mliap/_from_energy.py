@@ -1,5 +1,6 @@
 """From a module that returns energies to what `TorchMliap` wraps, for each engine."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -17,6 +18,8 @@ from torchcall.mliap._species import species_of
 Engine = Literal["auto", "eager", "script", "package"]
 Script = Callable[[torch.nn.Module], torch.jit.ScriptModule]
 _ENGINES = ("auto", "eager", "script", "package")
+# TorchScript's compiler fails if two threads compile classes of one name.
+_SCRIPTING = threading.RLock()
 
 
 class EnergySource(NamedTuple):
@@ -80,7 +83,8 @@ def energy_source(
     if engine == "eager":
         return EnergySource(eager, length)
     try:
-        return EnergySource((script or torch.jit.script)(eager), length)
+        with _SCRIPTING:
+            return EnergySource((script or torch.jit.script)(eager), length)
     except Exception as error:
         if engine == "script":
             raise ValueError(

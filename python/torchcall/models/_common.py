@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -16,8 +18,26 @@ import torch
 
 from torchcall.mliap import TorchMliap
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _NOTHING: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
+_LOADING = threading.RLock()
 _ENGINES = ("auto", "eager", "script", "package")
+
+
+def one_at_a_time(load: Callable[P, T]) -> Callable[P, T]:
+    """Lets one thread at a time load a network.
+
+    Loading changes what belongs to the process, and restores it: default dtype, environment,
+    warnings, functions of the networks' packages.
+    """
+
+    @functools.wraps(load)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _LOADING:
+            return load(*args, **kwargs)
+
+    return alone
 
 
 def require(package: str, network: str) -> ModuleType:

@@ -49,6 +49,7 @@ def recognises(source: object) -> bool:
     return "model_args" in strings and "bond_graph_cutoff" in strings
 
 
+@_common.one_at_a_time
 def load(
     source: str | Path | torch.nn.Module,
     *,

@@ -93,6 +93,7 @@ def recognises(source: object) -> bool:
     return _is_scripted(source)
 
 
+@_common.one_at_a_time
 def load(
     source: str | Path | torch.nn.Module,
     *,

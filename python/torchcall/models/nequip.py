@@ -79,6 +79,7 @@ def recognises(source: object) -> bool:
     return any(text.startswith("nequip.") for text in _common.pickled_strings(str(source)))
 
 
+@_common.one_at_a_time
 def load(
     source: str | Path | torch.nn.Module,
     *,

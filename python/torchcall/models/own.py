@@ -27,6 +27,7 @@ def recognises(source: object) -> bool:
     return callable(source)
 
 
+@_common.one_at_a_time
 def load(
     source: str | Path | Callable[..., Any],
     *,

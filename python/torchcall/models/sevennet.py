@@ -109,6 +109,7 @@ def recognises(source: object) -> bool:
     return _is_deployed(source) or _is_checkpoint(source)
 
 
+@_common.one_at_a_time
 def load(
     source: str | Path | torch.nn.Module,
     *,
