@@ -193,6 +193,15 @@ def test_an_explosion_names_step_atom_force_and_the_last_good_frame(md, tmp_path
     assert len(ase.io.read(tmp_path / "t.extxyz", ":")) == 1
 
 
+def test_the_number_of_threads_is_measured_once_and_kept(md, tmp_path):
+    options = "--structure crystal.extxyz --cutoff 5 --skin 0.6 --seed 0 --temperature 30"
+    assert main(["md", *options.split(), "--steps", "10"]) == 0
+    assert main(["md", "--restart", "--steps", "20"]) == 0
+    assert md("--steps", "20", "--log", "one.csv") == 0
+    ours, one = (read_log(tmp_path / name)["total_ev"] for name in ("md.csv", "one.csv"))
+    np.testing.assert_allclose(ours, one, atol=1e-5)
+
+
 ERRORS = [
     ("--steps 15", "--steps: expected a multiple of --every 10, got 15"),
     ("--timestep 0", "--timestep: expected a number above 0"),

@@ -59,9 +59,8 @@ def argon(cutoff: float | None = None, **options: Any) -> "TorchMliap":
             **({} if cutoff is None else {"cutoff": cutoff}), cell_gradients=True
         )
         scripted = torch.jit.script(module.eval())
-    return torchcall.models.load(
-        scripted, kind="own", verbose=False, requires_grad=False, **options
-    )
+    options |= {"kind": "own", "verbose": False, "requires_grad": False}
+    return torchcall.models.load(scripted, **options)
 
 
 @contextmanager
