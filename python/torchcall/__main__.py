@@ -6,6 +6,7 @@ Imports neither jax nor torch before a command's options are checked.
 import importlib
 import sys
 
+from torchcall._command.memory import keep_memory
 from torchcall._command.parsing import PROGRAM, CommandError, Parser
 
 # Modules of `torchcall._command`, with a docstring, `add_options(parser)` and `run(options)`.
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
             options = parser.parse_args(rest)
         except SystemExit as leaving:  # --help
             return int(leaving.code or 0)
+        keep_memory()
         return command.run(options)
     except CommandError as error:
         return _fail(f"{name}: {error}", error.status)
