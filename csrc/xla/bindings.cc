@@ -105,6 +105,7 @@ class PyModel {
     TorchHalf().model_counters(get(), &torch_side);
     nb::dict stats;
     stats["calls"] = counters_->calls.load();
+    stats["reused"] = counters_->reused.load();
     stats["bytes_copied"] = counters_->bytes_copied.load();
     stats["retained_inputs"] = torch_side.retained_inputs;
     stats["copied_inputs"] = torch_side.copied_inputs;
@@ -245,7 +246,8 @@ class PyPlan {
     const nb::object runner = spec.attr("eager_runner");
     if (!runner.is_none()) native.eager = EagerCode(runner);
     plan_ = std::make_shared<NativePlan>(name, model.get(), model.counters(), std::move(operands),
-                                         std::move(outputs), native, graph);
+                                         std::move(outputs), native, graph,
+                                         Field<bool>(spec, "reuses_last"));
     live.fetch_add(1);
   }
   ~PyPlan() {
@@ -264,7 +266,7 @@ class PyPlan {
                  int ordinal, uintptr_t stream) const {
     const nb::gil_scoped_release release;
     plan_->RunOn(Pointers(inputs).data(), Pointers(outputs).data(),
-                 {{kDLCUDA, ordinal}, reinterpret_cast<void*>(stream), TC_COMPUTE});
+                 {{kDLCUDA, ordinal}, reinterpret_cast<void*>(stream), TC_COMPUTE}, 0);
   }
 
  private:

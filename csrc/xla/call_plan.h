@@ -14,6 +14,7 @@
 #include "counters.h"
 #include "cuda/calls.h"
 #include "dtype.h"
+#include "last_call.h"
 #include "torch_half.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -42,13 +43,14 @@ class NativePlan {
   // std::invalid_argument with torch's message.
   NativePlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
              std::vector<ArraySpec> operands, std::vector<ArraySpec> results, TcPlanSpec spec,
-             GraphOption graph);
+             GraphOption graph, bool reuses_last);
 
-  // Thread-safe; needs no GIL. On a CUDA device it enqueues on the stream.
+  // Thread-safe; needs no GIL. On a CUDA device it enqueues on the stream. `run_id` is that of the
+  // program's execution, on a CPU.
   xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results,
-                      TcPlace place);
+                      TcPlace place, int64_t run_id);
   // The same on buffers whose shapes and dtypes the caller guarantees. Throws on failure.
-  void RunOn(void* const* operands, void* const* results, TcPlace place);
+  void RunOn(void* const* operands, void* const* results, TcPlace place, int64_t run_id);
 
   // Torch's threads in later calls; see TcEngineApi.
   void SetThreads(int threads) { TorchHalf().plan_set_threads(plan_.get(), threads); }
@@ -68,6 +70,7 @@ class NativePlan {
   std::vector<DLTensor> result_tensors_;
   int64_t bytes_copied_per_call_ = 0;
   PlanHandle plan_;
+  std::unique_ptr<LastCall> last_call_;    // if calls on a CPU may reuse the last results
   std::unique_ptr<CudaCalls> cuda_calls_;  // after the plan: its graphs go first
 };
 

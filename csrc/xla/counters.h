@@ -14,6 +14,7 @@ namespace torchcall {
 class CallCounters {
  public:
   std::atomic<int64_t> calls{0};
+  std::atomic<int64_t> reused{0};  // answered with the results of the call before
   std::atomic<int64_t> bytes_copied{0};
   std::atomic<int64_t> graph_captures{0};
   std::atomic<int64_t> graph_replays{0};

@@ -41,10 +41,10 @@ ffi::ErrorOr<std::unique_ptr<State>> Instantiate(int64_t plan, int64_t ordinal) 
 }
 
 ffi::Error Execute(NativePlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                   TcPlace place) {
+                   TcPlace place, int64_t run_id) {
   try {
     try {
-      return plan.Run(operands, results, place);
+      return plan.Run(operands, results, place, run_id);
     } catch (const std::exception& e) {
       return ffi::Error(ffi::ErrorCode::kInternal, std::string("torchcall: ") + e.what());
     }
@@ -55,16 +55,16 @@ ffi::Error Execute(NativePlan& plan, ffi::RemainingArgs operands, ffi::Remaining
   }
 }
 
-ffi::Error ExecuteOnCpu(CpuState* state, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                        ffi::Dictionary) {
-  return Execute(*state->plan, operands, results, {{kDLCPU, 0}, nullptr, TC_COMPUTE});
+ffi::Error ExecuteOnCpu(CpuState* state, ffi::RunId run, ffi::RemainingArgs operands,
+                        ffi::RemainingRets results, ffi::Dictionary) {
+  return Execute(*state->plan, operands, results, {{kDLCPU, 0}, nullptr, TC_COMPUTE}, run.run_id);
 }
 
 // Not yet run on a GPU. Enqueues on XLA's stream and returns. XLA may not record it into command
 // buffers of its own: the model may allocate, and a first call waits.
 ffi::Error ExecuteOnCuda(CudaState* state, void* stream, int32_t ordinal,
                          ffi::RemainingArgs operands, ffi::RemainingRets results, ffi::Dictionary) {
-  return Execute(*state->plan, operands, results, {{kDLCUDA, ordinal}, stream, TC_COMPUTE});
+  return Execute(*state->plan, operands, results, {{kDLCUDA, ordinal}, stream, TC_COMPUTE}, 0);
 }
 
 }  // namespace
@@ -75,9 +75,13 @@ XLA_FFI_DEFINE_HANDLER(kInstantiateOnCpu, Instantiate<CpuState>,
 XLA_FFI_DEFINE_HANDLER(kInstantiateOnCuda, Instantiate<CudaState>,
                        ffi::Ffi::BindInstantiate().Attr<int64_t>("plan").Attr<int64_t>("ordinal"));
 
-XLA_FFI_DEFINE_HANDLER(
-    kExecuteOnCpu, ExecuteOnCpu,
-    ffi::Ffi::Bind().Ctx<ffi::State<CpuState>>().RemainingArgs().RemainingRets().Attrs());
+XLA_FFI_DEFINE_HANDLER(kExecuteOnCpu, ExecuteOnCpu,
+                       ffi::Ffi::Bind()
+                           .Ctx<ffi::State<CpuState>>()
+                           .Ctx<ffi::RunId>()
+                           .RemainingArgs()
+                           .RemainingRets()
+                           .Attrs());
 
 XLA_FFI_DEFINE_HANDLER(kExecuteOnCuda, ExecuteOnCuda,
                        ffi::Ffi::Bind()

@@ -235,9 +235,10 @@ class TorchModuleWrapper:
         """Counts since the wrapper was made, over all compiled programs.
 
         Returns:
-            `engine`, "TorchScript", "AOTInductor" or "eager"; `calls`; `bytes_copied` (outputs, and
-            inputs that were cast or copied); `plans` alive;
-            `weights`, "shared" with the caller's module, "copied" from it or the file's "own";
+            `engine`, "TorchScript", "AOTInductor" or "eager"; `calls`; `reused` (calls answered
+            with the results of an equal one before, without the model); `bytes_copied` (outputs,
+            and inputs that were cast or copied); `plans` alive; `weights`, "shared" with the
+            caller's module, "copied" from it or the file's "own";
             `copied_inputs` (inputs that the model got as private copies: all inputs of an eager
             model, else those that it may write to); `retained_inputs` (inputs that a TorchScript
             model retained after a call; each became a copy); `devices` of the calls so far;

@@ -42,18 +42,21 @@ class CallOptions:
         narrowing: the padded axes of which the model sees a prefix, if any.
         index_checks: range checks of integer operands, numbered among the arrays in JAX's order.
             Calls on a CPU make them before the model runs; on a GPU, that would mean waiting.
+        reuses_last: whether a call on a CPU with the operands of the call before, in the same
+            execution of a program, returns its results instead of running the model.
     """
 
     outputs: Any = None
     narrowing: Narrowing | None = None
     index_checks: tuple[IndexCheck, ...] = ()
+    reuses_last: bool = False
 
     def key(self) -> Any:
         """A hashable key, equal for calls that can use the same plan."""
         leaves, treedef = jax.tree.flatten(self.outputs)
         outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         narrowing = None if self.narrowing is None else self.narrowing.key()
-        return outputs, treedef, narrowing, self.index_checks
+        return outputs, treedef, narrowing, self.index_checks, self.reuses_last
 
 
 @dataclasses.dataclass(frozen=True)

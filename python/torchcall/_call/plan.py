@@ -40,6 +40,7 @@ class PlanSpec(NamedTuple):
         cuda_graph: the wrapper's option.
         graph_refusal: why calls cannot be replays of a CUDA graph, or "".
         threads: the wrapper's option: torch's threads in a call, None or "auto".
+        reuses_last: see `CallOptions`.
     """
 
     operands: list[Operand]
@@ -53,6 +54,7 @@ class PlanSpec(NamedTuple):
     cuda_graph: str
     graph_refusal: str
     threads: int | str | None
+    reuses_last: bool
 
 
 class CallPlan:

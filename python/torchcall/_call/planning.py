@@ -118,6 +118,7 @@ def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: Engi
         cuda_graph=call.cuda_graph,
         graph_refusal=_graph_refusal(model),
         threads=call.threads,
+        reuses_last=call.options.reuses_last,
     )
     return Prepared(CallPlan(model, model_name, spec, engine_call.device, compiled), structure)
 

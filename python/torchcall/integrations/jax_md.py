@@ -223,7 +223,9 @@ def energy_fn(
         system = _system(charge, spin, position.dtype)
         pbc = jnp.full((1, 3), lattice is not None)
         graph = _graph(neighbor, positions, cell, pbc, jnp.asarray(numbers), largest, system)
-        return mliap.energy(model, graph)[0]
+        # Integrators at constant pressure ask twice for the same box derivative.
+        used = model if perturbation is None else replace(model, _reuses_last=True)
+        return mliap.energy(used, graph)[0]
 
     return energy
 

@@ -201,7 +201,7 @@ def _program(model: TorchMliap) -> Callable[[Array, AtomGraph], EnergyAndGradien
 
         return torchcall_energy
 
-    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity)
+    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity, model._reuses_last)
     return _programs.get(model.wrapper, options, make)
 
 

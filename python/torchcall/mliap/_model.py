@@ -50,7 +50,7 @@ class TorchMliapForward(Protocol):
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["cutoff"],
-    meta_fields=["wrapper", "compute_cell_gradients", "narrow", "capacity"],
+    meta_fields=["wrapper", "compute_cell_gradients", "narrow", "capacity", "_reuses_last"],
 )
 @dataclass(frozen=True)
 class TorchMliap:
@@ -71,6 +71,7 @@ class TorchMliap:
     compute_cell_gradients: bool = False
     narrow: Literal["auto", False] = "auto"
     capacity: tuple[int, int, int] | None = None
+    _reuses_last: bool = False
 
     def __post_init__(self) -> None:
         # Also runs when a pytree is rebuilt: a wrapper is checked only once.
@@ -327,8 +328,8 @@ class TorchMliap:
         """Options and lengths of a call; narrowed if lengths are given and the model narrows."""
         outputs, checks = self.output_specs(input), self._index_checks(input)
         if not lengths or not self._narrows:
-            return CallOptions(outputs, index_checks=checks), []
-        options = CallOptions(outputs, narrowing(tuple(outputs)), checks)
+            return CallOptions(outputs, None, checks, self._reuses_last), []
+        options = CallOptions(outputs, narrowing(tuple(outputs)), checks, self._reuses_last)
         return options, [jnp.asarray(n, jnp.int32) for n in lengths]
 
     def _index_checks(self, input: AtomGraphInput) -> tuple[IndexCheck, ...]:
