@@ -37,10 +37,11 @@ define make_venv
 	@"$(call interpreter,$(1))" -m venv $(2)
 endef
 
-$(VENV)/.installed-demo: requirements/demo.txt requirements/constraints.txt
+$(VENV)/.installed-demo: requirements/demo.txt requirements/md.txt requirements/constraints.txt
 	@echo "torchcall: 1/2 installing the demo's dependencies into $(VENV) (once)"
 	$(call make_venv,$(PYTHON),$(VENV),11)
 	@$(BIN)/python -m pip install -r requirements/demo.txt
+	@$(BIN)/python -m pip install --no-deps -r requirements/md.txt
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.installed-demo requirements/dev.txt

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _dynamics import Constants, State
 from _harness import (
     BUFFER,
     FLOOR,
@@ -21,9 +22,8 @@ from _native_loop import package_loop, script_loop
 from _shares import STEP, exact_graph, nested, with_gradients
 
 from torchcall import mliap
-from torchcall.demo._dynamics import Constants, State
+from torchcall._command.included import load_example
 from torchcall.demo._peers import CallCounter
-from torchcall.demo._system import load_example
 from torchcall.mliap import AtomGraphInput, TorchMliap, pad_graph
 from torchcall.mliap._input import input_dtypes, output_specs
 

@@ -20,13 +20,13 @@ import torch
 from _native_loop import script_loop
 
 import torchcall
+from torchcall._command.included import load_example
 from torchcall.demo._peers import (
     CallCounter,
     buffer_callback_call,
     pure_callback_call,
     wrap_torch2jax_call,
 )
-from torchcall.demo._system import load_example
 from torchcall.demo._timing import Run, Timing, interleave, machine, timed, versions
 from torchcall.mliap import AtomGraph, AtomGraphInput, neighbor_list, pad_graph
 from torchcall.mliap._input import input_dtypes, output_specs

@@ -59,7 +59,7 @@ def argon() -> Any:
     """Positions, cell, periodicity and system numbers of the demo's 500 atoms, in float32."""
     import ase.io
 
-    from torchcall.demo._system import included_file
+    from torchcall._command.included import included_file
     from torchcall.mliap import geometry_from_ase
 
     return geometry_from_ase(ase.io.read(included_file("argon.xyz")))
@@ -68,12 +68,12 @@ def argon() -> Any:
 def neighbors_and_model(geometry: Any) -> tuple[Any, Any]:
     """The argon's list and the demo's potential."""
     import torch
+    from _argon import argon_module
 
-    from torchcall.demo._potential import load_potential
     from torchcall.mliap import TorchMliap, neighbor_list
 
     torch.set_num_threads(1)
-    module = load_potential(None, CUTOFF).module
+    module = argon_module(CUTOFF)
     model = TorchMliap.from_module(module, CUTOFF, requires_grad=False)
     return neighbor_list(CUTOFF, skin=SKIN).allocate(*geometry), model
 

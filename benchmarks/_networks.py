@@ -13,7 +13,7 @@ import ase
 import ase.build
 
 from torchcall import models
-from torchcall.demo._system import load_example
+from torchcall._command.included import load_example
 from torchcall.mliap import TorchMliap
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from _harness import Report, Run, graph_of, jitted_loop, liquid
 
-from torchcall.demo._system import load_example
+from torchcall._command.included import load_example
 from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, pad_graph
 
 REPLICAS = 64

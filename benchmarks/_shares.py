@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from _dynamics import Constants, State
 from _harness import Run, jitted_loop, memcpy_loop, tensors_of
 from _native_loop import package_loop, script_loop
 
-from torchcall.demo._dynamics import Constants, State
 from torchcall.mliap import (
     AtomGraph,
     AtomGraphInput,

@@ -49,7 +49,7 @@ def module_of(case: str) -> Any:
                 return total.index_add(0, system, pairs)
 
         return LennardJones()
-    from torchcall.demo._system import load_example
+    from torchcall._command.included import load_example
 
     found: list[Any] = []  # what the network passes to the last step of loading
     own = _common.build

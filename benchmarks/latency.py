@@ -151,16 +151,16 @@ class Latencies:
 def whole_step(report: Report) -> None:
     """A step of 500 argon atoms beside the model alone, as in `step_shares.py`."""
     import step_shares
+    from _argon import argon_module
     from _shares import NATIVE, STEP, bounds, nested, with_gradients
     from md_loop import CUTOFF, DT
 
-    from torchcall.demo._potential import load_potential
     from torchcall.mliap import TorchMliap
 
     case = "whole step / model alone, 500 atoms"
     if report.options.only not in case:
         return
-    module = load_potential(None, CUTOFF).module
+    module = argon_module(CUTOFF)
     model = TorchMliap.from_module(module, CUTOFF, requires_grad=False)
     state, constants = step_shares.argon(500)
     state = with_gradients(model, state, constants)

@@ -22,7 +22,7 @@ from script_options import OPTIMISED, PROFILING, attempt, optimised
 
 import torchcall
 from torchcall import mliap
-from torchcall.demo._system import load_example
+from torchcall._command.included import load_example
 from torchcall.demo._timing import Run
 from torchcall.mliap import TorchMliap, pad_graph
 

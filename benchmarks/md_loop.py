@@ -1,4 +1,4 @@
-"""µs per step of NVE molecular dynamics in one jitted scan: the demo's loop at three sizes.
+"""µs per step of NVE molecular dynamics in one jitted scan, at three sizes.
 
     python benchmarks/md_loop.py --json benchmarks/results/md_loop.json
 
@@ -21,6 +21,8 @@ from typing import Any
 import _engines
 import jax.numpy as jnp
 import numpy as np
+from _argon import Structure, argon_module, read_argon, thermal_velocities
+from _dynamics import Constants, State, compiled_runs, graph_of, start, with_gradients
 from _harness import (
     FLOOR,
     PYTHON,
@@ -38,10 +40,6 @@ from _native_loop import script_loop
 from _potentials import batched, narrowing
 from ase import units
 
-from torchcall.demo._dynamics import Constants, State, graph_of, start, with_gradients
-from torchcall.demo._potential import load_potential
-from torchcall.demo._run import compiled_runs
-from torchcall.demo._system import Structure, included_file, read_structure, thermal_velocities
 from torchcall.mliap._input import input_dtypes, output_specs
 
 CUTOFF, SKIN, DT, TEMPERATURE = 8.5, 1.0, 2.0 * units.fs, 94.4
@@ -49,7 +47,7 @@ CUTOFF, SKIN, DT, TEMPERATURE = 8.5, 1.0, 2.0 * units.fs, 94.4
 
 def structure(n_atoms: int) -> Structure:
     """Liquid argon: the included 500 atoms, copies of them, or a distorted lattice of n³ atoms."""
-    argon = read_structure(included_file("argon.xyz"), temperature=TEMPERATURE, seed=0)
+    argon = read_argon(temperature=TEMPERATURE, seed=0)
     copies = round((n_atoms / len(argon.positions)) ** (1 / 3))
     if n_atoms == 500 * copies**3:
         shifts = np.stack(np.meshgrid(*[np.arange(copies)] * 3, indexing="ij"), -1).reshape(-1, 3)
@@ -94,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     """Times the loop at each size."""
     options = parser(__doc__ or "").parse_args(argv)
     report = Report("Molecular dynamics in one jitted scan", options)
-    potential = load_potential(None, CUTOFF)
+    module = argon_module(CUTOFF)
     for n_atoms, n_steps in ((64, 400), (500, 100), (4000, 25)):
         case = f"md, {n_atoms} atoms"
         if options.only not in case or (options.quick and n_atoms != 64):
@@ -103,7 +101,7 @@ def main(argv: list[str] | None = None) -> int:
         state, constants = start(structure(n_atoms), cutoff=CUTOFF, skin=SKIN, dtype=jnp.float32)
         graph = graph_of(state.positions, state.neighbors, constants, CUTOFF)
         spec = (input_dtypes(),)
-        problem = Problem(case, potential.module, (graph,), output_specs, input_spec=spec)
+        problem = Problem(case, module, (graph,), output_specs, input_spec=spec)
         report.time(case, loops(problem, state, constants, n_steps, options.without), calls=n_steps)
     if options.only in "narrowing" and not options.quick:
         for n_atoms in (512, 4096):

@@ -24,6 +24,8 @@ import ase
 import jax.numpy as jnp
 import numpy as np
 import torch
+from _argon import Structure, argon_module
+from _dynamics import Constants, State, start
 from _harness import Report, parser
 from _shares import (
     ALONE,
@@ -44,9 +46,7 @@ from ase import units
 from md_loop import CUTOFF, DT, SKIN, structure
 
 import torchcall.mliap
-from torchcall.demo._dynamics import Constants, State, start
-from torchcall.demo._potential import load_potential
-from torchcall.demo._system import Structure, load_example
+from torchcall._command.included import load_example
 from torchcall.demo._timing import Timing
 from torchcall.mliap import TorchMliap
 
@@ -126,7 +126,7 @@ def argon(n_atoms: int) -> tuple[State, Constants]:
 
 def lennard_jones(report: Report) -> None:
     """The demo's potential, by formulas, at all sizes; and with autograd, as networks do."""
-    by_formulas = load_potential(None, CUTOFF).module
+    by_formulas = argon_module(CUTOFF)
     with_autograd = torch.jit.script(
         load_example("lennard_jones").LennardJones(cutoff=CUTOFF, autograd=True).eval()
     )

@@ -24,7 +24,7 @@ import torch
 from _harness import Report, Run, graph_of, jitted_loop, liquid, parser, timed
 
 from torchcall import mliap
-from torchcall.demo._system import load_example
+from torchcall._command.included import load_example
 from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients
 
 CUTOFF = 8.5

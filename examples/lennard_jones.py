@@ -10,7 +10,7 @@ beyond the cutoff contribute exactly zero. The energy of a system is half the su
 edges.
 
 Run as a program, this file writes a TorchScript archive for
-`python -m torchcall demo --model FILE`.
+`torchcall md --model FILE`.
 """
 
 import argparse
@@ -174,7 +174,9 @@ def main() -> None:
     parser.add_argument("--cutoff", type=float, default=8.5, help="Å (default: %(default)s)")
     parser.add_argument("--onset", type=float, help="Å (default: 0.9 × cutoff)")
     options = parser.parse_args()
-    module = LennardJones(options.epsilon, options.sigma, options.cutoff, options.onset)
+    module = LennardJones(
+        options.epsilon, options.sigma, options.cutoff, options.onset, cell_gradients=True
+    )
     torch.jit.script(module.eval()).save(options.file)
 
 

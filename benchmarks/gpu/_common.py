@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from torchcall.demo._system import load_example
+from torchcall._command.included import load_example
 from torchcall.demo._timing import Run, Timing, machine, timed, versions
 from torchcall.mliap import AtomGraph, NeighborList, neighbor_list
 

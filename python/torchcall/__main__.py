@@ -40,10 +40,6 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         expected = ", ".join(COMMANDS)
         return _fail(f"expected a command ({expected}), got {name!r} (see {PROGRAM} --help)", 2)
-    if name == "demo":
-        from torchcall.demo import main as demo
-
-        return demo(rest)
     try:
         command = importlib.import_module(f"torchcall._command.{name}")
         parser = Parser(name, command.__doc__ or "")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from torchcall import TorchModuleWrapper
 from torchcall._call.call import CallOptions
-from torchcall.demo._system import load_example
+from torchcall._command.included import load_example
 from torchcall.mliap import AtomGraph, TorchMliap, neighbor_list, pad_graph
 from torchcall.mliap._input import narrowing
 

@@ -43,24 +43,28 @@ def load_example(name: str) -> ModuleType:
     return module
 
 
-def argon(cutoff: float | None = None, **options: Any) -> "TorchMliap":
+def argon_module(cutoff: float | None = None) -> Any:
     """The included Lennard-Jones argon, in TorchScript, with cell gradients.
 
     Args:
         cutoff: In Å; None: 8.5.
-        options: Options of `torchcall.models.load`.
     """
     import torch
 
-    import torchcall
-
+    lennard_jones = load_example("lennard_jones").LennardJones
     with quiet_torchscript():
-        module = load_example("lennard_jones").LennardJones(
+        module = lennard_jones(
             **({} if cutoff is None else {"cutoff": cutoff}), cell_gradients=True
         )
-        scripted = torch.jit.script(module.eval())
+        return torch.jit.script(module.eval())
+
+
+def argon(cutoff: float | None = None, **options: Any) -> "TorchMliap":
+    """`argon_module` as a potential; options are those of `torchcall.models.load`."""
+    import torchcall
+
     options |= {"kind": "own", "verbose": False, "requires_grad": False}
-    return torchcall.models.load(scripted, **options)
+    return torchcall.models.load(argon_module(cutoff), **options)
 
 
 @contextmanager

@@ -1,5 +1,1 @@
-"""`python -m torchcall demo`: TorchScript molecular dynamics in one jitted loop."""
-
-from torchcall.demo._cli import main
-
-__all__ = ["main"]
+"""What `torchcall demo` adds to `torchcall md`: the same step through JAX's own callbacks."""

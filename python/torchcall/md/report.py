@@ -161,8 +161,8 @@ def _pressure(axes: Any, times: Any, rows: Any, summary: Summary, scale: float) 
     axes.set_ylabel("pressure\n[GPa]")
 
 
-def write_json(path: Path, summary: Summary, **run: Any) -> None:
-    """Writes the summary; NaN becomes null.
+def write_json(path: Path, summary: Summary, rows: list[dict[str, Any]], **run: Any) -> None:
+    """Writes the summary, and timings; NaN becomes null.
 
     Raises:
         CommandError: The file cannot be written.
@@ -174,7 +174,7 @@ def write_json(path: Path, summary: Summary, **run: Any) -> None:
         name: None if isinstance(value, float) and not np.isfinite(value) else value
         for name, value in values.items()
     }
-    document = {"machine": machine(), "versions": versions(), "result": result}
+    document = {"machine": machine(), "versions": versions(), "rows": rows, "result": result}
     try:
         write_whole(path, (json.dumps(document, indent=2) + "\n").encode())
     except OSError as error:

@@ -19,7 +19,7 @@ import torch
 from ase import units
 
 import torchcall
-from torchcall._command.included import included_file
+from torchcall._command.included import argon_module, included_file
 from torchcall._command.inputs import load_model, read_structure
 from torchcall._command.md import stored, trajectories
 from torchcall._command.parsing import PROGRAM, CommandError
@@ -40,7 +40,7 @@ from torchcall.md.progress import Progress
 from torchcall.md.report import Summary, draw, read_log, write_json
 from torchcall.md.simulation import Frame, Group, Simulation
 from torchcall.md.system import System, initial_momenta
-from torchcall.mliap import RunError
+from torchcall.mliap import RunError, TorchMliap
 
 
 class Terminated(KeyboardInterrupt):
@@ -61,6 +61,35 @@ def run(options: argparse.Namespace) -> int:
         run_ = Run(options)
         run_.simulate()
         run_.report()
+    return 0
+
+
+def demo(options: argparse.Namespace, *, peers: bool) -> int:
+    """`run`, and the comparison with JAX's callbacks.
+
+    Returns:
+        0.
+
+    Raises:
+        CommandError: As `run`.
+    """
+    from torchcall.demo._compare import compare, rows, timing_table
+
+    with _settings(options):
+        print(
+            f"torchcall {torchcall.__version__}, jax {jax.__version__}, torch {torch.__version__}; "
+            "jax-md's velocity Verlet in jitted loops",
+            flush=True,
+        )
+        run_ = Run(options)
+        run_.simulate()
+        found = []
+        if peers:
+            print(f"\ntiming: rounds of {options.every} steps by each method", flush=True)
+            timings = compare(run_, argon_module())
+            print(f"\n{timing_table(timings)}\n")
+            found = rows(timings, len(run_.system.numbers))
+        run_.report(written=[options.plot], follow=_TRY, rows=found)
     return 0
 
 
@@ -99,7 +128,7 @@ class Run:
             )
         self.system = self._read_system()
         self.model = load_model(options)
-        self.simulation = self._simulation()
+        self.simulation = self.simulation_of(self.model)
         threads = self._choose_threads() if options.threads == "auto" else options.threads
         torchcall.set_num_threads(threads)
         if threads > 1:
@@ -153,34 +182,46 @@ class Run:
 
             self._stop_early(steps)
 
-    def report(self) -> None:
-        """Writes plot, summary and the last line."""
-        options = self.options
+    def report(
+        self,
+        *,
+        written: list[Path] | None = None,
+        follow: str | None = None,
+        rows: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Writes plot, summary and the last line.
+
+        Args:
+            written: Files to name; None: all.
+            follow: What to try next; None: a longer run.
+            rows: Timings for the summary.
+        """
+        options, n_atoms = self.options, len(self.system.numbers)
         self._close()
-        rows = read_log(options.log)
-        summary = Summary.of(rows, len(self.system.numbers))
+        log = read_log(options.log)
+        summary = Summary.of(log, n_atoms)
         rate = self.timed / self.seconds if self.timed else float("nan")
         print(summary.text())
         if self.timed:
             per_day = rate * 86400 * options.timestep * 1e-6
             print(f"  speed           {rate:.4g} steps/s, {per_day:.3g} ns/day")
-        draw(options.plot, rows, summary, self.title, len(self.system.numbers))
-        written = [options.log, *self._trajectory_files(), options.plot, options.checkpoint]
+        draw(options.plot, log, summary, self.title, n_atoms)
+        if written is None:
+            written = [options.log, *self._trajectory_files(), options.plot, options.checkpoint]
         if options.json is not None:
             write_json(
-                options.json, summary, steps=self.step, atoms=len(self.system.numbers),
+                options.json, summary, rows or [], steps=self.step, atoms=n_atoms,
                 replicas=options.replicas, steps_per_second=rate, case=self.title,
                 engine=self.model.wrapper.stats()["engine"],
             )  # fmt: skip
-            written.append(options.json)
-        names = ", ".join(str(path) for path in written)
-        more = f"{PROGRAM} md --restart --steps {2 * self.step}"
-        if options.log != Path("md.csv"):
-            more += f" --log {options.log}"
-        follow = more if options.structure is not None else _TRY
-        picoseconds = self.step * options.timestep * 1e-3
+            written = [*written, options.json]
+        if follow is None:
+            follow = f"{PROGRAM} md --restart --steps {2 * self.step}"
+            if options.log != Path("md.csv"):
+                follow += f" --log {options.log}"
         print(
-            f"\n{self.title}: {picoseconds:g} ps. Wrote {names}. Try next: {follow}",
+            f"\n{self.title}: {self.step * options.timestep * 1e-3:g} ps. Wrote "
+            f"{', '.join(map(str, written))}. Try next: {follow}",
             flush=True,
         )
 
@@ -214,8 +255,9 @@ class Run:
             )
         return system
 
-    def _simulation(self) -> Simulation:
-        options, model = self.options, self.model
+    def simulation_of(self, model: TorchMliap) -> Simulation:
+        """The run's simulation, by this model."""
+        options = self.options
         if options.ensemble == "npt" and not model.compute_cell_gradients:
             raise CommandError("--ensemble npt: expected a model with cell gradients")
         settings = Settings(
@@ -277,7 +319,7 @@ class Run:
         found = self.model.wrapper.stats()["measured_threads"]
         options.threads = found[-1]["threads"] if found else torch.get_num_threads()
         self.model = load_model(options, verbose=False)
-        self.simulation = self._simulation()
+        self.simulation = self.simulation_of(self.model)
         return options.threads
 
     def _continued(self, groups: list[Group], checkpoint: Checkpoint) -> list[Group]:

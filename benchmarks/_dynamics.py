@@ -1,15 +1,16 @@
 """NVE molecular dynamics in one jitted `lax.scan`: velocity Verlet with a neighbour list."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from _argon import Structure
 from jaxtyping import Array, Bool, Float, Int
 
-from torchcall.demo._system import DemoError, Structure
-from torchcall.mliap import AtomGraph, AtomGraphInput, NeighborList, neighbor_list, pad_graph
+from torchcall.demo._timing import Run, timed
+from torchcall.mliap import AtomGraph, AtomGraphInput, neighbor_list, pad_graph
 
 Model = Callable[[AtomGraphInput], dict[str, Array]]
 """A module with the interface of `TorchMliapForward`, callable from JAX."""
@@ -50,9 +51,6 @@ def start(
         cutoff: The model's cutoff in Å.
         skin: The neighbour list's skin in Å.
         dtype: Of all floats.
-
-    Raises:
-        DemoError: If the neighbour list cannot be made for the structure.
     """
     constants = Constants(
         atomic_numbers=jnp.asarray(structure.atomic_numbers, jnp.int32),
@@ -63,12 +61,7 @@ def start(
     positions = jnp.asarray(structure.positions, dtype)
     batch = jnp.zeros(len(structure.positions), jnp.int32)
     search = neighbor_list(cutoff, skin=skin, capacity_multiplier=1.1)
-    try:
-        neighbors = search.allocate(positions, constants.cell, constants.pbc, batch)
-    except ValueError as error:
-        if not str(error).startswith("torchcall: "):
-            raise
-        raise DemoError(f"{structure.name}: {str(error).removeprefix('torchcall: ')}") from error
+    neighbors = search.allocate(positions, constants.cell, constants.pbc, batch)
     velocities = jnp.asarray(structure.velocities, dtype)
     return State(positions, velocities, jnp.zeros_like(positions), neighbors), constants
 
@@ -77,16 +70,7 @@ def graph_of(
     positions: Float[Array, "n 3"], neighbors: Any, constants: Constants, cutoff: float
 ) -> AtomGraphInput:
     """The model's input for these positions."""
-    graph = AtomGraph(
-        positions=positions,
-        atomic_numbers=constants.atomic_numbers,
-        cell=constants.cell,
-        pbc=constants.pbc,
-        batch=None,
-        edge_index=neighbors.edge_index,
-        cell_offsets=neighbors.cell_offsets,
-        n_edges=neighbors.n_edges,
-    )
+    graph = AtomGraph.from_neighbors(neighbors, positions, constants.cell, constants.atomic_numbers)
     return pad_graph(graph, cutoff=cutoff)[0]
 
 
@@ -127,23 +111,30 @@ def make_run(model: Model, *, cutoff: float, dt: float) -> Any:
     return jax.jit(run, static_argnames="n_steps")
 
 
-def grow_list(begin: State, end: State) -> State:
-    """The state `begin` with enough capacity for the pairs that overflowed in `end`.
+def compiled_runs(
+    models: Mapping[str, Model],
+    state: State,
+    constants: Constants,
+    n_steps: int,
+    *,
+    cutoff: float,
+    dt: float,
+) -> dict[str, Run]:
+    """For each model, a compiled run of exactly `n_steps` from this state."""
 
-    Raises:
-        DemoError: If the positions are not finite.
-    """
-    reason = end.neighbors.why()
-    try:
-        grown = end.neighbors.grow()
-    except ValueError as error:
-        raise DemoError(f"the run diverged ({reason}): try a smaller --dt") from error
-    return begin._replace(neighbors=jax.jit(NeighborList.rebuild)(grown, begin.positions))
+    def compiled(model: Model) -> Run:
+        lowered = make_run(model, cutoff=cutoff, dt=dt).lower(state, constants, n_steps=n_steps)
+        executable = lowered.compile()
 
+        def timed_run(calls: int) -> float:
+            assert calls == n_steps
+            return timed(lambda: jax.block_until_ready(executable(state, constants)))
 
-def is_finite(energies: Energies) -> bool:
-    """Whether all energies are finite."""
-    return bool(np.isfinite(energies.potential).all() and np.isfinite(energies.kinetic).all())
+        return timed_run
+
+    # XLA compiles without the GIL, so two threads compile at once.
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(models, pool.map(compiled, models.values()), strict=True))
 
 
 def _evaluate(
