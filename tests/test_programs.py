@@ -310,6 +310,18 @@ def test_several_devices_are_a_clear_error_at_trace_time(tmp_path):
             y = jax.jit(f)(jax.device_put(x, device))
             assert y.devices() == {device}
             np.testing.assert_array_equal(y, 2 * x)
+
+        # A neighbour list stays on the device of the positions that it was allocated for.
+        batch = np.zeros(1, np.int32)
+        search = torchcall.mliap.neighbor_list(3.0)
+        place = jax.device_put(np.zeros((1, 3), np.float32), jax.devices()[2])
+        cell = 2 * np.eye(3, dtype=np.float32)[None]
+        nbrs = search.allocate(place, cell, np.ones((1, 3), bool), batch)
+        for later in (nbrs, nbrs.update(np.zeros((1, 3), np.float32), cell), nbrs.grow()):
+            assert later.edge_index.devices() == {jax.devices()[2]}
+            assert int(later.n_edges) == 18  # images closer than 1.5 lattice vectors
+        text = error_of(jax.device_put(nbrs, whole).grow)
+        assert "torchcall: NeighborList.grow: expected a list on one device" in text, text
         print("done")
     """
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}

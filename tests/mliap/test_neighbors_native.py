@@ -266,3 +266,45 @@ def test_set_bits_are_found_in_order(slots, density):
     assert int(count) == bits.sum()
     expected = np.flatnonzero(bits)[:slots]
     np.testing.assert_array_equal((32 * word + bit)[: len(expected)], expected)
+
+
+ONE = (np.zeros((1, 3), np.float32), 6 * np.eye(3, dtype=np.float32)[None])
+ALL, FIRST = np.ones((1, 3), bool), np.zeros(1, np.int32)
+
+
+def test_several_lists_or_a_traced_one_are_errors_outside_vmap_and_jit():
+    """Lists that `vmap` made were taken for one list: the second had undefined contents."""
+    nbrs = neighbor_list(3.0).allocate(*ONE, ALL, FIRST)
+    positions, cell = (jnp.stack([a, a]) for a in ONE)
+    mapped = jax.vmap(nbrs.update)(positions, cell)
+    for use in (lambda: mapped.update(positions, cell), mapped.grow, mapped.why):
+        with pytest.raises(ValueError, match=r"^torchcall: .*expected one list, got \(2,\) lists"):
+            use()
+    again = jax.vmap(lambda nbrs, x, h: nbrs.update(x, h))(mapped, positions, cell)
+    assert again.n_edges.tolist() == [0, 0]
+    for use in (lambda nbrs: nbrs.grow(), lambda nbrs: (nbrs.why(), nbrs)[1]):
+        with pytest.raises(TypeError, match=r"^torchcall: .*got a traced one: call it outside jit"):
+            jax.jit(use)(nbrs)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_cutoffs_beyond_the_range_of_the_dtype(dtype):
+    """The first took forever. Coincident atoms are pairs at any cutoff."""
+    positions = np.array([[0, 0, 0], [0, 0, 0], [1, 2, 3]], dtype)
+    rest = (np.zeros((1, 3, 3), dtype), ~ALL, np.zeros(3, np.int32))
+    with jax.enable_x64(True):
+        for cutoff, edges in ((1e-320, 2), (1e-30, 2), (1e30, 6), (1e200, 6)):
+            assert int(neighbor_list(cutoff).allocate(positions, *rest).n_edges) == edges
+    with pytest.raises(ValueError, match=r"^torchcall: neighbor_list: cutoff: expected a positive"):
+        neighbor_list(10**400)
+
+
+def test_too_many_slots_are_an_error():
+    with pytest.raises(ValueError, match=r"expected at most 2\*\*30 slots.*got 6 pairs within 7 Å"):
+        neighbor_list(7.0, capacity_multiplier=1e300).allocate(*ONE, ALL, FIRST)
+
+
+def test_an_empty_system_follows_its_cell():
+    empty = (np.zeros((0, 3), np.float32), ONE[1], ALL, np.zeros(0, np.int32))
+    nbrs = neighbor_list(3.0, skin=0.5).allocate(*empty).update(empty[0], 2 * ONE[1])
+    np.testing.assert_array_equal(nbrs.cell, 2 * ONE[1])

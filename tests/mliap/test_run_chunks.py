@@ -263,3 +263,32 @@ def test_a_chunk_whose_energies_were_nan_is_repeated_with_room():
     assert lists[1][1] == lists[1][0]
     assert not ends[0]["bad"]
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-10), *ends)
+
+
+def test_a_collapsed_cell_ends_the_run_with_the_last_good_state():
+    def step(state, nbrs):
+        count = state["edges"] + 1
+        cell = jnp.where(count > 7, state["cell"] / 1e4, state["cell"])
+        return {**state, "edges": count}, nbrs.update(state["positions"], cell)
+
+    state, nbrs = start(0.0)
+    with pytest.raises(
+        RunError, match=r"between steps 5 and 10: the cell has shrunk.*at most 400 times"
+    ) as caught:
+        run_chunks(step, state, nbrs, 20, chunk=5)
+    assert caught.value.done == 5
+    assert int(caught.value.state["edges"]) == 5
+
+
+def test_run_chunks_names_a_wrong_step_and_traced_or_mapped_lists():
+    state, nbrs = start(0.0)
+    wrong: object = None
+    with pytest.raises(
+        TypeError, match=r"^torchcall: run_chunks: step: expected a function, got N"
+    ):
+        run_chunks(wrong, state, nbrs, 1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match=r"^torchcall: run_chunks: expected a concrete list"):
+        jax.jit(lambda nbrs: run_chunks(compress, state, nbrs, 1))(nbrs)
+    mapped = jax.vmap(lambda x: nbrs.update(x, state["cell"]))(state["positions"][None])
+    with pytest.raises(ValueError, match=r"^torchcall: run_chunks: expected one list, got \(1,\)"):
+        run_chunks(compress, state, mapped, 1)

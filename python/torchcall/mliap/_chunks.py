@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax import Array, lax
 
+from torchcall.mliap._neighbors import check
 from torchcall.mliap._neighbors.check import Problem
 from torchcall.mliap._neighbors.neighbor_list import NeighborList, rebuilt, with_larger_bins
 from torchcall.mliap._programs import Programs
@@ -77,18 +78,19 @@ def run_chunks(
         State and list after ``n_steps``.
 
     Raises:
-        RunError: positions or cell became NaN or infinite, or the cell collapsed.
+        RunError: positions or cell became NaN or infinite, or the cell collapsed so far that no
+            list is large enough.
         ValueError: a count is too small, the schedule is unknown, or a static schedule
             with ``rebuild_every > 1`` has no skin.
         TypeError: a count is not an int, or ``step`` does not return ``(state, neighbors)``.
     """
-    _check(neighbors, n_steps, chunk, schedule, rebuild_every)
+    _check(step, neighbors, n_steps, chunk, schedule, rebuild_every)
     every = 0 if schedule == "when-needed" else rebuild_every
     # A loop of known length never waits for the host on a GPU; any length shares one program.
     known = schedule == "static"
     run = _programs.get(step, known, _static_program if known else _program)
     done = 0
-    if int(np.asarray(neighbors.problems)):
+    if check.known_problems("run_chunks", neighbors.problems):
         if not _finite(neighbors):
             raise RunError(f"torchcall: run_chunks: {neighbors.why()}", 0, state, neighbors)
         neighbors = _grow(neighbors, neighbors)
@@ -103,17 +105,17 @@ def run_chunks(
             if progress is not None:
                 progress(done, state, neighbors)
             continue
+        between = f"torchcall: run_chunks: between steps {done} and {done + length}"
         if problems & ~(Problem.SKIN | Problem.NOT_FINITE) and _finite(new):
-            neighbors = _grow(replace(new, schedule=neighbors.schedule), neighbors)
+            try:
+                neighbors = _grow(replace(new, schedule=neighbors.schedule), neighbors)
+            except ValueError as error:  # no list is large enough
+                text = f"{between}: {new.why()}: {error}"
+                raise RunError(text, done, state, neighbors) from error
         elif problems & Problem.SKIN and _finite(new):
             every = max(1, every // 2)
         else:
-            raise RunError(
-                f"torchcall: run_chunks: between steps {done} and {done + length}: {new.why()}",
-                done,
-                state,
-                neighbors,
-            )
+            raise RunError(f"{between}: {new.why()}", done, state, neighbors)
     return state, neighbors
 
 
@@ -188,6 +190,7 @@ def _grow(failed: NeighborList, start: NeighborList) -> NeighborList:
 
 
 def _check(
+    step: Any,
     neighbors: Any,
     n_steps: int,
     chunk: int,
@@ -195,6 +198,8 @@ def _check(
     rebuild_every: int,
 ) -> None:
     where = "torchcall: run_chunks"
+    if not callable(step):
+        raise TypeError(f"{where}: step: expected a function, got {step!r}")
     if not isinstance(neighbors, NeighborList):
         raise TypeError(
             f"{where}: neighbors: expected a NeighborList, got {type(neighbors).__name__}"

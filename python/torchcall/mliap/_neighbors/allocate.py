@@ -42,12 +42,14 @@ class NeighborListFn:
             batch: (N,), system of each atom, nondecreasing, in ``[0, B)``.
 
         Returns:
-            The list.
+            The list, on the device of the positions if they are a JAX array on one device, else on
+            JAX's default device.
 
         Raises:
             TypeError: a dtype is wrong, or an argument is traced.
             ValueError: a shape is wrong, batch is not sorted or out of range, a value is not
-                finite, or the periodic lattice vectors of a system are zero or linearly dependent.
+                finite, the periodic lattice vectors of a system are zero or linearly dependent, or
+                there are too many pairs.
         """
         arrays = check.geometry(positions, cell, pbc, batch)
         layout = Layout(self.cutoff, self.skin, self.capacity_multiplier, 0, 0, None)

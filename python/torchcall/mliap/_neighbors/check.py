@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-import math
+import sys
 from typing import Any
 
 import jax
@@ -58,8 +58,39 @@ def settings(cutoff: float, skin: float, capacity_multiplier: float) -> None:
             "a finite factor of at least 1",
         ),
     ):
-        if not (good and math.isfinite(value)):
+        if not (good and abs(value) <= sys.float_info.max):
             raise ValueError(f"torchcall: neighbor_list: {name}: expected {wanted}, got {value}")
+
+
+def one_list(where: str, problems: jax.Array) -> None:
+    """Raises if these problems are those of several lists, which `jax.vmap` made."""
+    if problems.ndim:
+        raise ValueError(
+            f"torchcall: {where}: expected one list, got {problems.shape} lists, mapped by "
+            "jax.vmap; update them under vmap, or take one of them: "
+            "jax.tree.map(lambda x: x[0], nbrs)"
+        )
+
+
+def known_problems(where: str, problems: jax.Array) -> Problem:
+    """The problems of one list outside programs, or an error."""
+    if isinstance(problems, Tracer):
+        raise TypeError(
+            f"torchcall: {where}: expected a concrete list, got a traced one: call it outside jit"
+        )
+    one_list(where, problems)
+    return Problem(int(np.asarray(problems)))
+
+
+def device_of(where: str, array: jax.Array) -> Any:
+    """The device of a list outside programs, or an error if there are several."""
+    devices = array.devices()
+    if len(devices) != 1:
+        raise ValueError(
+            f"torchcall: {where}: expected a list on one device, got one on {len(devices)}; use "
+            "update inside jit, or jax.device_put(nbrs, device) before"
+        )
+    return next(iter(devices))
 
 
 def same_as_allocated(name: str, got: Any, allocated: jax.Array) -> None:
@@ -89,6 +120,8 @@ def geometry(
                 f"{where}: {name}: expected a concrete array, got a traced one: allocate chooses "
                 "array sizes from values, so call it outside jit and use update inside"
             )
+    devices = positions.devices() if isinstance(positions, jax.Array) else ()
+    device = next(iter(devices)) if len(devices) == 1 else None
     positions, cell, pbc, batch = (np.asarray(value) for value in (positions, cell, pbc, batch))
     n, b = (a.shape[0] if a.ndim else 0 for a in (positions, cell))
     for name, value, shape, text in (
@@ -128,12 +161,7 @@ def geometry(
         raise TypeError(
             f"{where}: positions: expected float32 while jax_enable_x64 is off, got float64"
         )
-    return (
-        jnp.asarray(positions),
-        jnp.asarray(cell),
-        jnp.asarray(pbc),
-        jnp.asarray(batch.astype(np.int32)),
-    )
+    return jax.device_put((positions, cell, pbc, batch.astype(np.int32)), device)
 
 
 def _first_bad(value: np.ndarray) -> str:

@@ -60,10 +60,12 @@ class Candidates(NamedTuple):
 
 def squared_threshold(cutoff: float, dtype: np.dtype) -> np.floating:
     """The smallest t with rounded ``√t ≥ cutoff``: ``d² < t`` is equivalent to ``|r| < cutoff``."""
-    c = dtype.type(cutoff)
-    t = dtype.type(c * c)
-    while np.sqrt(t) >= c:
-        t = np.nextafter(t, dtype.type(0))
-    while np.sqrt(t) < c:
-        t = np.nextafter(t, dtype.type(np.inf))
+    with np.errstate(over="ignore", under="ignore"):
+        # A cutoff that is too short for the dtype still lists coincident atoms.
+        c = max(dtype.type(cutoff), np.nextafter(dtype.type(0), dtype.type(1)))
+        t = dtype.type(c * c)
+        while np.sqrt(t) >= c:
+            t = np.nextafter(t, dtype.type(0))
+        while np.sqrt(t) < c:
+            t = np.nextafter(t, dtype.type(np.inf))
     return t

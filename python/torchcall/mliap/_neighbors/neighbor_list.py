@@ -115,9 +115,10 @@ class NeighborList:
             The list, with the same shapes. Check its ``did_overflow``.
 
         Raises:
-            ValueError: a shape differs from the allocated one.
+            ValueError: a shape differs from the allocated one, or lists are mapped.
             TypeError: a dtype differs from the allocated one.
         """
+        check.one_list("NeighborList.update", self.problems)
         check.same_as_allocated("positions", positions, self.positions)
         check.same_as_allocated("cell", cell, self.cell)
         # The set of pairs has no derivative; the energy at fixed pairs has.
@@ -171,8 +172,10 @@ class NeighborList:
             A list at that geometry without problems. No capacity is smaller than before.
 
         Raises:
-            ValueError: positions or cell were not finite.
+            ValueError: positions or cell were not finite, or this is not one list on one device.
+            TypeError: the list is traced.
         """
+        check.known_problems("NeighborList.grow", self.problems)
         for name in ("positions", "cell"):
             if not np.isfinite(getattr(self, name)).all():
                 raise ValueError(
@@ -184,7 +187,7 @@ class NeighborList:
 
     def why(self) -> str:
         """Describes why ``did_overflow`` is true; outside ``jit``."""
-        return check.describe(int(np.asarray(self.problems)))
+        return check.describe(check.known_problems("NeighborList.why", self.problems))
 
 
 def with_larger_bins(nbrs: NeighborList) -> NeighborList:
@@ -197,7 +200,7 @@ def with_larger_bins(nbrs: NeighborList) -> NeighborList:
 
 def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedule) -> NeighborList:
     if nbrs.positions.shape[0] == 0:
-        return nbrs
+        return replace(nbrs, cell=cell)
     operands = Operands(
         positions,
         cell,
@@ -214,7 +217,7 @@ def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedul
     elif any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(operands)):
         new = native.update(operands, nbrs.layout, schedule)
     else:
-        (device,) = positions.devices()
+        device = check.device_of("NeighborList.update", nbrs.positions)
         arrays = native.update_outside(operands, nbrs.layout, schedule)
         new = jax.device_put(arrays, device)
     return replace(
@@ -249,7 +252,7 @@ def allocated(
         return empty(layout, positions, cell, pbc, batch, basis, None)
     floor = layout.bins
     layout, found = sized_for(positions, cell, pbc, batch, layout)
-    (device,) = positions.devices()
+    device = check.device_of("NeighborList.grow", positions)
     basis = jax.device_put(found, device)
     limits = None
     if not native.serves(positions):

@@ -15,6 +15,7 @@ from torchcall.mliap._neighbors.layout import Layout
 from torchcall.mliap._neighbors.reduction import reduced_bases
 
 _SIXTEENTHS = 16
+_MOST_SLOTS = 2**30  # numbers of pairs are int32
 
 
 def sized_for(
@@ -26,8 +27,8 @@ def sized_for(
         The layout, without bins; and the bases of the search, (B, 3, 3) int32.
 
     Raises:
-        ValueError: the cell is flat, or so short that the search radius crosses it too often, or
-            atoms are too far from the origin.
+        ValueError: the cell is flat, or so short that the search radius
+            crosses it too often; atoms are too far from the origin; or there are too many pairs.
     """
     arrays = tuple(np.asarray(x) for x in (positions, cell, pbc, batch))
     basis = reduced_bases(arrays[1], arrays[2])
@@ -48,6 +49,12 @@ def sized_for(
             f"{heights[system]:g} Å apart"
         )
     multiplier = layout.capacity_multiplier
+    pairs = max(edges, candidates)
+    if pairs * multiplier > _MOST_SLOTS:
+        raise ValueError(
+            f"torchcall: NeighborListFn.allocate: expected at most 2**30 slots for pairs, got "
+            f"{pairs} pairs within {reach:g} Å times capacity_multiplier={multiplier:g}"
+        )
     sized = replace(
         layout,
         edges=max(capacity(edges * multiplier), layout.edges),
