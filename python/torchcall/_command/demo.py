@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
         simulated = parser.parse_args([*words, "--log", str(log), "--plot", str(options.plot)])
         simulated.json = options.json
         md.check(simulated)
-        from torchcall.md.run import demo
+        from torchcall.md.command import demo
 
         return demo(simulated, peers=not options.no_peers)

@@ -130,7 +130,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs or continues a simulation. Returns the exit status."""
     check(options)
-    from torchcall.md.run import run as simulate
+    from torchcall.md.command import run as simulate
 
     return simulate(options)
 

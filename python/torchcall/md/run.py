@@ -1,17 +1,14 @@
-"""A run from the options to the last line."""
+"""A simulation with its files, from the options to the last line."""
 
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import time
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,14 +16,13 @@ import torch
 from ase import units
 
 import torchcall
-from torchcall._command.included import argon_module, included_file
+from torchcall._command.included import included_file
 from torchcall._command.inputs import load_model, read_structure
 from torchcall._command.md import stored, trajectories
 from torchcall._command.parsing import PROGRAM, CommandError
-from torchcall._compilation_cache import use_compilation_cache
 from torchcall.md.checkpoint import Checkpoint, packed, read, unpacked
 from torchcall.md.ensembles import Settings, keys
-from torchcall.md.explosion import find_explosion, is_sound
+from torchcall.md.explosion import is_sound
 from torchcall.md.files import (
     AppendFile,
     extxyz,
@@ -34,63 +30,13 @@ from torchcall.md.files import (
     log_rows,
     raw_frame,
     write_hdf5,
-    write_whole,
 )
 from torchcall.md.progress import Progress
 from torchcall.md.report import Summary, draw, read_log, write_json
 from torchcall.md.simulation import Frame, Group, Simulation
+from torchcall.md.stop import explain, explode
 from torchcall.md.system import System, initial_momenta
 from torchcall.mliap import RunError, TorchMliap
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM."""
-
-
-def run(options: argparse.Namespace) -> int:
-    """Runs or continues a simulation; see `torchcall._command.md` for the options.
-
-    Returns:
-        0.
-
-    Raises:
-        CommandError: Something that the user can fix; or the run stopped early, with status 1, or
-            130 and 143 after Ctrl-C and SIGTERM.
-    """
-    with _settings(options):
-        run_ = Run(options)
-        run_.simulate()
-        run_.report()
-    return 0
-
-
-def demo(options: argparse.Namespace, *, peers: bool) -> int:
-    """`run`, and the comparison with JAX's callbacks.
-
-    Returns:
-        0.
-
-    Raises:
-        CommandError: As `run`.
-    """
-    from torchcall.demo._compare import compare, rows, timing_table
-
-    with _settings(options):
-        print(
-            f"torchcall {torchcall.__version__}, jax {jax.__version__}, torch {torch.__version__}; "
-            "jax-md's velocity Verlet in jitted loops",
-            flush=True,
-        )
-        run_ = Run(options)
-        run_.simulate()
-        found = []
-        if peers:
-            print(f"\ntiming: rounds of {options.every} steps by each method", flush=True)
-            timings = compare(run_, argon_module())
-            print(f"\n{timing_table(timings)}\n")
-            found = rows(timings, len(run_.system.numbers))
-        run_.report(written=[options.plot], follow=_TRY, rows=found)
-    return 0
 
 
 class Done(NamedTuple):
@@ -363,9 +309,9 @@ class Run:
                 groups = list(pool.map(self._advance_in_thread, before))
             frame = self._observe(groups)
         except RunError:
-            self._explode(before)
+            explode(self.options, self.system, self.simulation, self.step, before)
         if not is_sound(self.system, frame, self.options.timestep * units.fs):
-            self._explode(before)
+            explode(self.options, self.system, self.simulation, self.step, before)
         self._write_record(self.step + self.options.every, groups, frame)
 
     def _advance_in_thread(self, group: Group) -> Group:
@@ -413,56 +359,7 @@ class Run:
                 except OSError as disk:
                     failed = disk
             self._close()
-            self._explain(failed or error)
-
-    def _explain(self, error: BaseException) -> NoReturn:
-        options = self.options
-        again = f"continue with {PROGRAM} md --restart --log {options.log}"
-        if isinstance(error, KeyboardInterrupt):
-            name, status = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
-            raise CommandError(
-                f"stopped by {name} after step {self.step}; {again}", status
-            ) from error
-        if isinstance(error, OSError) and error.errno:
-            raise CommandError(
-                f"cannot write after step {self.step}: {error.strerror}; the files are whole up to "
-                f"the last checkpoint. Make room, then {again}",
-                1,
-            ) from error
-        raise error
-
-    def _explode(self, before: list[Group]) -> NoReturn:
-        options, system = self.options, self.system
-        timestep = options.timestep * units.fs
-        first = 0
-        for group in before:
-            found = find_explosion(
-                system,
-                group,
-                steps=options.every,
-                timestep=timestep,
-                single=self.simulation.single,
-                observe=self.simulation.frame,
-            )
-            if found is not None:
-                step, replica = self.step + found.steps, first + found.replica
-                path = options.log.with_suffix(".last-good.extxyz")
-                info = {"step": step, "time_ps": step * options.timestep * 1e-3}
-                write_whole(path, extxyz(system, found.good, found.replica, **info))
-                where = f" of replica {replica}" if options.replicas > 1 else ""
-                raise CommandError(
-                    f"the simulation exploded in step {step + 1}: atom {found.atom}{where} "
-                    f"({system.symbols[found.atom]}) moves {found.moved:.3g} Å in it under a "
-                    f"force of {found.force:.3g} eV/Å. The last good frame, of step {step}, is in "
-                    f"{path}. Try a smaller --timestep, or relax the structure first",
-                    1,
-                )
-            first += len(group.state.cell)
-        raise CommandError(
-            f"the simulation exploded between steps {self.step} and {self.step + options.every}; "
-            "try a smaller --timestep, or relax the structure first",
-            1,
-        )
+            explain(failed or error, self.step, self.options.log)
 
     def _trajectory_files(self) -> list[Path]:
         traj = self.options.traj
@@ -478,9 +375,6 @@ class Run:
                 write_hdf5(trajectories(self.options)[0], traj, self.system)
 
 
-_TRY = f"{PROGRAM} md --structure YOUR.cif --model 7net-0 --ensemble nvt --temperature 300"
-
-
 @contextmanager
 def _advice(options: argparse.Namespace) -> Iterator[None]:
     """Errors of the neighbour list name the structure."""
@@ -489,48 +383,3 @@ def _advice(options: argparse.Namespace) -> Iterator[None]:
     except ValueError as error:
         text = str(error).removeprefix("torchcall: ")
         raise CommandError(f"--structure {options.structure or 'argon.xyz'}: {text}") from error
-
-
-@contextmanager
-def _settings(options: argparse.Namespace) -> Iterator[None]:
-    """Precision, devices, cache and signals of a run; restored afterwards."""
-    use_compilation_cache()
-    if options.devices > 1 and not _started():
-        jax.config.update("jax_num_cpu_devices", options.devices)
-    if len(jax.devices()) < options.devices:
-        raise CommandError(
-            f"--devices: expected at most {len(jax.devices())}, the number of devices, got "
-            f"{options.devices}"
-        )
-
-    def terminate(*_: Any) -> None:
-        raise Terminated
-
-    old = signal.getsignal(signal.SIGTERM)
-    with suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGTERM, terminate)
-    double = options.dtype == "float64"
-    budget = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    try:
-        with (
-            warnings.catch_warnings(),
-            jax.enable_x64(double),
-            jax.numpy_dtype_promotion("standard"),
-        ):
-            # jax-md asks for sums in double precision, where they exist.
-            warnings.filterwarnings("ignore", "Explicitly requested dtype")
-            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
-            yield
-    finally:
-        with suppress(ValueError):
-            signal.signal(signal.SIGTERM, old)
-        torchcall.set_num_threads(budget)
-        torch.use_deterministic_algorithms(deterministic)
-        sys.stdout.flush()
-
-
-def _started() -> bool:
-    from jax._src import xla_bridge
-
-    return xla_bridge.backends_are_initialized()
