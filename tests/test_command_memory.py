@@ -33,8 +33,8 @@ def _page_faults(folder, *, keep, **env):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_memory_is_not_returned_between_calls(tmp_path):
-    usual = _page_faults(tmp_path, keep=False)
-    assert usual > 50_000  # 3 steps of 16 tensors of 8 MB, in pages of 4 kB
-    assert _page_faults(tmp_path, keep=True) < usual / 5
+    # 3 steps of 16 tensors of 8 MB: thousands of pages, fewer where pages are huge.
+    kept = _page_faults(tmp_path, keep=True)
+    assert _page_faults(tmp_path, keep=False) > 3 * kept
     own = {"MALLOC_TRIM_THRESHOLD_": "131072", "MALLOC_MMAP_THRESHOLD_": "131072"}
-    assert _page_faults(tmp_path, keep=True, **own) > 50_000
+    assert _page_faults(tmp_path, keep=True, **own) > 3 * kept

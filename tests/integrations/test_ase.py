@@ -1,8 +1,8 @@
 """`torchcall.integrations.ase` against ASE's own Lennard-Jones calculator."""
 
 import jax
-import lennard_jones
 import numpy as np
+import pair_potential
 import pytest
 import torch
 from ase import Atoms
@@ -13,7 +13,7 @@ from ase.calculators.fd import calculate_numerical_stress
 from ase.mep import NEB
 from ase.optimize import BFGS
 from ase.phonons import Phonons
-from lennard_jones import CUTOFF, EPSILON, ONSET, SIGMA
+from pair_potential import CUTOFF, EPSILON, ONSET, SIGMA
 
 from torchcall.integrations.ase import Calculator
 from torchcall.mliap import TorchMliap
@@ -25,7 +25,7 @@ def reference():
 
 @pytest.fixture(scope="module")
 def model():
-    return lennard_jones.potential()
+    return pair_potential.potential()
 
 
 @pytest.fixture
@@ -197,14 +197,14 @@ def test_charge_and_spin_are_those_of_the_atoms():
 
 def test_the_documented_example_runs(model):
     names = {"model": model}
-    exec(lennard_jones.documented("Calculator"), names)
+    exec(pair_potential.documented("Calculator"), names)
     assert names["atoms"].get_potential_energy() < -0.1
     assert np.isfinite(names["stress"]).all()
 
 
 def test_what_a_model_does_not_return_is_an_error(model):
     atoms = crystal()
-    atoms.calc = Calculator(lennard_jones.without_cell_gradients())
+    atoms.calc = Calculator(pair_potential.without_cell_gradients())
     expected = both(model, atoms)[1].get_forces()
     np.testing.assert_allclose(atoms.get_forces(), expected, rtol=0, atol=1e-12)
     with pytest.raises(PropertyNotImplementedError, match="a model that computes cell gradients"):

@@ -5,13 +5,13 @@ import re
 from pathlib import Path
 
 import ase.io
-import lennard_jones
 import numpy as np
+import pair_potential
 import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
-from lennard_jones import CUTOFF, EPSILON, ONSET, SIGMA
+from pair_potential import CUTOFF, EPSILON, ONSET, SIGMA
 
 from torchcall.__main__ import main
 from torchcall._command import relax
@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch):
     crystal.rattle(0.15, seed=4)
     crystal.write("crystal.xyz")
     ase.Atoms("Ar3", [[0, 0, 0], [4, 0, 0], [2, 3.3, 0]]).write("molecule.xyz")
-    torch.jit.script(lennard_jones.LennardJones().eval()).save("lj.pt")
+    torch.jit.script(pair_potential.LennardJones().eval()).save("lj.pt")
     return tmp_path
 
 

@@ -2,8 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-import lennard_jones
 import numpy as np
+import pair_potential
 import pytest
 from jax_md import energy as energies
 from jax_md import minimize, partition, quantity, simulate, space
@@ -35,12 +35,12 @@ def jax_md_promotion():
 @pytest.fixture(scope="module")
 def model():
     with jax.enable_x64(True):
-        return lennard_jones.potential()
+        return pair_potential.potential()
 
 
 @pytest.fixture(scope="module")
 def frac():
-    return lennard_jones.fractional_argon()
+    return pair_potential.fractional_argon()
 
 
 def real(box, frac):
@@ -67,10 +67,10 @@ def reference(displacement, box, *, fractional, format=partition.Sparse, skin=0.
     return energies.lennard_jones_neighbor_list(
         displacement,
         box,
-        sigma=lennard_jones.SIGMA,
-        epsilon=lennard_jones.EPSILON,
-        r_onset=lennard_jones.ONSET / lennard_jones.SIGMA,
-        r_cutoff=lennard_jones.CUTOFF / lennard_jones.SIGMA,
+        sigma=pair_potential.SIGMA,
+        epsilon=pair_potential.EPSILON,
+        r_onset=pair_potential.ONSET / pair_potential.SIGMA,
+        r_cutoff=pair_potential.CUTOFF / pair_potential.SIGMA,
         dr_threshold=skin,
         fractional_coordinates=fractional,
         format=format,
@@ -256,7 +256,7 @@ def test_pressure_is_the_derivative_of_the_energy_by_volume(model, frac):
 
 
 def test_a_box_smaller_than_twice_the_cutoff(model):
-    small, side = lennard_jones.fractional_argon(1, 0.02), SIDE / 2
+    small, side = pair_potential.fractional_argon(1, 0.02), SIDE / 2
     corners = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), -1).reshape(-1, 1, 3)
     large = (corners + small).reshape(-1, 3) / 2
     position, energy, neighbor = ours(model, small, side)
@@ -328,7 +328,7 @@ def test_wrong_settings_get_clear_errors(model):
 
 def test_the_documented_example_runs(model):
     names = {"model": model}
-    exec(lennard_jones.documented("jax_md"), names)
+    exec(pair_potential.documented("jax_md"), names)
     state, neighbor = names["new_state"], names["new_neighbor"]
     assert np.isfinite(state.force).all()
     assert np.isfinite(names["pressure"])
@@ -336,7 +336,7 @@ def test_the_documented_example_runs(model):
 
 
 def test_a_model_without_cell_gradients_serves_forces_only(model, frac):
-    bare = lennard_jones.without_cell_gradients()
+    bare = pair_potential.without_cell_gradients()
     position, energy, neighbor = ours(bare, frac, SIDE)
     _, full, _ = ours(model, frac, SIDE)
     assert_close(jax.grad(energy)(position, neighbor), jax.grad(full)(position, neighbor))
