@@ -51,7 +51,7 @@ from torchcall.demo._timing import Timing
 from torchcall.mliap import TorchMliap
 
 SIZES = (8, 64, 500, 4000, 32_000)
-SECONDS = 30  # per size
+SECONDS = 15  # per size
 NETWORK_REPEATS = (1, 2, 4)  # 8, 64 and 512 atoms
 NETWORK_SKIN, NETWORK_DT = 0.5, 1.0 * units.fs
 ENGINES = {LOOP: "XLA", INTEGRATOR: "XLA", MEMCPY: "none"}
