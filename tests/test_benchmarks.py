@@ -38,6 +38,7 @@ def checked_document(path):
     return document
 
 
+@pytest.mark.slow  # half a minute
 def test_call_overhead_times_every_case_and_prints_every_verdict(tmp_path):
     path = tmp_path / "results" / "call_overhead.json"
     options = ("--quick", "--without", "wrap_torch2jax", "--json", path)

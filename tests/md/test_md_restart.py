@@ -91,7 +91,7 @@ def kill_after(monkeypatch, appends):
 @pytest.mark.parametrize(
     "ensemble",
     [
-        pytest.param(name, marks=[] if name in ("npt", "replicas") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name == "replicas" else pytest.mark.slow)
         for name in ENSEMBLES
     ],
 )

@@ -61,7 +61,9 @@ def test_vesin_lists_are_sorted_and_padded():
         edges_from_pairs(i, j, s, n_atoms=len(atoms), capacity=4)
 
 
-@pytest.mark.parametrize("kind", ["Dense", "Sparse", "OrderedSparse"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("Dense", marks=pytest.mark.slow), "Sparse", "OrderedSparse"]
+)
 def test_jax_md_lists_get_cell_offsets(kind):
     atoms = crystal()
     atoms.append(atoms[0])  # at the same place
