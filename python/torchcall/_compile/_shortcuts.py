@@ -62,7 +62,7 @@ def _untested(kind: type[Any]) -> Any:
 
 @contextlib.contextmanager
 def uncached_fake_tensors() -> Iterator[None]:
-    """Fake tensors compute each operator's shape anew.
+    """Fake tensors compute each operator's shape without a cache.
 
     With symbolic sizes, making a tensor from the cache takes longer than that.
     """

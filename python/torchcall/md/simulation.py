@@ -169,7 +169,7 @@ class Simulation:
             self.model.warmup(graph)
 
     def energies(self, group: Group) -> np.ndarray:
-        """(R,), in eV, evaluated anew at the group's positions."""
+        """(R,), in eV, evaluated at the group's positions."""
         return np.asarray(jax.jit(self._energies)(group.state, group.neighbors))
 
     def _constants(self, replicas: int) -> Atoms:
