@@ -1,8 +1,8 @@
-"""Neighbour lists of 1k, 10k and 100k atoms: time per search and per step, beside jax-md and vesin.
+"""Neighbour lists of 1k to 100k atoms: a search and a step, beside jax-md, vesin and matscipy.
 
 Every JAX method runs inside one jitted `fori_loop` whose operands are arguments; atoms drift a
-little in each iteration, so that none is the same as the one before. vesin is called from Python
-with a float64 copy of the positions, as its interface wants.
+little in each iteration, so that none is the same as the one before. vesin and matscipy are called
+from Python with a float64 copy of the positions, as their interfaces want.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import matscipy.neighbours
 import numpy as np
 import vesin
 
@@ -27,7 +28,8 @@ from torchcall.mliap import NeighborList, neighbor_list
 CUTOFF, SKIN = 5.0, 0.5
 DENSITY = 0.05  # atoms/Å³, silicon's
 SEARCH, STEP = "torchcall, search", "torchcall, step with skin"
-PEER_SEARCH, PEER_STEP, VESIN = "jax-md, search", "jax-md, step with skin", "vesin, search"
+PEER_SEARCH, PEER_STEP = "jax-md, search", "jax-md, step with skin"
+VESIN, MATSCIPY = "vesin, search", "matscipy, search"
 # As in a liquid with steps of 2 fs: the skin is used up after about 15 steps.
 RUN, PEER_RUN = "torchcall, 15 steps a search", "jax-md, 15 steps a search"
 FORCES, PEER_FORCES = "torchcall, step and forces", "jax-md, step and forces"
@@ -139,9 +141,19 @@ def methods(n_atoms: int, *, jax_md: bool = True) -> dict[str, Run]:
         for _ in range(calls):
             search.compute(positions.astype(float), lattice, True, "ijS", copy=False)
 
+    def matscipy_search(quantities: str) -> Any:
+        return matscipy.neighbours.neighbour_list(
+            quantities, positions=positions.astype(float), cell=lattice, pbc=True, cutoff=CUTOFF
+        )
+
+    def matscipy_calls(calls: int) -> None:
+        for _ in range(calls):
+            matscipy_search("ijS")
+
     result: dict[str, Run] = {
         SEARCH: loop(lambda n, x: n.update(x, n.cell), positions, plain, 1e-4),
         VESIN: lambda calls: timed(lambda: vesin_calls(calls)),
+        MATSCIPY: lambda calls: timed(lambda: matscipy_calls(calls)),
         STEP: loop(lambda n, x: n.update(x, n.cell), positions, skinned, 1e-7),
         RUN: fifteenths(loop(lambda n, x: n.update(x, n.cell), positions, skinned, 0.0096)),
         FORCES: loop(our_forces, positions, (skinned, nothing), 1e-7),
@@ -149,6 +161,7 @@ def methods(n_atoms: int, *, jax_md: bool = True) -> dict[str, Run]:
     counts = {
         "torchcall": int(plain.n_edges),
         "vesin": len(search.compute(positions.astype(float), lattice, True, "i")[0]),
+        "matscipy": len(matscipy_search("i")),
     }
     if jax_md:
         theirs, theirs_skinned = jax_md_lists(positions, side)
@@ -193,7 +206,7 @@ def report(case: str, timings: dict[str, Timing], rows: list[dict[str, object]])
             {
                 "case": case,
                 "method": name,
-                "engine": "vesin" if name == VESIN else "XLA",
+                "engine": name.split(",")[0] if name in (VESIN, MATSCIPY) else "XLA",
                 "us_median": timing.us_median,
                 "us_iqr": timing.us_iqr,
                 "n": timing.n,
@@ -215,7 +228,7 @@ def main() -> int:
     if options.memory_of is not None:
         print_peak(options.memory_of)
         return 0
-    peers = [name for name in ("jax-md", "vesin") if name != options.without]
+    peers = [name for name in ("jax-md", "vesin", "matscipy") if name != options.without]
     found = versions() | {name: version(name) for name in peers}
     where = machine()
     print(f"{where['cpu']}, {where['cores']} cores, {where['os']}; float32, {CUTOFF} Å + {SKIN} Å")

@@ -105,7 +105,7 @@ def test_neighbor_list_times_every_method(without, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = checked_document(path)["rows"]
     assert {row["case"] for row in rows} == {"200 atoms"}
-    assert len({row["method"] for row in rows}) == (5 if without else 9)
+    assert len({row["method"] for row in rows}) == (6 if without else 10)
 
 
 # Each row takes a fresh process.
@@ -119,7 +119,7 @@ def test_latency_measures_fresh_processes(rows, tmp_path):
     assert done.returncode == 0, done.stderr
     cases = {row["case"] for row in checked_document(path)["rows"]}
     assert "import torchcall, after jax and torch" in cases
-    assert len(cases) == (2 if rows else 11)
+    assert len(cases) == (2 if rows else 13)
     goals = [line for line in done.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
     assert len(goals) == (1 if rows else 10)
 
