@@ -1,8 +1,10 @@
 """The cache finds packages by content and ignores damaged ones."""
 
+import contextlib
 import sys
 import threading
 
+import filelock
 import pytest
 import reference
 import torch
@@ -10,6 +12,7 @@ from energies import Soft
 
 import torchcall
 from torchcall._compile import _cache
+from torchcall._compile._build import lock_of
 from torchcall._compile._folder import cache_folder
 
 
@@ -83,6 +86,65 @@ def test_a_damaged_entry_is_compiled_again(damage, uncompiled, tmp_path, example
     assert len(uncompiled) == 2
     assert (tmp_path / "m.pt2").read_bytes() == whole
     assert [e.read_bytes() for e in entries(tmp_path)] == [whole]
+
+
+@pytest.mark.parametrize("blocked", [True, False], ids=["waiting", "just too late"])
+def test_another_process_s_package_is_taken(blocked, uncompiled, tmp_path, example, monkeypatch):
+    import torchcall._compile._run as run
+
+    compiled(Soft(), tmp_path / "a.pt2", example, dynamic=False)
+    (entry,) = entries(tmp_path)
+    whole = entry.read_bytes()
+    entry.unlink()
+
+    class OthersLock:
+        def acquire(self, *, blocking=True):
+            if blocked and not blocking:
+                raise filelock.Timeout("lock")
+            entry.write_bytes(whole)  # the other process is done
+            return contextlib.nullcontext()
+
+    monkeypatch.setattr(run, "lock_of", lambda _: OthersLock())
+    compiled(Soft(), tmp_path / "b.pt2", example, dynamic=False)
+    assert len(uncompiled) == 1
+    assert (tmp_path / "b.pt2").read_bytes() == whole
+
+
+@pytest.mark.usefixtures("uncompiled")
+def test_one_process_at_a_time_builds_a_model(tmp_path, example, monkeypatch):
+    import torchcall._compile._run as run
+
+    own, contents = run.build, []
+
+    def build(name, program, path, metadata, device):
+        contents.append(metadata["content"])
+        with pytest.raises(filelock.Timeout):
+            lock_of(contents[0]).acquire(blocking=False)
+        own(name, program, path, metadata, device)
+
+    monkeypatch.setattr(run, "build", build)
+    compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
+    with lock_of(*contents).acquire(blocking=False):  # free again
+        pass
+
+
+def test_leftovers_of_killed_processes_are_removed(tmp_path):
+    cache, out = cache_folder(), tmp_path / "out"
+    for folder in (cache, out):
+        folder.mkdir()
+    left = [cache / f".{name}-0123456789abcdef.pt2" for name in ("new", "k" * 40)]
+    others = [cache / "kept-0123456789abcdef.pt2", out / ".n-0123456789abcdef.pt2"]
+    for file in (*left, *others, out / ".m-0123456789abcdef.pt2"):
+        file.touch()
+    with _cache.temporary_beside(cache / "new.pt2") as first:
+        assert not any(file.exists() for file in left)
+        first.write_bytes(b"in use")
+        with _cache.temporary_beside(cache / "new.pt2") as second:
+            assert first.read_bytes() == b"in use"
+            assert first != second
+    with _cache.temporary_beside(out / "m.pt2") as third:
+        assert sorted(out.iterdir()) == sorted([third, others[1]])
+    assert sorted([*cache.iterdir(), *out.iterdir()]) == sorted(others)
 
 
 def test_an_entry_that_does_not_load_is_compiled_again(uncompiled, tmp_path, example, monkeypatch):

@@ -132,13 +132,15 @@ def _threads_of_the_machine() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@contextlib.contextmanager
-def _one_build_of(content: str) -> Iterator[None]:
-    """Lets one process at a time build a model: the files in torch's cache are named by content."""
+def lock_of(content: str) -> FileLock:
+    """A lock that lets one process of this machine at a time build a model.
+
+    Files in torch's cache are named by content. The lock belongs to an open file, so it ends with
+    the process that has it, however that ends.
+    """
     folder = Path(cache_dir())
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / f"torchcall-{content[:32]}.lock"):
-        yield
+    return FileLock(folder / f"torchcall-{content[:32]}.lock")
 
 
 def _guards(program: ExportedProgram | GraphModule) -> list[Any]:
@@ -165,7 +167,7 @@ def build(
     metadata: dict[str, Any],
     device: torch.device,
 ) -> None:
-    """Compiles the program into a package.
+    """Compiles the program into a package. The caller has the lock of its content.
 
     Args:
         name: what errors call the module.
@@ -192,7 +194,6 @@ def build(
         # With the flag, choices between equivalent operators do not restrict the sizes.
         symbols: Any = _config
         with (
-            _one_build_of(metadata["content"]),
             _threads_of_the_machine(),
             linear_strides(),
             symbols.patch(backed_size_oblivious=True),

@@ -1,9 +1,11 @@
 """The cache of compiled packages. The key is a hash of everything that determines a package."""
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -63,17 +65,57 @@ def store(key: str, package: Path) -> None:
 def temporary_beside(path: Path) -> Iterator[Path]:
     """A new empty `.pt2` file in the folder of `path`, removed at the end unless it was renamed.
 
+    Files that processes left there because they were killed are removed: in the cache's folder all
+    of them, elsewhere those for the same `path`.
+
     Raises:
         OSError: the folder cannot be written.
     """
+    stem = path.stem[:40]
+    _remove_leftovers(path.parent, None if path.parent == cache_folder() else stem)
     # Not by `tempfile`: only the owner could read its files.
-    name = path.parent / f".{path.stem[:40]}-{secrets.token_hex(8)}.pt2"
-    os.close(os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    name, file = _locked(path.parent, stem)
     try:
         yield name
     finally:
+        os.close(file)
         with contextlib.suppress(FileNotFoundError):
             name.unlink()
+
+
+def _locked(folder: Path, stem: str) -> tuple[Path, int]:
+    """A new file and its descriptor. The lock on it ends with the process, so shows that it lives.
+
+    torch's compiler and `copyfile` write into the file that exists, which remains locked.
+    """
+    while True:
+        name = folder / f".{stem}-{secrets.token_hex(8)}.pt2"
+        file = os.open(name, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file).st_nlink:
+            return name, file
+        os.close(file)  # another process took it for a leftover before it was locked
+
+
+def _remove_leftovers(folder: Path, stem: str | None) -> None:
+    """Removes temporary files of `temporary_beside` whose process has ended."""
+    pattern = re.compile(rf"\.{'.+' if stem is None else re.escape(stem)}-[0-9a-f]{{16}}\.pt2")
+    with contextlib.suppress(OSError):
+        for name in folder.iterdir():
+            if pattern.fullmatch(name.name):
+                with contextlib.suppress(OSError):
+                    _remove_unlocked(name)
+
+
+def _remove_unlocked(name: Path) -> None:
+    """Raises OSError if a process has the file locked."""
+    file = os.open(name, os.O_RDWR)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        name.unlink()
+    finally:
+        os.close(file)
 
 
 def _hash_of(path: Path) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import Timeout
 from torch._inductor import aoti_load_package
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from torchcall._compile import _cache
-from torchcall._compile._build import build, options
+from torchcall._compile._build import build, lock_of, options
 from torchcall._compile._compare import DifferentError
 from torchcall._compile._errors import CompileError
 from torchcall._compile._folder import cache_folder
@@ -92,6 +93,8 @@ def produce(
 ) -> str:
     """Takes the package from the cache or builds it, and compares its results with the module's.
 
+    Waits for another process that builds the same model, and then takes its package.
+
     Args:
         name: what errors call the module.
         program: what to compile, see `build`.
@@ -109,27 +112,49 @@ def produce(
         DifferentError, SpecialisedError, CompileError: it cannot be built, or its results differ.
     """
     key = _cache.key_of(metadata, options(device)) if cache else ""
-    if key and (entry := _cache.find(key, to)):
-        with progress.stage("checking the package from the cache"):
-            try:
-                compare(aoti_load_package(str(to)))
-                return key
-            except (DifferentError, RuntimeError):  # not valid here: build it again
-                entry.unlink(missing_ok=True)
-    operators = sum(node.op == "call_function" for node in program.graph.nodes)
-    with progress.stage(f"compiling {operators} operators ({_expected_time(operators)} if quiet)"):
-        build(name, program, to, metadata, device)
-    with progress.stage("checking its results against the module"):
+    if key and _taken(key, to, compare, progress):
+        return key
+    with contextlib.ExitStack() as stack:
+        lock = lock_of(metadata["content"])
         try:
-            package = aoti_load_package(str(to))
-        except RuntimeError as error:
-            raise CompileError(
-                f"torchcall: {name}: compile: expected a package that loads, got an error: {error}"
-            ) from error
-        compare(package)
-    if key:
-        _cache.store(key, to)
-    return key
+            stack.enter_context(lock.acquire(blocking=False))
+        except Timeout:
+            with progress.stage("waiting for another process that compiles it"):
+                stack.enter_context(lock.acquire())
+        if key and _taken(key, to, compare, progress):  # made in the meantime
+            return key
+        operators = sum(node.op == "call_function" for node in program.graph.nodes)
+        expected = _expected_time(operators)
+        with progress.stage(f"compiling {operators} operators ({expected} if quiet)"):
+            build(name, program, to, metadata, device)
+        with progress.stage("checking its results against the module"):
+            try:
+                package = aoti_load_package(str(to))
+            except RuntimeError as error:
+                raise CompileError(
+                    f"torchcall: {name}: compile: expected a package that loads, got an error: "
+                    f"{error}"
+                ) from error
+            compare(package)
+        if key:
+            _cache.store(key, to)
+        return key
+
+
+def _taken(
+    key: str, to: Path, compare: Callable[[Callable[..., Any]], None], progress: Progress
+) -> bool:
+    """Fills the file with the cache's package, if there is one whose results are the module's."""
+    entry = _cache.find(key, to)
+    if entry is None:
+        return False
+    with progress.stage("checking the package from the cache"):
+        try:
+            compare(aoti_load_package(str(to)))
+        except (DifferentError, RuntimeError):  # not valid here: build it again
+            entry.unlink(missing_ok=True)
+            return False
+    return True
 
 
 def _expected_time(operators: int) -> str:
