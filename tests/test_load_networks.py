@@ -1,5 +1,6 @@
 """`torchcall.models.load`: what it recognises, and what it does not run."""
 
+import hashlib
 import pickle
 import threading
 import time
@@ -189,14 +190,18 @@ def test_a_package_is_found_again_by_what_determines_it(tmp_path, monkeypatch):
     assert _packages.record_of(network, Gaussians(), {}) is None
     assert _packages.from_record(record, {}) is None
 
-    package = tmp_path / "cache" / "package.pt2"
+    code = b"code and weights"
+    package = tmp_path / "cache" / f"key-{hashlib.sha256(code).hexdigest()}.pt2"
     package.parent.mkdir()
-    package.write_bytes(b"")
+    package.write_bytes(code)
     _packages.write_record(record, package)
-    assert _packages.from_record(record, {}) is None  # no package: damaged
+    assert _packages.from_record(record, {}) is None  # its bytes are no package
     loaded = []
     monkeypatch.setattr(TorchMliap, "from_package", loaded.append)
     _packages.from_record(record, {})
+    assert loaded == [package]
+    package.write_bytes(code.replace(b"w", b"W"))
+    assert _packages.from_record(record, {}) is None  # damaged: not even loaded
     assert loaded == [package]
 
     assert _packages.record_of(network, file, {"head": None}) == record

@@ -103,11 +103,13 @@ def test_packages_equal_maces_calculator(files):
     check_structures(model, expected, SYSTEMS, FLOAT32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_dynamics_equal_those_of_ase(files, dtype):
+@pytest.mark.parametrize(
+    "engine, dtype", [("script", "float32"), ("script", "float64"), ("package", "float32")]
+)
+def test_dynamics_equal_those_of_ase(files, engine, dtype):
     with jax.enable_x64(dtype == "float64"):
         path = files / "ScaleShiftMACE.model"
-        model = models.load(path, head="dft", dtype=dtype, engine="script")
+        model = models.load(path, head="dft", dtype=dtype, engine=engine)
         expected = calculator(path, dtype, "dft")
         check_dynamics(model, expected, SYSTEMS["bulk"], np.dtype(dtype).type)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._inductor.cpu_vec_isa import pick_vec_isa
 
-from torchcall._compile._folder import cache_folder
+from torchcall._compile._folder import cache_folder, digest_of
 
 
 def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:
@@ -42,7 +42,7 @@ def find(key: str, to: Path | None = None) -> Path | None:
     with contextlib.suppress(OSError):
         for entry in sorted(cache_folder().glob(f"{key}-*.pt2")):
             read = entry if to is None else shutil.copyfile(entry, to)
-            if entry.stem.rpartition("-")[2] == _hash_of(read):
+            if entry.stem.rpartition("-")[2] == digest_of(read):
                 return entry
             entry.unlink()
     return None
@@ -58,7 +58,7 @@ def store(key: str, package: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary_beside(folder / f"{key}.pt2") as copy:
             shutil.copyfile(package, copy)
-            os.replace(copy, folder / f"{key}-{_hash_of(copy)}.pt2")
+            os.replace(copy, folder / f"{key}-{digest_of(copy)}.pt2")
 
 
 @contextlib.contextmanager
@@ -116,8 +116,3 @@ def _remove_unlocked(name: Path) -> None:
         name.unlink()
     finally:
         os.close(file)
-
-
-def _hash_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,5 +1,6 @@
 """Where compiled code is cached. Imports nothing of torch's compiler, which takes seconds."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Literal
@@ -16,3 +17,9 @@ def cache_folder(content: Literal["packages", "programs"] = "packages") -> Path:
     import platformdirs
 
     return platformdirs.user_cache_path("torchcall", appauthor=False) / content
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file. The name of a package in the cache ends in it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

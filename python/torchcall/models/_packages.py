@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from torchcall import __version__
-from torchcall._compile._folder import cache_folder
+from torchcall._compile._folder import cache_folder, digest_of
 from torchcall.mliap import TorchMliap
 
 
@@ -37,11 +37,7 @@ def record_of(network: ModuleType, source: object, options: dict[str, Any]) -> P
     if not isinstance(source, str | Path) or not hasattr(network, "DISTRIBUTIONS"):
         return None
     path = Path(source)
-    if path.is_file():
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    else:
-        content = str(source).lower()
+    content = digest_of(path) if path.is_file() else str(source).lower()
     versions = {name: _version(name) for name in network.DISTRIBUTIONS}
     versions |= {"torch": torch.__version__, "torchcall": __version__}
     code = hashlib.sha256()
@@ -57,10 +53,13 @@ def record_of(network: ModuleType, source: object, options: dict[str, Any]) -> P
 def from_record(record: Path, options: dict[str, Any]) -> TorchMliap | None:
     """The potential that a record names; None if there is no record or no usable package.
 
+    A package whose bytes have changed is not used: its weights might be wrong ones.
     A wrong option also gives None: building the potential then reports it.
     """
     try:
         package = cache_folder() / json.loads(record.read_text())["package"]
+        if package.stem.rpartition("-")[2] != digest_of(package):
+            return None
         return TorchMliap.from_package(package, **options)
     except (OSError, KeyError, TypeError, ValueError):
         return None
