@@ -77,6 +77,9 @@ def test_what_is_not_recognised_is_an_error(tmp_path):
         models.load(Gaussians(), engine="fast")  # pyright: ignore
     with pytest.raises(ValueError, match="device: expected 'cpu' or 'cuda', got 'mps'"):
         models.load(Gaussians(), device="mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: expected 'cpu', because torch cannot use"):
+            models.load(Gaussians(), device="cuda", engine="eager")
     (tmp_path / "text.pt").write_text("no model")
     with pytest.raises(ValueError, match="expected a TorchScript archive"):
         models.load(tmp_path / "text.pt")
@@ -86,7 +89,7 @@ def test_files_that_are_no_models_are_errors_of_ours(tmp_path, monkeypatch):
     torch.save({"key": 1}, tmp_path / "dict.pt")
     with pytest.raises(ValueError, match=r"^torchcall: .*got a pickle of something else"):
         models.load(tmp_path / "dict.pt")
-    with pytest.raises(IsADirectoryError, match=r"^torchcall: .*got a directory"):
+    with pytest.raises(IsADirectoryError, match=r"^torchcall: .*got the directory"):
         models.load(tmp_path)
 
     def load(source, **_):

@@ -196,7 +196,7 @@ def checked_device(device: object) -> str:
     """The device for which a package is compiled: by default that of JAX's default backend.
 
     Raises:
-        ValueError: it is neither "cpu" nor "cuda".
+        ValueError: it is neither "cpu" nor "cuda", or torch cannot use CUDA.
     """
     if device is None:
         return "cuda" if jax.default_backend() == "gpu" else "cpu"
@@ -204,6 +204,11 @@ def checked_device(device: object) -> str:
     if name not in ("cpu", "cuda"):
         raise ValueError(
             f"torchcall: models.load: device: expected 'cpu' or 'cuda', got {device!r}"
+        )
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"torchcall: models.load: device: expected 'cpu', because torch cannot use CUDA here, "
+            f"got {device!r}"
         )
     return name
 

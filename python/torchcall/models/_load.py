@@ -126,7 +126,9 @@ def _check_options(kind: str, network: ModuleType, options: dict[str, Any]) -> N
 
 def _kind_of(source: object) -> str:
     if isinstance(source, str | Path) and Path(source).is_dir():
-        raise IsADirectoryError(f"torchcall: {source}: expected a file, got a directory")
+        raise IsADirectoryError(
+            f"torchcall: models.load: expected a file or a name, got the directory {str(source)!r}"
+        )
     if isinstance(source, str | Path) and not Path(source).exists():
         _check_name(source)
     for kind, network in _NETWORKS.items():
