@@ -143,7 +143,11 @@ def methods(n_atoms: int, *, jax_md: bool = True) -> dict[str, Run]:
 
     def matscipy_search(quantities: str) -> Any:
         return matscipy.neighbours.neighbour_list(
-            quantities, positions=positions.astype(float), cell=lattice, pbc=True, cutoff=CUTOFF
+            quantities,
+            positions=positions.astype(float),
+            cell=lattice,
+            pbc=[True] * 3,
+            cutoff=CUTOFF,
         )
 
     def matscipy_calls(calls: int) -> None:
