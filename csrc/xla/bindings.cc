@@ -342,6 +342,7 @@ NB_MODULE(_bridge, m) {
       "watch_interrupts", [](nb::handle raise_later) { WatchInterrupts(raise_later.ptr()); },
       nb::arg("raise_later"));
   m.def("finish_calls", &FinishCalls);
+  m.def("stop_calls", [](bool stopped) { calls_stopped.store(stopped); }, nb::arg("stopped"));
   m.def("live_plans", [] { return PyPlan::live.load(); });
 
   nb::class_<PyModel>(m, "Model")

@@ -142,6 +142,7 @@ void WatchAgain() {
 }
 
 void HandleInterrupt() {
+  if (calls_stopped.load()) throw std::runtime_error("interrupted");
   const Gil gil;
   // The main thread may have handled it meanwhile.
   if (!interrupt_pending.load()) return;

@@ -22,7 +22,11 @@ void WatchInterrupts(PyObject* raise_later);
 // Whether SIGINT came while the main thread was outside Python, where it still is.
 inline std::atomic<bool> interrupt_pending{false};
 
-// Throws std::runtime_error if the pending Ctrl-C ends the program.
+// Whether every call fails, which ends the programs that run. For other signals than SIGINT, and
+// for programs that several threads run.
+inline std::atomic<bool> calls_stopped{false};
+
+// Throws std::runtime_error if calls are stopped, or the pending Ctrl-C ends the program.
 void HandleInterrupt();
 // Reinstalls the handler if Python has replaced it.
 void WatchAgain();
@@ -31,7 +35,8 @@ inline void CheckInterrupt() {
   // Python's own handler is back after each signal.signal().
   thread_local unsigned calls = 0;
   if (calls++ % 16 == 0) WatchAgain();
-  if (interrupt_pending.load(std::memory_order_relaxed)) HandleInterrupt();
+  constexpr auto relaxed = std::memory_order_relaxed;
+  if (interrupt_pending.load(relaxed) || calls_stopped.load(relaxed)) HandleInterrupt();
 }
 
 // The next error on the main thread becomes this exception. Does nothing on other threads. Needs

@@ -26,7 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        The exit status: 0; 1 if the run failed; 2 for a wrong option or input; 130 after Ctrl-C.
+        The exit status: 0; 1 if the run failed; 2 for a wrong option or input; 130 after Ctrl-C;
+        143 after SIGTERM.
     """
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
@@ -52,8 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         return command.run(options)
     except CommandError as error:
         return _fail(f"{name}: {error}", error.status)
-    except KeyboardInterrupt:
-        return _fail(f"{name}: interrupted", 130)
+    except KeyboardInterrupt as error:  # or SIGTERM, with a status of its own
+        return _fail(f"{name}: {error or 'interrupted'}", getattr(error, "status", 130))
+    except MemoryError:
+        return _fail(f"{name}: out of memory", 1)
     except Exception as error:
         # Errors of models and files start with "torchcall:". Anything else is a bug and needs its
         # traceback.

@@ -10,10 +10,12 @@ import torch
 from ase import units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
+from ase.constraints import FixAtoms
 from ase.md.verlet import VelocityVerlet
 
 from torchcall.__main__ import main
 from torchcall._command.included import argon, load_example
+from torchcall.md import ensembles
 from torchcall.md.ensembles import Settings, keys
 from torchcall.md.report import read_log
 from torchcall.md.simulation import Simulation
@@ -103,6 +105,26 @@ def simulation(ensemble, thermostat="nose-hoover", *, every=50, temperature=40.0
     return model, Simulation(
         model, system, settings, every=every, skin=0.6, dtype=np.float32, kb=units.kB
     )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+def test_jax_mds_own_shift_does_not_conserve_energy_at_constant_pressure(monkeypatch):
+    def change():
+        _, run = simulation("npt")
+        with jax_promotion():
+            momenta = initial_momenta(run.system, 1, thermal_energy=40 * units.kB, seed=0)
+            group = run.start(momenta, keys(0, 1))
+            first = run.frame(group)
+            for _ in range(10):
+                group = run.advance(group)
+            last = run.frame(group)
+        assert last.volume / first.volume > 1.05
+        return abs(float(last.conserved[0] - first.conserved[0]))
+
+    corrected = change()
+    monkeypatch.setattr(ensembles, "with_box", lambda *_: 0.0)
+    assert change() > 50 * corrected
 
 
 @pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
@@ -213,13 +235,22 @@ ERRORS = [
     ("--ensemble npt --thermostat langevin", "--thermostat langevin: expected nose-hoover for npt"),
     ("--devices 2", "--devices: expected at most the number of replicas, 1, got 2"),
     ("--restart --overwrite", "not allowed with argument"),
-    ("--restart", "md.checkpoint.npz: no such file"),
+    ("--restart", "md.checkpoint.npz: no such file; --log names the run to continue"),
+    ("--thermostat langevin", "--thermostat: expected --ensemble nvt or npt beside it, got nve"),
+    ("--pressure 0", "--pressure: expected --ensemble npt beside it, got nve"),
+    ("--ensemble nvt --friction 1", "--friction: expected --thermostat langevin beside it"),
+    ("--ensemble nvt --temperature 0", "--temperature: expected a number above 0 for a thermostat"),
+    ("--json md.csv", "--json: expected another file than --log, got md.csv"),
+    ("--plot sub/../md.png --json md.png", "--json: expected another file than --plot"),
 ]
 
 
 @pytest.mark.parametrize("options, text", ERRORS, ids=[options for options, _ in ERRORS])
-def test_a_wrong_option_is_one_line(options, text, md, capfd):
-    assert md(*options.split()) == 2
+def test_a_wrong_option_is_one_line(options, text, md, tmp_path, capfd):
+    del md  # its folder
+    (tmp_path / "sub").mkdir()
+    words = options.split()
+    assert main(["md", *words]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("torchcall: md: ")
     assert text in line
@@ -229,16 +260,40 @@ def test_unusable_structures_and_models_are_one_line(md, tmp_path, capfd):
     (tmp_path / "bad.xyz").write_text("this is\nnot a structure\n")
     ase.io.write("slab.extxyz", ase.Atoms("Ar2", [[0, 0, 0], [3.5, 0, 0]]))
     (tmp_path / "bad.pt").write_bytes(b"not an archive")
+    fixed = crystal()
+    fixed.set_constraint(FixAtoms([0]))
+    fixed.write("fixed.traj")
     for options, text in [
         ("--structure bad.xyz", "--structure bad.xyz: expected a structure that ASE reads, got"),
         ("--structure slab.extxyz --ensemble npt", "periodic along all three axes"),
         ("--model bad.pt", "bad.pt: "),
         ("--model no-such-network", "no-such-network"),
+        ("--structure fixed.traj", "expected no constraints, which md would ignore, got FixAtoms"),
     ]:
         assert md(*options.split()) == 2
         line = capfd.readouterr().err.splitlines()[-1]
         assert line.startswith("torchcall: ")
         assert text in line
+
+
+@pytest.mark.parametrize(
+    "formula, ensemble", [("Ar", "nve"), pytest.param("Ar2", "nvt", marks=pytest.mark.slow)]
+)
+def test_molecules_without_a_cell(formula, ensemble, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ase.Atoms(formula, [[0, 0, 4.0 * k] for k in range(len(ase.Atoms(formula)))]).write("a.xyz")
+    options = f"--structure a.xyz --ensemble {ensemble} --temperature 30 --threads 1"
+    assert main(["md", *options.split(), "--steps", "20", "--traj", "t.extxyz"]) == 0
+    rows, frames = read_log(tmp_path / "md.csv"), ase.io.read("t.extxyz", ":")
+    np.testing.assert_allclose(rows["conserved_ev"], rows["conserved_ev"][0, 0], atol=1e-6)
+    assert np.isnan(rows["pressure_gpa"]).all()
+    assert not any(frame.pbc.any() for frame in frames)
+    if len(frames[0]) == 1:
+        velocity = frames[0].get_velocities() * 20 * 2 * units.fs
+        if ensemble == "nve":
+            np.testing.assert_allclose(
+                frames[-1].positions - frames[0].positions, velocity, rtol=1e-4
+            )
 
 
 def test_hdf5(md, tmp_path):

@@ -9,10 +9,14 @@ import time
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk
 
 from torchcall.__main__ import main
+from torchcall._command.files import write_whole
+from torchcall._command.included import argon_module, load_example
 from torchcall.md import files
+from torchcall.md.report import read_log
 from torchcall.md.run import Run
 
 ENSEMBLES = {
@@ -85,7 +89,16 @@ def kill_after(monkeypatch, appends):
 
     monkeypatch.setattr(files.os, "pwrite", half)
     monkeypatch.setattr(files.os, "ftruncate", lambda *_: None)
-    monkeypatch.setattr(Run, "_stop_early", lambda _, work: work())
+
+    def end(run, work):
+        try:
+            work()
+        except Killed:  # what the system does
+            for file in run.files.values():
+                file.close()
+            raise
+
+    monkeypatch.setattr(Run, "_stop_early", end)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +190,10 @@ def test_a_full_disk_leaves_whole_files(md, tmp_path, monkeypatch, capfd, unbrok
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
     path = tmp_path / "c.npz"
-    files.write_whole(path, b"old")
+    write_whole(path, b"old")
     monkeypatch.setattr(files.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "full")))
     with pytest.raises(OSError, match="full"):
-        files.write_whole(path, b"new")
+        write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["c.npz"]
 
@@ -191,9 +204,15 @@ def test_files_of_another_run_are_not_replaced(md, tmp_path, capfd):
     assert md("run", "--steps", "5") == 2
     assert "--restart" in capfd.readouterr().err
     assert contents(tmp_path / "run") == before
-    assert md("run", "--steps", "5", "--overwrite") == 0
+    (tmp_path / "run" / "t.h5").write_text("mine")
+    assert md("run", "--steps", "5", "--log", "new.csv", "--traj", "t.h5") == 2
+    assert "t.h5: exists already" in capfd.readouterr().err
+    assert md("run", "--steps", "5", "--overwrite", "--ensemble", "nvt") == 0
     for options, text in [
         (("--seed", "7"), "--seed: expected 0 as in the run to continue, got 7"),
+        # What is given must agree even where it is the default.
+        (("--ensemble", "nve"), "--ensemble: expected nvt as in the run to continue, got nve"),
+        (("--model", "7net-0"), "--model: expected None as in the run to continue, got 7net-0"),
         (("--steps", "0"), "--steps: expected a whole number, at least 1"),
         (("--log", "other.csv"), "other.checkpoint.npz: no such file"),
     ]:
@@ -205,6 +224,90 @@ def test_files_of_another_run_are_not_replaced(md, tmp_path, capfd):
     (tmp_path / "run" / "md.checkpoint.npz").write_text("nonsense")
     assert md("run", "--restart") == 2
     assert "expected a checkpoint of torchcall md" in capfd.readouterr().err
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again(
+    md, tmp_path, monkeypatch, capfd, unbroken
+):
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            md("broken")
+    assert md("broken", "--restart") == 2
+    assert "ended before its first checkpoint; start it again with" in capfd.readouterr().err
+    assert md("broken", "--overwrite") == 0
+    assert contents(tmp_path / "broken") == unbroken
+
+
+def test_another_structure_or_model_under_the_same_name_is_refused(
+    crystal, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    argon = ase.io.read(crystal)
+    argon_module(5.0).save("model.pt")
+    argon.write("a.xyz")
+    options = "--structure a.xyz --model model.pt --temperature 30 --threads 1 --steps 10"
+    assert main(["md", *options.split()]) == 0
+    weak = load_example("lennard_jones").LennardJones(0.005, cutoff=5.0, cell_gradients=True)
+    neon = ase.Atoms("Ne32", argon.positions, cell=argon.cell, pbc=True)
+    for change, expected in [
+        (lambda: torch.jit.script(weak).save("model.pt"), "--model: expected the model of the run"),
+        (lambda: neon.write("a.xyz"), "--structure a.xyz: expected the structure of the run to"),
+        (lambda: argon[:31].write("a.xyz"), "expected the arrays of this structure"),
+    ]:
+        change()
+        before = contents(tmp_path)
+        assert main(["md", "--restart", "--steps", "20"]) == 2
+        assert expected in capfd.readouterr().err.splitlines()[-1]
+        assert contents(tmp_path) == before
+
+
+def test_two_runs_do_not_write_the_same_files(crystal, md, monkeypatch):
+    def meanwhile():
+        for options in (["--overwrite"], ["--restart"], ["--log", "b.csv", "--overwrite"]):
+            command = [sys.executable, "-m", "torchcall", "md", *arguments(crystal), *options]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 2
+            assert done.stderr.splitlines()[-1].endswith("another run is writing this file")
+
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5, meanwhile)
+        assert md("run", "--steps", "10") == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), pytest.param(("--replicas", "2", "--devices", "2"), marks=pytest.mark.slow)],
+    ids=["one device", "two devices"],
+)
+def test_sigterm_does_not_wait_for_a_long_record(options, crystal, tmp_path):
+    steps = ("--steps", "100000000", "--every", "100000000")
+    command = [sys.executable, "-m", "torchcall", "md", *arguments(crystal), *options, *steps]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "md.checkpoint.npz").exists() and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(4)  # now it compiles, or runs
+    process.terminate()
+    _, printed = process.communicate(timeout=60)
+    last = printed.splitlines()[-1]
+    assert process.returncode == 143, printed
+    assert last.startswith("torchcall: md: stopped by SIGTERM after step 0; continue with")
+
+
+@pytest.mark.slow
+def test_replicas_on_two_devices_are_those_of_one(crystal, md, tmp_path):
+    options = ("--replicas", "3", "--ensemble", "nvt", "--traj", "t.extxyz")
+    assert md("one", *options) == 0
+    (tmp_path / "two").mkdir()
+    words = [*arguments(crystal), *options, "--devices", "2"]
+    command = [sys.executable, "-m", "torchcall", "md", *words, "--steps", "30"]
+    subprocess.run(command, cwd=tmp_path / "two", check=True, timeout=300)
+    command = [*command[:4], "--restart", "--steps", "60"]
+    subprocess.run(command, cwd=tmp_path / "two", check=True, timeout=300)
+    one, two = (read_log(tmp_path / name / "md.csv") for name in ("one", "two"))
+    for name, atol in (("total_ev", 1e-5), ("conserved_ev", 1e-5), ("temperature_k", 0.01)):
+        np.testing.assert_allclose(one[name], two[name], rtol=0, atol=atol)
+    assert len(contents(tmp_path / "two")) == 4
 
 
 def killed_for_real(crystal, folder, seconds):

@@ -7,9 +7,9 @@ Stress and pressure are static: without the motion of the atoms. The stress has 
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torchcall._command.files import write_output
 from torchcall._command.included import included_file
 from torchcall._command.inputs import add_model, add_structure, load_model, read_structure
 from torchcall._command.parsing import CommandError, output_file
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(table(atoms, result), end="")
     if options.json:
-        written(options.json, text)
+        write_output("--json", options.json, text.encode())
         print(f"torchcall: energy: wrote {options.json}", file=sys.stderr)
     return 0
 
@@ -62,15 +62,19 @@ def calculator(options: argparse.Namespace) -> Any:
     return Calculator(load_model(options))
 
 
-def evaluated(atoms: "ase.Atoms") -> dict[str, Any]:
+def evaluated(atoms: "ase.Atoms", *, constrained: bool = False) -> dict[str, Any]:
     """Energy, forces and, where they are defined, stress and pressure, as JSON has them.
+
+    Args:
+        atoms: The structure, with a calculator.
+        constrained: Whether its constraints act on the forces.
 
     Raises:
         CommandError: The energy or a force is not finite.
     """
     import numpy as np
 
-    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces(constrained)
     if not (np.isfinite(energy) and np.isfinite(forces).all()):
         bad = int(np.argmin(np.isfinite(forces).all(1)))
         raise CommandError(
@@ -90,7 +94,7 @@ def evaluated(atoms: "ase.Atoms") -> dict[str, Any]:
     }
     calc: Any = atoms.calc
     if "stress" in calc.results:
-        stress = atoms.get_stress()
+        stress = atoms.get_stress(apply_constraint=constrained)
         result |= {
             "volume": atoms.get_volume(),
             "stress": dict(zip(_VOIGT, stress.tolist(), strict=True)),
@@ -129,18 +133,3 @@ def table(atoms: "ase.Atoms", result: dict[str, Any]) -> str:
             for k, (x, y, z) in enumerate(result["forces"])
         ]
     return "\n".join(lines) + "\n"
-
-
-def written(path: Path, text: str) -> None:
-    """Writes a file whole or not at all.
-
-    Raises:
-        CommandError: It cannot be written.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CommandError(f"{path}: cannot be written: {error.strerror}", status=1) from error

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torchcall._command.files import check_unlocked
 from torchcall._command.inputs import add_model, add_structure
 from torchcall._command.parsing import CommandError, number, output_file, require
 
@@ -151,8 +152,7 @@ def check(options: argparse.Namespace) -> None:
         _take_stored(options)
     elif options.steps is None:
         options.steps = 2000
-    if options.ensemble == "npt" and options.thermostat == "langevin":
-        raise CommandError("--thermostat langevin: expected nose-hoover for npt")
+    _check_ensemble(options)
     if options.steps % options.every:
         raise CommandError(
             f"--steps: expected a multiple of --every {options.every}, got {options.steps}"
@@ -164,13 +164,53 @@ def check(options: argparse.Namespace) -> None:
         )
     if options.traj is not None and options.traj.suffix == ".h5":
         require("h5py", "--traj *.h5", "md")
+    _check_files(options)
+
+
+def _check_ensemble(options: argparse.Namespace) -> None:
+    """Checks that no option is without effect."""
+    given = options.parser.given()
+    for name, wanted, used in (
+        ("thermostat", "--ensemble nvt or npt", options.ensemble != "nve"),
+        ("pressure", "--ensemble npt", options.ensemble == "npt"),
+        ("friction", "--thermostat langevin", options.thermostat == "langevin"),
+    ):
+        if name in given and not used:
+            raise CommandError(f"--{name}: expected {wanted} beside it, got {options.ensemble}")
+    if options.ensemble == "npt" and options.thermostat == "langevin":
+        raise CommandError("--thermostat langevin: expected nose-hoover for npt")
+    if options.temperature == 0 and options.ensemble != "nve":
+        raise CommandError("--temperature: expected a number above 0 for a thermostat, got 0")
+
+
+def _check_files(options: argparse.Namespace) -> None:
+    """Checks that no other run writes these files, and that none is replaced without `--overwrite`.
+
+    Raises:
+        CommandError, ValueError: See above.
+    """
+    files = [options.log, *trajectories(options)]
+    used: dict[Path, str] = {}
+    for name in ("structure", "model", "log", "checkpoint", "traj", "plot", "json"):
+        path = getattr(options, name)
+        if path is None:
+            continue
+        other = used.setdefault(Path(path).resolve(), name)
+        if other != name:
+            raise CommandError(f"--{name}: expected another file than --{other}, got {path}")
+    for path in files:
+        check_unlocked(path)
     if options.restart or options.overwrite:
         return
-    for path in [options.checkpoint, options.log, *trajectories(options)]:
+    if options.checkpoint.exists():
+        raise CommandError(
+            f"{options.checkpoint}: exists already; continue that run with --restart, replace it "
+            "with --overwrite, or choose another --log"
+        )
+    for path in [*files, *([options.traj] if options.traj else [])]:
         if path.exists():
             raise CommandError(
-                f"{path}: exists already; continue that run with --restart, replace it with "
-                "--overwrite, or choose another --log and --traj"
+                f"{path}: exists already; replace it with --overwrite, or choose another name"
             )
 
 
@@ -198,9 +238,10 @@ def stored(options: argparse.Namespace) -> dict[str, Any]:
 def _take_stored(options: argparse.Namespace) -> None:
     """Takes the run's own options; those that were given must agree with them."""
     if not options.checkpoint.is_file():
-        raise CommandError(
-            f"--restart: {options.checkpoint}: no such file; --log names the run to continue"
-        )
+        advice = "--log names the run to continue"
+        if options.log.is_file():
+            advice = "that run ended before its first checkpoint; start it again with --overwrite"
+        raise CommandError(f"--restart: {options.checkpoint}: no such file; {advice}")
     import zipfile
 
     # As `torchcall.md.checkpoint.read`, without NumPy.
@@ -212,15 +253,15 @@ def _take_stored(options: argparse.Namespace) -> None:
         raise CommandError(
             f"--restart: {options.checkpoint}: expected a checkpoint of torchcall md: {error}"
         ) from error
-    given = stored(options)
-    for name, default in stored(options.parser.parse_args([])).items():
+    given, now = options.parser.given(), stored(options)
+    value: Any
+    for name, value in found.items():
         if name == "steps":
-            found[name] = options.steps or found[name]
-        elif given[name] not in (default, found[name]):
+            value = options.steps or value
+        elif name in given and now[name] not in (value, "auto"):
             raise CommandError(
-                f"--{name}: expected {found[name]} as in the run to continue, got {given[name]}"
+                f"--{name}: expected {value} as in the run to continue, got {now[name]}"
             )
-        value: Any = found[name]
         if name in ("structure", "traj") and value is not None:
             value = Path(value)
         setattr(options, name, value)

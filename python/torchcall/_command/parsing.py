@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +24,13 @@ class CommandError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `CommandError` for wrong options."""
+    """Raises `CommandError` for wrong options.
+
+    Attributes:
+        words: What `parse_args` parsed last.
+    """
+
+    words: Sequence[str] = ()
 
     def __init__(self, command: str, description: str, **settings: Any) -> None:
         super().__init__(
@@ -37,6 +43,24 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise CommandError(f"{message.removeprefix('argument ')} (see {self.prog} --help)")
+
+    def parse_args(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As `argparse` has it."""
+        self.words = sys.argv[1:] if args is None else list(args)
+        return super().parse_args(self.words, namespace)
+
+    def given(self) -> set[str]:
+        """The options that were on the command line, by the names of their values."""
+        defaults = {action: action.default for action in self._actions}
+        try:
+            for action in defaults:
+                action.default = argparse.SUPPRESS
+            return set(vars(super().parse_args(self.words)))
+        finally:
+            for action, default in defaults.items():
+                action.default = default
 
 
 def number(

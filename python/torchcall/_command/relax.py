@@ -5,13 +5,13 @@ If the steps do not suffice, or after Ctrl-C, it writes the last structure and e
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torchcall._command.energy import calculator, evaluated, table
+from torchcall._command.files import replacing
 from torchcall._command.included import included_file
 from torchcall._command.inputs import add_model, add_structure, read_structure
 from torchcall._command.parsing import CommandError, number, output_file, require
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     _write(atoms, options.out, form)
     if status:
         raise CommandError(f"{reason}; wrote the last structure to {options.out}", status=status)
-    print(table(atoms, evaluated(atoms)), end="")
+    print(table(atoms, evaluated(atoms, constrained=True)), end="")
     print(f"torchcall: relax: converged after {step} steps; wrote {options.out}", file=sys.stderr)
     return 0
 
@@ -151,12 +151,16 @@ def _write(atoms: "ase.Atoms", path: Path, form: str, *, keep: bool = True) -> N
     """
     import ase.io
 
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
     try:
-        ase.io.write(part, atoms, format=form)
-        if keep:
-            part.replace(path)
+        with replacing(path) as temporary:
+            ase.io.write(temporary, atoms, format=form)
+            if not keep:
+                raise _Tried
+    except _Tried:
+        pass
     except Exception as error:  # formats have requirements of their own
         raise CommandError(f"--out {path}: cannot be written: {error}", status=1) from error
-    finally:
-        part.unlink(missing_ok=True)
+
+
+class _Tried(Exception):
+    """Ends a trial, so that nothing is replaced."""

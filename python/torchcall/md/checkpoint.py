@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import zipfile
@@ -13,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from torchcall.md.files import write_whole
-from torchcall.md.simulation import Group
+from torchcall._command.files import write_whole
+from torchcall._command.parsing import CommandError
+from torchcall.md.simulation import Group, Simulation
 from torchcall.mliap import NeighborList
 from torchcall.mliap._neighbors.in_jax.bins import BinLayout
 from torchcall.mliap._neighbors.layout import Layout
@@ -67,6 +69,48 @@ class Checkpoint:
         file = io.BytesIO()
         np.savez(file, text=np.frombuffer(text.encode(), np.uint8), **arrays)
         write_whole(path, file.getvalue())
+
+    def continued(
+        self, simulation: Simulation, initial: list[Group], options: argparse.Namespace
+    ) -> list[Group]:
+        """The groups, after a check of structure and model.
+
+        Args:
+            simulation: Of these options.
+            initial: Its groups before the first step.
+            options: The run's.
+
+        Raises:
+            CommandError: Structure or model are others than the run's.
+            ValueError: The state has other arrays.
+        """
+        groups = [
+            unpacked(new, leaves, layout, options.checkpoint)
+            for new, (leaves, layout) in zip(initial, self.groups, strict=True)
+        ]
+        for group, new in zip(groups, initial, strict=True):
+            constants = [(g.state.atoms, g.state.md.mass) for g in (group, new)]
+            if not jax.tree.all(jax.tree.map(np.array_equal, *constants)):
+                raise CommandError(
+                    f"--structure {options.structure}: expected the structure of the run to "
+                    "continue, got other elements, masses or charges"
+                )
+            now = simulation.energies(Group(group.state, _searched(simulation, group)))
+            before = np.asarray(group.state.last.energy)
+            if not np.allclose(now, before, rtol=1e-5, atol=1e-3):
+                raise CommandError(
+                    f"--model: expected the model of the run to continue, with energy "
+                    f"{before[0]:.6f} eV at the checkpoint, got one with {now[0]:.6f} eV"
+                )
+        return groups
+
+
+def _searched(simulation: Simulation, group: Group) -> NeighborList:
+    """A list for the group's positions, which may be larger than its own."""
+    frame, neighbors = simulation.frame(group), group.neighbors
+    return simulation.search.allocate(
+        frame.positions.reshape(-1, 3), frame.cell, neighbors.pbc, neighbors.batch
+    )
 
 
 def read(path: Path) -> Checkpoint:

@@ -129,11 +129,8 @@ def _npt(settings: Settings, one: Callable[..., One], free: int) -> Ensemble:
         old = quantity.volume(3, state.box)
 
         def shift(fractional: Array, moves: Array, **given: Any) -> Array:
-            # jax-md moves atoms with the expanding box, by R (eˣ − 1). Fractional coordinates move
-            # with it already, so this part is removed again.
             box = given["box"]
-            growth = (quantity.volume(3, box) / old) ** (1 / 3) - 1
-            moves = moves - fractional * growth
+            moves = moves - with_box(fractional, old, quantity.volume(3, box))
             return fractional + jnp.dot(moves, jnp.linalg.inv(box).T, precision="highest")
 
         _, step_npt = simulate.npt_nose_hoover(energy, shift, dt, pressure, kT)
@@ -152,6 +149,15 @@ def _npt(settings: Settings, one: Callable[..., One], free: int) -> Ensemble:
         return _total(state, potential) + chains + pressure * volume + box
 
     return Ensemble(init, step, positions, cell, invariant, free)
+
+
+def with_box(fractional: Array, old: Array, new: Array) -> Array:
+    """jax-md's movement of atoms with a box whose volume changes: R (eˣ − 1).
+
+    It adds this to fractional coordinates, which move with the box already. So it is subtracted
+    again.
+    """
+    return fractional * ((new / old) ** (1 / 3) - 1)
 
 
 def kinetic_energy(state: State) -> Array:

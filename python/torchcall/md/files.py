@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
 import json
@@ -11,34 +12,43 @@ from typing import Any
 
 import numpy as np
 
+from torchcall._command.files import lock, replacing
 from torchcall.md.simulation import Frame
 from torchcall.md.system import System
 
 
 class AppendFile:
-    """A file to which whole pieces are appended.
+    """A file to which whole pieces are appended, by one process at a time.
 
     Args:
         path: The file.
-        length: In bytes; the file is cut to it. 0 makes a new file.
+        length: In bytes. 0 makes a new file; otherwise the file must exist.
 
     Raises:
         OSError: It cannot be written.
-        ValueError: It is shorter than `length`.
+        ValueError: It is shorter than `length`, or another process appends to it.
     """
 
     def __init__(self, path: Path, length: int = 0) -> None:
         self.path = path
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        present = os.fstat(self._file).st_size
-        if present < length:
-            os.close(self._file)
-            raise ValueError(
-                f"torchcall: {path}: expected at least the {length} bytes that the checkpoint "
-                f"records, got {present}"
-            )
-        os.ftruncate(self._file, length)
+        create = 0 if length else os.O_CREAT
+        self._file = os.open(path, os.O_WRONLY | os.O_CLOEXEC | create, 0o666)
         self.length = length
+        try:
+            lock(self._file, path)
+            present = os.fstat(self._file).st_size
+            if present < length:
+                raise ValueError(
+                    f"torchcall: {path}: expected at least the {length} bytes that the checkpoint "
+                    f"records, got {present}"
+                )
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def cut(self) -> None:
+        """Removes what follows `length`."""
+        os.ftruncate(self._file, self.length)
 
     def append(self, data: bytes) -> None:
         """Appends all of it, or nothing and raises OSError (a full disk)."""
@@ -47,7 +57,7 @@ class AppendFile:
             while written < len(data):
                 written += os.pwrite(self._file, data[written:], self.length + written)
         except BaseException:
-            os.ftruncate(self._file, self.length)
+            self.cut()
             raise
         self.length += len(data)
 
@@ -58,29 +68,6 @@ class AppendFile:
     def close(self) -> None:
         """Closes the file."""
         os.close(self._file)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Replaces a file: at every moment it has its old or its new contents.
-
-    Raises:
-        OSError: It cannot be written; the old file is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.absolute().parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 LOG_COLUMNS = (
@@ -166,26 +153,46 @@ def raw_frame(step: int, time_ps: float, frame: Frame) -> bytes:
 
 
 def write_hdf5(raw: Path, path: Path, system: System) -> None:
-    """Writes the frames of a file of `raw_frame`s as HDF5.
+    """Writes the frames of a file of `raw_frame`s as HDF5, one after the other.
 
     An HDF5 file that is being written is lost if the process is killed. So frames are appended to
     `raw`, and the HDF5 file is made when the run stops.
+
+    Raises:
+        OSError: It cannot be written; the old file is as it was.
     """
     h5py: Any = importlib.import_module("h5py")
-
-    data, frames, at = raw.read_bytes(), [], 0
-    while at < len(data):
-        length = int.from_bytes(data[at : at + 8], "little")
-        frames.append(np.load(io.BytesIO(data[at + 8 : at + 8 + length])))
-        at += 8 + length
     units = {"positions": "Å", "momenta": "u Å √(eV/u)", "forces": "eV/Å", "cell": "Å"}
     units |= {"potential": "eV", "time_ps": "ps", "step": ""}
-    buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as file:
-        for name, unit in units.items():
-            rows = np.stack([frame[name] for frame in frames])
-            file.create_dataset(name, data=rows).attrs["unit"] = unit
-        file.create_dataset("atomic_numbers", data=system.numbers)
-        file.create_dataset("pbc", data=system.pbc)
-        file.attrs["axes"] = json.dumps(["frame", "replica", "atom", "xyz"])
-    write_whole(path, buffer.getvalue())
+    places = _places(raw)
+    with raw.open("rb") as source, replacing(path) as temporary:
+        try:
+            with h5py.File(temporary, "w") as file:
+                file.create_dataset("atomic_numbers", data=system.numbers)
+                file.create_dataset("pbc", data=system.pbc)
+                file.attrs["axes"] = json.dumps(["frame", "replica", "atom", "xyz"])
+                rows = {}
+                for number, (start, length) in enumerate(places):
+                    source.seek(start)
+                    frame = np.load(io.BytesIO(source.read(length)))
+                    for name, unit in units.items():
+                        value = frame[name]
+                        if number == 0:
+                            shape = (len(places), *value.shape)
+                            rows[name] = file.create_dataset(name, shape, value.dtype)
+                            rows[name].attrs["unit"] = unit
+                        rows[name][number] = value
+        except RuntimeError as error:  # HDF5's, where the disk is full
+            raise OSError(errno.EIO, str(error)) from error
+
+
+def _places(raw: Path) -> list[tuple[int, int]]:
+    """Start and length of each frame."""
+    places, at, size = [], 0, raw.stat().st_size
+    with raw.open("rb") as file:
+        while at < size:
+            file.seek(at)
+            length = int.from_bytes(file.read(8), "little")
+            places.append((at + 8, length))
+            at += 8 + length
+    return places

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,12 +16,49 @@ import jax
 import torch
 
 import torchcall
+from torchcall import _bridge
 from torchcall._command.parsing import CommandError
 from torchcall._compilation_cache import use_compilation_cache
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM."""
+
+    status = 143
+
+
+@contextmanager
+def signals_stop_calls() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end a jitted loop at its next call of the model, on every device.
+
+    Python runs their handlers when the main thread is back from the loop, which may take minutes.
+    So a second thread reads the signals and makes calls fail.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    try:
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    except ValueError:  # not the main thread
+        os.close(reader)
+        os.close(writer)
+        yield
+        return
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in (signal.SIGINT, signal.SIGTERM):
+                _bridge.stop_calls(True)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writer)
+        thread.join()
+        os.close(reader)
+        _bridge.stop_calls(False)
 
 
 @contextmanager
@@ -35,7 +74,7 @@ def process_settings(options: argparse.Namespace) -> Iterator[None]:
         )
 
     def terminate(*_: Any) -> None:
-        raise Terminated
+        raise Terminated("stopped by SIGTERM")
 
     old = signal.getsignal(signal.SIGTERM)
     with suppress(ValueError):  # not the main thread
@@ -45,6 +84,7 @@ def process_settings(options: argparse.Namespace) -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     try:
         with (
+            signals_stop_calls(),
             warnings.catch_warnings(),
             jax.enable_x64(double),
             jax.numpy_dtype_promotion("standard"),

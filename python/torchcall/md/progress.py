@@ -23,7 +23,7 @@ class Progress:
     def __init__(self, start: int, total: int, timestep: float, n_atoms: int) -> None:
         from tqdm import tqdm
 
-        self._bar: Any = tqdm(total=total, initial=start, unit=" steps", dynamic_ncols=True)
+        self._bar: Any = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
         self._start, self._timestep, self._atoms = start, timestep, n_atoms
         self._begun = time.perf_counter()
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from torchcall._command.parsing import CommandError
-from torchcall.md.files import LOG_COLUMNS, write_whole
+from torchcall._command.files import write_output
+from torchcall.md.files import LOG_COLUMNS
 
 _INK, _MUTED, _GRID = "#1f2933", "#6b7785", "#e4e8ec"
 _TOTAL, _POTENTIAL, _KINETIC, _PRESSURE = "#1f2933", "#2f6fb0", "#c8553d", "#4f7f52"
@@ -120,10 +120,7 @@ def draw(
     figure.suptitle(title, color=_INK, fontsize=11)
     picture = io.BytesIO()
     figure.savefig(picture, format=path.suffix[1:])
-    try:
-        write_whole(path, picture.getvalue())
-    except OSError as error:
-        raise CommandError(f"--plot {path}: cannot write the file: {error.strerror}") from error
+    write_output("--plot", path, picture.getvalue())
 
 
 def _energies(axes: Any, times: Any, rows: Any, summary: Summary, scale: float) -> None:
@@ -175,7 +172,4 @@ def write_json(path: Path, summary: Summary, rows: list[dict[str, Any]], **run: 
         for name, value in values.items()
     }
     document = {"machine": machine(), "versions": versions(), "rows": rows, "result": result}
-    try:
-        write_whole(path, (json.dumps(document, indent=2) + "\n").encode())
-    except OSError as error:
-        raise CommandError(f"--json {path}: cannot write the file: {error.strerror}") from error
+    write_output("--json", path, (json.dumps(document, indent=2) + "\n").encode())

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,11 +16,12 @@ import torch
 from ase import units
 
 import torchcall
+from torchcall._command.files import remove_temporaries
 from torchcall._command.included import included_file
 from torchcall._command.inputs import load_model, read_structure
 from torchcall._command.md import stored, trajectories
 from torchcall._command.parsing import PROGRAM, CommandError
-from torchcall.md.checkpoint import Checkpoint, packed, read, unpacked
+from torchcall.md.checkpoint import Checkpoint, packed, read
 from torchcall.md.ensembles import Settings, keys
 from torchcall.md.explosion import is_sound
 from torchcall.md.files import (
@@ -87,19 +88,33 @@ class Run:
         names = ["log", *map(str, range(len(trajectories(options))))]
         lengths = checkpoint.lengths if checkpoint is not None else dict.fromkeys(names, 0)
         if checkpoint is not None:
-            groups, step = self._continued(groups, checkpoint), checkpoint.step
-        try:
-            paths = [options.log, *trajectories(options)]
-            self.files = {
-                name: AppendFile(path, lengths[name])
-                for name, path in zip(names, paths, strict=True)
-            }
-        except OSError as error:
-            raise CommandError(f"{error.filename}: {error.strerror}") from error
+            groups = checkpoint.continued(self.simulation, groups, options)
+            step = checkpoint.step
+        self.files = self._open(lengths)
         self.done = Done(step, groups, self._observe(groups), lengths)
         self._start = step
         if checkpoint is None:
             self._stop_early(self._begin)
+
+    def _open(self, lengths: dict[str, int]) -> dict[str, AppendFile]:
+        """The files to append to; what an earlier run left is removed once all are locked."""
+        options = self.options
+        paths = [options.log, *trajectories(options)]
+        with ExitStack() as stack:
+            files = {}
+            try:
+                for path, (name, length) in zip(paths, lengths.items(), strict=True):
+                    files[name] = AppendFile(path, length)
+                    stack.callback(files[name].close)
+                remove_temporaries(options.checkpoint)
+                if not options.restart:
+                    options.checkpoint.unlink(missing_ok=True)
+                for file in files.values():
+                    file.cut()
+            except OSError as error:
+                raise CommandError(f"{error.filename}: {error.strerror}") from error
+            stack.pop_all()
+        return files
 
     def simulate(self) -> None:
         """Makes the remaining steps.
@@ -143,7 +158,10 @@ class Run:
             rows: Timings for the summary.
         """
         options, n_atoms = self.options, len(self.system.numbers)
-        self._close()
+        try:
+            self._close()
+        except OSError as error:
+            explain(error, self.step, options.log)
         log = read_log(options.log)
         summary = Summary.of(log, n_atoms)
         rate = self.timed / self.seconds if self.timed else float("nan")
@@ -193,7 +211,14 @@ class Run:
     def _read_system(self) -> System:
         options = self.options
         path = options.structure or included_file("argon.xyz")
-        system = System.from_ase(read_structure(path))
+        atoms = read_structure(path)
+        if atoms.constraints:
+            kinds = ", ".join(sorted({type(each).__name__ for each in atoms.constraints}))
+            raise CommandError(
+                f"--structure {path}: expected no constraints, which md would ignore, got {kinds}; "
+                "remove them, or use ASE's dynamics with torchcall.integrations.ase"
+            )
+        system = System.from_ase(atoms)
         if options.ensemble == "npt" and not system.pbc.all():
             raise CommandError(
                 f"--ensemble npt: expected a structure that is periodic along all three axes, got "
@@ -268,31 +293,6 @@ class Run:
         self.simulation = self.simulation_of(self.model)
         return options.threads
 
-    def _continued(self, groups: list[Group], checkpoint: Checkpoint) -> list[Group]:
-        """The checkpoint's groups, after a check of the model."""
-        path = self.options.checkpoint
-        groups = [
-            unpacked(group, leaves, layout, path)
-            for group, (leaves, layout) in zip(groups, checkpoint.groups, strict=True)
-        ]
-        for group in groups:
-            now = self.simulation.energies(Group(group.state, self._searched(group)))
-            before = np.asarray(group.state.last.energy)
-            if not np.allclose(now, before, rtol=1e-5, atol=1e-3):
-                raise CommandError(
-                    f"--model: expected the model of the run to continue, with energy "
-                    f"{before[0]:.6f} eV at the checkpoint, got one with {now[0]:.6f} eV"
-                )
-        return groups
-
-    def _searched(self, group: Group) -> Any:
-        """A list for the group's positions, which may be larger than its own."""
-        frame = self.simulation.frame(group)
-        neighbors = group.neighbors
-        return self.simulation.search.allocate(
-            frame.positions.reshape(-1, 3), frame.cell, neighbors.pbc, neighbors.batch
-        )
-
     def _begin(self) -> None:
         """The first row, frame and checkpoint."""
         self.files["log"].append(log_header())
@@ -358,7 +358,8 @@ class Run:
                     self._save()
                 except OSError as disk:
                     failed = disk
-            self._close()
+            with suppress(OSError):
+                self._close()
             explain(failed or error, self.step, self.options.log)
 
     def _trajectory_files(self) -> list[Path]:
@@ -366,13 +367,16 @@ class Run:
         return [traj] if traj is not None and traj.suffix == ".h5" else trajectories(self.options)
 
     def _close(self) -> None:
-        """Closes the files; makes the HDF5 file."""
+        """Closes the files; makes the HDF5 file.
+
+        Raises:
+            OSError: It cannot be written. The frames stay where they are.
+        """
         for file in self.files.values():
             file.close()
         traj = self.options.traj
         if traj is not None and traj.suffix == ".h5":
-            with suppress(OSError):  # on a full disk the frames stay where they are
-                write_hdf5(trajectories(self.options)[0], traj, self.system)
+            write_hdf5(trajectories(self.options)[0], traj, self.system)
 
 
 @contextmanager

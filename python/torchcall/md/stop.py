@@ -8,12 +8,16 @@ from typing import NoReturn
 
 from ase import units
 
+from torchcall._command.files import write_whole
 from torchcall._command.parsing import PROGRAM, CommandError
 from torchcall.md.explosion import find_explosion
-from torchcall.md.files import extxyz, write_whole
+from torchcall.md.files import extxyz
 from torchcall.md.process import Terminated
 from torchcall.md.simulation import Group, Simulation
 from torchcall.md.system import System
+
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "DefaultCPUAllocator", "std::bad_alloc")
+"""In the errors of XLA, torch and C++."""
 
 
 def explain(error: BaseException, step: int, log: Path) -> NoReturn:
@@ -27,6 +31,10 @@ def explain(error: BaseException, step: int, log: Path) -> NoReturn:
             f"cannot write after step {step}: {error.strerror}; the files are whole up to "
             f"the last checkpoint. Make room, then {again}",
             1,
+        ) from error
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _NO_MEMORY):
+        raise CommandError(
+            f"out of memory after step {step}; the files are whole. With more memory, {again}", 1
         ) from error
     raise error
 
@@ -64,13 +72,17 @@ def explode(
             last, replica = step + found.steps, first + found.replica
             path = options.log.with_suffix(".last-good.extxyz")
             info = {"step": last, "time_ps": last * options.timestep * 1e-3}
-            write_whole(path, extxyz(system, found.good, found.replica, **info))
+            frame, kept = extxyz(system, found.good, found.replica, **info), f"is in {path}"
+            try:
+                write_whole(path, frame)
+            except OSError as error:
+                kept = f"cannot be written to {path}: {error.strerror}"
             where = f" of replica {replica}" if options.replicas > 1 else ""
             raise CommandError(
                 f"the simulation exploded in step {last + 1}: atom {found.atom}{where} "
                 f"({system.symbols[found.atom]}) moves {found.moved:.3g} Å in it under a "
-                f"force of {found.force:.3g} eV/Å. The last good frame, of step {last}, is in "
-                f"{path}. Try a smaller --timestep, or relax the structure first",
+                f"force of {found.force:.3g} eV/Å. The last good frame, of step {last}, "
+                f"{kept}. Try a smaller --timestep, or relax the structure first",
                 1,
             )
         first += len(group.state.cell)
