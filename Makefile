@@ -16,7 +16,7 @@ help:
 	@echo "make test       the test suite"
 	@echo "make test-slow  the repetitions that make test leaves out, with XLA's full optimisation"
 	@echo "make test-models  networks against their own ASE calculators; one environment per network"
-	@echo "make test-kups  our potential against kUPS' own, in a separate environment (5.7 GB)"
+	@echo "make test-kups  our potentials in kUPS, MACE in its driver, in a separate environment (5.7 GB)"
 	@echo "make lint       ruff and clang-format;  make format  applies their changes"
 	@echo "make types      pyright"
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
@@ -110,6 +110,7 @@ test-kups:
 	$(call make_venv,$(PYTHON_KUPS),$(KUPS_VENV),12)
 	@$(KUPS_VENV)/bin/python -m pip install kups==1.0.8 torch==2.13.0 jax jaxtyping platformdirs pytest \
 	  scikit-build-core nanobind cmake ninja
+	@$(KUPS_VENV)/bin/python -m pip install --no-deps -r requirements/mace.txt
 	@$(KUPS_VENV)/bin/python -m pip install --no-build-isolation --no-deps .
 	@$(KUPS_VENV)/bin/python -m pytest -p no:cacheprovider tests/kups
 

@@ -2,4 +2,5 @@
 
 - `torchcall.integrations.jax_md`: energies and neighbour lists for jax-md.
 - `torchcall.integrations.ase`: a calculator for ASE.
+- `torchcall.integrations.kups`: potentials for kUPS.
 """
