@@ -83,6 +83,25 @@ def test_a_list_of_other_positions_gives_nan_where_it_gave_a_wrong_energy():
     assert abs(fresh[1]).max() > 1e-4
 
 
+@pytest.mark.parametrize("change", ["shorter", "sheared"])
+def test_a_cell_that_changes_without_its_atoms_gives_nan(change):
+    """The strain of 1/30 is small, but one atom's image moves by 1 Å, to within the cutoff."""
+    model = graphs.potential("Lennard-Jones")
+    old, pbc, batch = 30 * jnp.eye(3)[None], jnp.ones((1, 3), bool), jnp.zeros(2, jnp.int32)
+    if change == "shorter":
+        positions, new = jnp.array([[0.5, 0, 0], [26.0, 0, 0]]), old.at[0, 0, 0].set(29)
+    else:
+        positions, new = jnp.array([[0.0, 0, 0], [26.2, 2, 0]]), old.at[0, 0, 1].set(1)
+    numbers = jnp.full(2, 18, jnp.int32)
+    nbrs = neighbor_list(CUTOFF, skin=0.5).allocate(positions, old, pbc, batch)
+    assert int(nbrs.n_edges) == 0
+    assert all(np.isnan(leaf).all() for leaf in results(model, positions, new, numbers, nbrs))
+    fresh = results(model, positions, new, numbers, nbrs.grow().rebuild(positions, new))
+    system = reference.System(*(np.asarray(a) for a in (positions, numbers, new[0], pbc[0])))
+    np.testing.assert_allclose(fresh[0], reference.lennard_jones(system)(positions, new[0]))
+    assert fresh[0][0] < -1e-3
+
+
 @pytest.mark.parametrize("moved", ["an atom", "a cell", "not a number"])
 def test_moves_beyond_the_allowance_give_nan_and_lesser_ones_do_not(model, geometry, moved):
     positions, cell, numbers, nbrs = geometry
@@ -90,8 +109,9 @@ def test_moves_beyond_the_allowance_give_nan_and_lesser_ones_do_not(model, geome
     def at(length):
         if moved == "an atom":
             return shift(positions, length), cell
-        if moved == "a cell":
-            return positions, cell.at[1].multiply(1 + length / CUTOFF / np.sqrt(2))
+        if moved == "a cell":  # of the slab, with its atoms
+            factor = 1 + length / CUTOFF / np.sqrt(2) * np.array([1, 1, 0])
+            return positions.at[8:].multiply(factor), cell.at[1].multiply(factor)
         return positions.at[3, 1].set(np.nan if length == FAR else positions[3, 1]), cell
 
     far, near = (results(model, *at(length), numbers, nbrs) for length in (FAR, NEAR))
@@ -147,19 +167,40 @@ def test_of_mapped_geometries_only_those_that_moved_give_nan(model, geometry):
     np.testing.assert_allclose(gradients[2], expected[1], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("pbc", [*itertools.product([False, True], repeat=3)])
-def test_strain_is_the_norm_over_the_periodic_axes(pbc):
+@pytest.mark.parametrize("batch", [None, [0, 0, 0, 1, -1], [1, 1, 1, 0, 2]], ids=str)
+@pytest.mark.parametrize("pbc", [*itertools.product([False, True], repeat=3)], ids=str)
+def test_moves_are_those_beside_the_deformation_of_the_periodic_axes(pbc, batch):
     generator = np.random.default_rng(sum(2**k for k in range(3) if pbc[k]))
     old = 4 * np.eye(3) + generator.uniform(-1.5, 1.5, (3, 3))
     new = old + generator.uniform(-0.1, 0.1, (3, 3))
     rows = np.array(pbc)
     old[~rows] = generator.choice([0.0, 7.0])  # ignored
-    norm = np.linalg.norm(np.linalg.pinv(old[rows]) @ (new - old)[rows]) or 1.0
-    x = np.zeros((1, 3))
-    arrays = [jnp.asarray(a) for a in (x, new[None], x, old[None], rows[None])]
-    for change in (0.299, 0.301):  # strain times cutoff, in Å
-        found = moved_too_far(*arrays, cutoff=change / norm, skin=0.6)
-        assert bool(found) == (rows.any() and change > 0.3)
+    strain = np.linalg.pinv(old[rows]) @ (new - old)[rows]
+    norm = np.linalg.norm(strain) or 1.0
+    x = generator.uniform(-9, 9, (3, 3))
+    direction = generator.normal(size=3)
+    cells, moves = [[new], [old]], np.zeros((3, 3))
+    if batch is not None:
+        # The fourth atom stays; it is padding, or in a system that stays. The fifth is padding.
+        x = np.concatenate([x, generator.uniform(-9, 9, (2, 3))])
+        moves = np.concatenate([moves, [[0, 0, 0], [9, 9, 9]]])
+    moves[:3] += x[:3] @ strain
+    if batch and batch[0] == 1:
+        cells = [[np.eye(3), h] for (h,) in cells]
+    for shift, change in itertools.product((0.1, 0.299, 0.301), repeat=2):
+        moves_now = moves.copy()
+        moves_now[1] += shift * direction / np.linalg.norm(direction)
+        found = moved_too_far(
+            jnp.asarray(x + moves_now),
+            jnp.asarray(cells[0]),
+            jnp.asarray(x),
+            jnp.asarray(cells[1]),
+            jnp.asarray([pbc] * len(cells[0])),
+            None if batch is None else jnp.asarray(batch),
+            cutoff=change / norm,  # strain times cutoff, in Å
+            skin=0.6,
+        )
+        assert bool(found) == (shift > 0.3 or (rows.any() and change > 0.3))
 
 
 # The list's own arrays are passed on without being sorted and masked.

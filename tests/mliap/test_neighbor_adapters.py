@@ -1,5 +1,6 @@
 """Conversion of other libraries' neighbour lists into our arrays."""
 
+import re
 import warnings
 
 import ase.build
@@ -153,7 +154,76 @@ def test_nvalchemi_lists_are_converted_in_a_jitted_function(fill):
     with pytest.raises(
         ValueError, match=r"^torchcall: edges_from_nvalchemi: .*\(67, 40\), \(66,\)"
     ):
-        edges_from_nvalchemi([forms[0][0], forms[0][1][:-1]], positions, cell, cutoff=CUTOFF)
+        edges_from_nvalchemi([forms[0][0], forms[0][1][:-1]], *arguments[1:], cutoff=CUTOFF)
+
+
+def test_nvalchemi_lists_that_lack_pairs_raise_the_flag():
+    positions, cell, _, batch = two_systems()
+    found = set(listed(*two_systems(), CUTOFF))
+    half = {p for p in found if p[2:] > (0, 0, 0) or (p[2:] == (0, 0, 0) and p[0] < p[1])}
+    assert 2 * len(half) == len(found)
+    by_receiver = [x[::-1] if k == 0 else x for k, x in enumerate(list_of(found, 67, 262, -1))]
+
+    @jax.jit
+    def flag(results):
+        return edges_from_nvalchemi(results, positions, cell, batch, cutoff=CUTOFF).did_overflow
+
+    assert bool(flag(matrix_of(half, 67, 40, -1)))
+    assert bool(flag(by_receiver))
+
+
+@pytest.mark.parametrize("n_atoms, width", [(0, 4), (0, 0), (3, 0)])
+def test_empty_nvalchemi_lists_are_empty(n_atoms, width):
+    positions, cell = np.zeros((n_atoms, 3), np.float32), np.eye(3, dtype=np.float32)[None]
+    matrix, counts = np.zeros((n_atoms, width), np.int32), np.zeros(n_atoms, np.int32)
+    for results in ([matrix, counts], [np.zeros((2, 0), np.int32), np.zeros(n_atoms + 1, int)]):
+        edges = edges_from_nvalchemi(results, positions, cell, cutoff=CUTOFF)
+        assert int(edges.n_edges) == 0
+        assert not bool(edges.did_overflow)
+        assert (np.asarray(edges.edge_index) == n_atoms).all()
+    if n_atoms:
+        assert bool(edges_from_nvalchemi([matrix, counts + 1], positions, cell, cutoff=1.0)[3])
+
+
+def test_wrong_arrays_are_named():
+    positions, cell, pbc, batch = two_systems()
+    matrix, counts, shifts = matrix_of(set(listed(*two_systems(), CUTOFF)), 67, 40, -1)
+
+    def convert(results=(matrix, counts, shifts), x=positions, h=cell, of=batch, cutoff=CUTOFF):
+        return edges_from_nvalchemi(results, x, h, of, cutoff=cutoff)
+
+    for error, text, use in (
+        (ValueError, "cell: expected shape (1, 3, 3), got (2, 3, 3)", lambda: convert(of=None)),
+        (ValueError, "cell: expected shape (N, 3, 3), got (3, 3)", lambda: convert(h=cell[0])),
+        (ValueError, "batch: expected shape (67,), got (66,)", lambda: convert(of=batch[1:])),
+        (ValueError, "positions: expected shape (N, 3)", lambda: convert(x=positions[:, :2])),
+        (TypeError, "batch: expected integers", lambda: convert(of=batch + 0.5)),
+        (TypeError, "results[2]: expected", lambda: convert((matrix, counts, shifts + 0.5))),
+        (ValueError, "cutoff: expected a positive", lambda: convert(cutoff=float("nan"))),
+        (
+            ValueError,
+            "cell: expected shape (1, 3, 3), got (3, 3)",
+            lambda: edges_from_jax_md(None, positions, cell[0], pbc, cutoff=CUTOFF),
+        ),
+    ):
+        with pytest.raises(error, match=f"^torchcall: edges_from_.*: {re.escape(text)}"):
+            use()
+
+
+def test_half_lists_and_vectors_instead_of_shifts_are_errors():
+    """A half list gave half of the energy, and vectors gave other pairs."""
+    atoms = crystal()
+    i, j, s, vectors = ase.neighborlist.neighbor_list("ijSD", atoms, CUTOFF)
+    for pbc in (True, False):
+        half = vesin.NeighborList(cutoff=CUTOFF, full_list=False).compute(
+            atoms.positions, atoms.cell[:], pbc, "ijS"
+        )
+        with pytest.raises(ValueError, match=r"both directions.*got a half list"):
+            edges_from_pairs(*half, n_atoms=64)
+    with pytest.raises(ValueError, match="shifts: expected numbers of lattice vectors"):
+        edges_from_pairs(i, j, vectors, n_atoms=64)
+    with pytest.raises(TypeError, match="senders: expected integers, got float64"):
+        edges_from_pairs(i.astype(float), j, s, n_atoms=64)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The native list on a CPU: equal to the list in JAX, on every processor and with any threads."""
 
+import re
 from dataclasses import replace
 
 import ase.geometry
@@ -250,6 +251,45 @@ def test_bases_are_reduced_as_by_ase():
             theirs = np.sort(np.linalg.norm(reference[axes], axis=1))
             # Vectors that are short enough are left as they are.
             np.testing.assert_allclose(ours, theirs, rtol=0.02)
+
+
+@pytest.mark.parametrize("dtype, known", [(np.float32, 1e3), (np.float64, 1e9)])
+def test_tilts_beyond_the_digits_of_the_dtype_are_errors_that_name_the_cell(dtype, known):
+    """Factors beyond int32 wrapped around, and the error blamed the positions."""
+    short = np.array([[5.0, 0, 0], [1, 4.5, 0], [0.5, -1, 6]])
+    positions = np.random.default_rng(2).uniform(0, 4, (5, 3)).astype(dtype)
+
+    def edges(factor):
+        cell = np.array([[1, 0, 0], [factor, 1, 0], [0, 0, 1]]) @ short
+        geometry = positions, cell[None].astype(dtype), ALL, np.zeros(5, np.int32)
+        return int(neighbor_list(4.0).allocate(*geometry).n_edges)
+
+    with jax.enable_x64(dtype is np.float64):
+        for exponent in range(1, 17):
+            factor = 10.0**exponent
+            if factor <= known:
+                assert edges(factor) == edges(0)
+            else:
+                with pytest.raises(ValueError, match=r"cell\[0\]: expected l"):
+                    edges(factor)
+
+
+def test_a_list_beyond_the_free_memory_is_an_error(monkeypatch):
+    """A collapsed cell filled the memory, and the system ended the process."""
+    monkeypatch.setattr("torchcall.mliap._neighbors.sizes.free_memory", lambda: 2**28)
+    rng = np.random.default_rng(0)
+    n = 2000
+    positions = rng.uniform(0, 12, (n, 3)).astype(np.float32)
+    cell = 12 * np.eye(3, dtype=np.float32)[None]
+    geometry = positions, cell, np.ones((1, 3), bool), np.zeros(n, np.int32)
+    start = neighbor_list(3.0, skin=0.3).allocate(*geometry)
+    collapsed = jax.jit(lambda nbrs, x, h: nbrs.update(x, h))(start, positions / 4, cell / 4)
+    assert "more pairs within cutoff + skin than capacity" in collapsed.why()
+    expected = n * n / 27 * 4 / 3 * np.pi * 27  # by the density
+    with pytest.raises(ValueError, match=r"free memory, 0\.2 GiB, got \d+ pairs") as caught:
+        collapsed.grow()
+    got = int(re.search(r"got (\d+) pairs", str(caught.value))[1])
+    np.testing.assert_allclose(got, expected, rtol=0.01)
 
 
 def test_capacities_are_of_a_fixed_sequence():

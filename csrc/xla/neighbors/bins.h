@@ -49,8 +49,8 @@ struct PairsFound {
     int64_t count;
   };
   std::vector<Block> blocks;
-  std::vector<Place> of;  // (atoms,)
-  int64_t total = 0;
+  std::vector<Place> of;  // (atoms,), the stored pairs
+  int64_t total = 0;      // of all pairs
 };
 
 // Chooses the bins for this geometry, so that all pairs within `radius` are in reach, and sorts.
@@ -60,9 +60,10 @@ int32_t SortIntoBins(const Geometry<Real>& geometry, const std::vector<Frame>& f
                      const std::vector<Atom<Real>>& atoms, const Threads& threads,
                      Bins<Real>& bins);
 
-// Stores the pairs with |r|² < limit.
+// Finds the pairs with |r|² < limit. All are counted. Soon after more than `most` are stored, no
+// others are, so that a cell that collapsed does not fill the memory.
 template <typename Real>
-void TestBins(const Bins<Real>& bins, const std::vector<Frame>& frames, Real limit,
+void TestBins(const Bins<Real>& bins, const std::vector<Frame>& frames, Real limit, int64_t most,
               const Threads& threads, PairsFound& pairs);
 
 }  // namespace torchcall

@@ -240,8 +240,8 @@ int32_t UpdateByCandidates(const Geometry<Real>& geometry, const Settings& setti
   if (search && settings.schedule == Schedule::kNever) return kSkin;
   if (search) {
     const double reach = settings.cutoff + settings.skin;
-    problems =
-        FindPairs<Real>(geometry, reach, 0, /*exact=*/false, threads, candidates.wraps, work);
+    problems = FindPairs<Real>(geometry, reach, 0, /*exact=*/false, candidates.capacity, threads,
+                               candidates.wraps, work);
     if (problems != 0) return problems;
     KeepPairs(geometry, threads, work.pairs, candidates);
     if (work.pairs.total > candidates.capacity) problems = kCandidates;
@@ -262,7 +262,7 @@ void Update(const Geometry<Real>& geometry, const Settings& settings, const Thre
   } else if (problems == 0) {
     work.wraps.resize(3 * geometry.atoms);
     problems = FindPairs(geometry, settings.cutoff, static_cast<Real>(settings.limit),
-                         /*exact=*/true, threads, work.wraps.data(), work);
+                         /*exact=*/true, list.capacity, threads, work.wraps.data(), work);
     if (problems == 0) ListPairs(geometry, threads, work, list);
   }
   if (*list.n_edges < 0) {  // nothing is known
@@ -283,8 +283,8 @@ Counts Count(const Geometry<Real>& geometry, const Settings& settings, Workspace
   if (counts.problems != 0) return counts;
   work.wraps.resize(3 * geometry.atoms);
   const auto find = [&](double radius, double limit, bool exact) {
-    counts.problems = FindPairs(geometry, radius, static_cast<Real>(limit), exact, Threads{},
-                                work.wraps.data(), work);
+    counts.problems = FindPairs(geometry, radius, static_cast<Real>(limit), exact, /*most=*/-1,
+                                Threads{}, work.wraps.data(), work);
     return counts.problems == 0 ? work.pairs.total : 0;
   };
   counts.edges = counts.candidates = find(settings.cutoff, settings.limit, true);

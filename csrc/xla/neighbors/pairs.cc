@@ -1,7 +1,9 @@
 // Tests the pairs of atoms in neighbouring bins.
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <utility>
 
 #include "bins.h"
 #include "close.h"
@@ -11,6 +13,8 @@ namespace torchcall {
 namespace {
 
 constexpr int64_t kAtomsPerTask = 2048;
+constexpr int64_t kTestsAtOnce = 1 << 22;  // for which there is room beforehand
+constexpr int64_t kPairsAtOnce = 1 << 14;  // added to the shared count
 
 int32_t FloorDivide(int32_t a, int32_t n) { return a >= 0 ? a / n : -((n - 1 - a) / n); }
 
@@ -88,7 +92,8 @@ struct Task {
 
 template <typename Real>
 void TestSome(const Bins<Real>& bins, const std::vector<Frame>& frames, Task task, Real limit,
-              PairsFound::Block& block, std::vector<PairsFound::Place>& atoms) {
+              int64_t most, std::atomic<int64_t>& total, PairsFound::Block& block,
+              std::vector<PairsFound::Place>& atoms) {
   const FindClose<Real> find_close = FindCloseHere<Real>();
   const SortedAtoms<Real> sorted = {bins.x.data(), bins.y.data(), bins.z.data(), bins.order.data()};
   std::vector<Column> columns;
@@ -96,12 +101,12 @@ void TestSome(const Bins<Real>& bins, const std::vector<Frame>& frames, Task tas
   std::vector<int32_t> counts;
   int64_t columns_of = -1;
   int64_t used = 0;
+  int64_t pending = 0;
   const int32_t first = bins.starts[task.bin];
   int64_t system = task.system;
   for (int64_t bin = task.bin; bin < task.end_bin; ++bin) {
-    const int32_t begin = bins.starts[bin];
-    const int32_t end = bins.starts[bin + 1];
-    if (begin == end) continue;
+    const int32_t last = bins.starts[bin + 1];
+    if (bins.starts[bin] == last) continue;
     while (bin >= bins.grids[system].first_bin + bins.grids[system].size()) ++system;
     const Grid& grid = bins.grids[system];
     const int64_t column = (bin - grid.first_bin) / grid.counts[0];
@@ -112,12 +117,28 @@ void TestSome(const Bins<Real>& bins, const std::vector<Frame>& frames, Task tas
     }
     const int64_t tests =
         FindRuns(columns, grid, frames[system], static_cast<int32_t>(bin - columns_of), runs);
-    Reserve(block, used, used + tests * (end - begin) + kOverrun);
-    counts.resize(end - first);
-    used += find_close(sorted, begin, end, runs.data(), static_cast<int64_t>(runs.size()), limit,
-                       {block.receivers.get() + used, block.images.get() + used},
-                       counts.data() + (begin - first));
+    counts.resize(last - first);
+    const int64_t at_once =
+        std::clamp<int64_t>(kTestsAtOnce / std::max<int64_t>(tests, 1), 1, last - bins.starts[bin]);
+    for (int32_t begin = bins.starts[bin]; begin < last;) {
+      const auto end = static_cast<int32_t>(std::min<int64_t>(begin + at_once, last));
+      const bool stored = total.load(std::memory_order_relaxed) <= most;
+      Reserve(block, used, used + tests * (end - begin) + kOverrun);
+      int32_t* const own = counts.data() + (begin - first);
+      const int64_t found =
+          find_close(sorted, begin, end, runs.data(), static_cast<int64_t>(runs.size()), limit,
+                     {block.receivers.get() + used, block.images.get() + used}, own);
+      pending += found;
+      if (pending >= kPairsAtOnce) total += std::exchange(pending, 0);
+      if (stored) {
+        used += found;
+      } else {
+        std::fill_n(own, end - begin, 0);
+      }
+      begin = end;
+    }
   }
+  total += pending;
   int64_t offset = 0;
   for (size_t k = 0; k < counts.size(); ++k) {
     atoms[bins.order[first + k]] = {block.receivers.get() + offset, block.images.get() + offset,
@@ -129,7 +150,7 @@ void TestSome(const Bins<Real>& bins, const std::vector<Frame>& frames, Task tas
 }  // namespace
 
 template <typename Real>
-void TestBins(const Bins<Real>& bins, const std::vector<Frame>& frames, Real limit,
+void TestBins(const Bins<Real>& bins, const std::vector<Frame>& frames, Real limit, int64_t most,
               const Threads& threads, PairsFound& pairs) {
   const int64_t n_bins = static_cast<int64_t>(bins.starts.size()) - 1;
   std::vector<Task> tasks;
@@ -142,13 +163,16 @@ void TestBins(const Bins<Real>& bins, const std::vector<Frame>& frames, Real lim
     bin = end;
   }
   if (pairs.blocks.size() < tasks.size()) pairs.blocks.resize(tasks.size());
-  ForEach(threads, static_cast<int64_t>(tasks.size()),
-          [&](int64_t t) { TestSome(bins, frames, tasks[t], limit, pairs.blocks[t], pairs.of); });
+  std::atomic<int64_t> total = 0;
+  ForEach(threads, static_cast<int64_t>(tasks.size()), [&](int64_t t) {
+    TestSome(bins, frames, tasks[t], limit, most, total, pairs.blocks[t], pairs.of);
+  });
+  pairs.total = total;
 }
 
-template void TestBins(const Bins<float>&, const std::vector<Frame>&, float, const Threads&,
-                       PairsFound&);
-template void TestBins(const Bins<double>&, const std::vector<Frame>&, double, const Threads&,
-                       PairsFound&);
+template void TestBins(const Bins<float>&, const std::vector<Frame>&, float, int64_t,
+                       const Threads&, PairsFound&);
+template void TestBins(const Bins<double>&, const std::vector<Frame>&, double, int64_t,
+                       const Threads&, PairsFound&);
 
 }  // namespace torchcall

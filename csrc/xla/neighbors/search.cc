@@ -131,7 +131,7 @@ double RoundingError(const std::vector<Frame>& frames, const std::vector<Atom<Re
 
 template <typename Real>
 int32_t FindPairs(const Geometry<Real>& geometry, double radius, Real limit, bool exact,
-                  const Threads& threads, int32_t* wraps, Workspace<Real>& work) {
+                  int64_t most, const Threads& threads, int32_t* wraps, Workspace<Real>& work) {
   int32_t problems = Wrap(geometry, threads, wraps, work);
   if (problems != 0) return problems;
   const double slack = RoundingError(work.frames, work.atoms, radius);
@@ -143,20 +143,18 @@ int32_t FindPairs(const Geometry<Real>& geometry, double radius, Real limit, boo
                           threads, work.bins);
   if (problems != 0) return problems;
   work.pairs.of.resize(geometry.atoms);
-  TestBins(work.bins, work.frames, limit, threads, work.pairs);
-  work.pairs.total = 0;
-  for (const PairsFound::Place& place : work.pairs.of) work.pairs.total += place.count;
+  TestBins(work.bins, work.frames, limit, most, threads, work.pairs);
   return 0;
 }
 
-#define TORCHCALL_INSTANTIATE(Real)                                                               \
-  template int32_t CompleteFrames(const Geometry<Real>&, std::vector<Frame>&);                    \
-  template void WrapBy(const Geometry<Real>&, const std::vector<Frame>&, const int32_t*,          \
-                       const Threads&, std::vector<Atom<Real>>&);                                 \
-  template double RoundingError(const std::vector<Frame>&, const std::vector<Atom<Real>>&,        \
-                                double);                                                          \
-  template int32_t FindPairs(const Geometry<Real>&, double, Real, bool, const Threads&, int32_t*, \
-                             Workspace<Real>&);
+#define TORCHCALL_INSTANTIATE(Real)                                                              \
+  template int32_t CompleteFrames(const Geometry<Real>&, std::vector<Frame>&);                   \
+  template void WrapBy(const Geometry<Real>&, const std::vector<Frame>&, const int32_t*,         \
+                       const Threads&, std::vector<Atom<Real>>&);                                \
+  template double RoundingError(const std::vector<Frame>&, const std::vector<Atom<Real>>&,       \
+                                double);                                                         \
+  template int32_t FindPairs(const Geometry<Real>&, double, Real, bool, int64_t, const Threads&, \
+                             int32_t*, Workspace<Real>&);
 TORCHCALL_INSTANTIATE(float)
 TORCHCALL_INSTANTIATE(double)
 

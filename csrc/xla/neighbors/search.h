@@ -54,10 +54,11 @@ struct Workspace {
 
 // Finds all (i, j, n) with |y_j − y_i + n h|² < limit, except (i, i, 0), for the frames and atoms
 // of `work`: atoms in the cell. Without `exact`, limit is radius² and also pairs are found that are
-// farther by a rounding error. Writes `wraps`, (3, atoms). Returns problems; on any, no pairs.
+// farther by a rounding error. All are counted, and about `most` stored. Writes `wraps`, (3,
+// atoms). Returns problems; on any, no pairs.
 template <typename Real>
 int32_t FindPairs(const Geometry<Real>& geometry, double radius, Real limit, bool exact,
-                  const Threads& threads, int32_t* wraps, Workspace<Real>& work);
+                  int64_t most, const Threads& threads, int32_t* wraps, Workspace<Real>& work);
 
 }  // namespace torchcall
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from torchcall.mliap._adapter_checks import check_cutoff, check_integers, check_shapes, is_half
 from torchcall.mliap._neighbors.frame import make_frame
 
 
@@ -137,7 +138,10 @@ def edges_from_pairs(
         The arrays; ``did_overflow`` is false.
 
     Raises:
-        ValueError: shapes disagree, an atom is out of range, or there are more pairs than capacity.
+        ValueError: shapes disagree, an atom is out of range, there are more pairs than capacity,
+            shifts are not whole numbers, or pairs are there in one direction only (vesin with
+            ``full_list=False``).
+        TypeError: senders or receivers are not integers.
     """
     where = "torchcall: edges_from_pairs"
     i, j, s = np.asarray(senders), np.asarray(receivers), np.asarray(shifts)
@@ -153,6 +157,17 @@ def edges_from_pairs(
         raise ValueError(
             f"{where}: expected atoms in [0, {n_atoms}), "
             f"got {min(i.min(), j.min())} to {max(i.max(), j.max())}"
+        )
+    if n:
+        check_integers(where, senders=i, receivers=j)
+    if not (np.rint(s) == s).all():
+        raise ValueError(
+            f"{where}: shifts: expected numbers of lattice vectors, S, got others: vectors in Å?"
+        )
+    if is_half(*(x.astype(np.int32) for x in (i, j, s))):
+        raise ValueError(
+            f"{where}: expected each pair in both directions, (i, j, S) and (j, i, −S), got a half "
+            "list; ask for a full one"
         )
     order = np.argsort(i, kind="stable")
     edge_index = np.full((2, slots), n_atoms, np.int32)
@@ -190,8 +205,19 @@ def edges_from_jax_md(
 
     Returns:
         The arrays, with as many slots as jax-md's list (twice as many for an ordered one).
+
+    Raises:
+        ValueError: a shape or the cutoff is wrong.
     """
+    where = "torchcall: edges_from_jax_md"
+    check_cutoff(where, cutoff)
     positions, cell, pbc = jnp.asarray(positions), jnp.asarray(cell), jnp.asarray(pbc)
+    check_shapes(
+        where,
+        positions=(positions, (None, 3)),
+        cell=(cell, (1, 3, 3)),
+        pbc=(pbc, (1, 3)),
+    )
     n_atoms = positions.shape[0]
     index = neighbors.idx
     if neighbors.format.name == "Dense":
@@ -245,9 +271,11 @@ def edges_from_nvalchemi(
     as this one does. Tested with its output on a CPU; untested on a GPU.
 
     ``did_overflow`` is true if an atom has more neighbours than the matrix has columns, if a list
-    of fixed capacity is full or its ``metadata_valid`` is false, if ``capacity`` is too small, or
-    if positions or cell are not finite. What the package reports elsewhere is the caller's to
-    check: failures of a prepared state (``state.valid``), and too few tiles of ``cluster_tile``.
+    of fixed capacity is full or its ``metadata_valid`` is false, if ``capacity`` is too small, if
+    pairs are there in one direction only (``half_fill=True``, or a list for some atoms), if senders
+    are not sorted, or if positions or cell are not finite. What the package reports elsewhere is
+    the caller's to check: failures of a prepared state (``state.valid``), and too few tiles of
+    ``cluster_tile``.
 
     Args:
         results: what ``neighbor_list`` or the function of a method returns, in one of two forms:
@@ -266,21 +294,37 @@ def edges_from_nvalchemi(
         The arrays.
 
     Raises:
-        ValueError: the results have another form, or the capacity is too small.
+        ValueError: the results have another form, a shape or the cutoff is wrong, or the capacity
+            is too small.
+        TypeError: indices, counts or shifts are not integers.
     """
     where = "torchcall: edges_from_nvalchemi"
+    check_cutoff(where, cutoff)
     positions, cell = jnp.asarray(positions), jnp.asarray(cell)
+    systems = 1 if batch is None else None
+    check_shapes(where, positions=(positions, (None, 3)), cell=(cell, (systems, 3, 3)))
     n_atoms = positions.shape[0]
+    if batch is not None:
+        batch = jnp.asarray(batch)
+        check_shapes(where, batch=(batch, (n_atoms,)))
+        check_integers(where, batch=batch)
     i, j, shifts, listed, complete = _entries(where, [jnp.asarray(x) for x in results], n_atoms)
     slots = max(2, i.shape[0]) if capacity is None else capacity
     if slots < 2:
         raise ValueError(f"{where}: capacity: expected at least 2, got {capacity}")
+    if i.shape[0] == 0:
+        nothing = np.zeros(0, np.int32)
+        empty = edges_from_pairs(
+            nothing, nothing, np.zeros((0, 3)), n_atoms=n_atoms, capacity=slots, dtype=cell.dtype
+        )
+        return empty._replace(did_overflow=~complete)
     listed &= (j >= 0) & (j < n_atoms)
     i, j = jnp.where(listed, i, 0), jnp.where(listed, j, 0)
-    shifts = shifts.astype(positions.dtype)
-    lattice = cell[jnp.zeros_like(i) if batch is None else jnp.asarray(batch)[i]]
+    lattice = cell[jnp.zeros_like(i) if batch is None else batch[i]]
+    numbers, shifts = shifts, shifts.astype(positions.dtype)
     r = positions[j] - positions[i] + jnp.einsum("ek,ekl->el", shifts, lattice, precision="highest")
     valid = listed & (jnp.sqrt(jnp.sum(r * r, axis=-1)) < cutoff)
+    half = is_half(*(jnp.where(valid, x.astype(jnp.int32).T, 0).T for x in (i, j, numbers)))
     # Row by row, so senders are sorted already.
     (slot,) = jnp.nonzero(valid, size=slots, fill_value=i.shape[0])
     edge_index = jnp.stack([i, j]).astype(jnp.int32)
@@ -292,7 +336,7 @@ def edges_from_nvalchemi(
         edge_index.at[:, slot].get(mode="fill", fill_value=n_atoms),
         jnp.where(used[:, None], shifts.at[slot].get(mode="fill", fill_value=0), unused),
         jnp.minimum(n_edges, slots),
-        ~complete | (n_edges > slots) | ~finite,
+        ~complete | half | (n_edges > slots) | ~finite,
     )
 
 
@@ -301,6 +345,7 @@ def _entries(
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Senders, receivers, shifts and validity of all slots; and whether no pair is missing."""
     shapes = [x.shape for x in results]
+    check_integers(where, **{f"results[{k}]": x for k, x in enumerate(results) if x.ndim})
     count = jnp.int32
     match shapes:
         case [(rows, width), (counted,), *rest] if rows == counted == n_atoms and rest in (
@@ -322,11 +367,12 @@ def _entries(
             (i, j), stored = results[0], results[1][-1]
             listed = jnp.arange(slots, dtype=count) < stored
             shifts = results[2] if len(rest) % 2 else jnp.zeros((slots, 3), count)
+            in_order = jnp.all((i[1:] >= i[:-1]) | ~listed[1:])
             complete = stored == slots
             if len(rest) > 1:
                 needed = jnp.sum(results[-2], dtype=count)
                 complete = results[-1] & (stored == needed) & jnp.all(results[-2] >= 0)
-            return i, j, shifts, listed, complete
+            return i, j, shifts, listed, complete & in_order
     raise ValueError(
         f"{where}: expected a neighbour matrix or list of {n_atoms} atoms as its functions return "
         f"them, got arrays of shapes {shapes}"

@@ -90,12 +90,11 @@ class AtomGraph:
     ) -> AtomGraph:
         """The graph of a neighbour list that was updated at these positions and cells.
 
-        Energies and gradients are NaN where the list was updated at others: if an atom's
-        displacement since then, of its coordinates as given, or the strain of a cell times the
-        cutoff exceeds max(skin/2, 0.05 Å). The strain is the Frobenius norm of `h₀⁻¹ h − 1` over
-        the periodic axes. Within this allowance, which finite differences at fixed pairs need,
-        pairs that crossed the cutoff since the update are missing or too many: update the list at
-        every step.
+        Energies and gradients are NaN where the list was updated at others, x₀ and h₀: with
+        `F = h₀⁻¹ h` over the periodic axes, if an atom's |x − x₀ F|, of its coordinates as given,
+        or the Frobenius norm of F − 1 times the cutoff exceeds max(skin/2, 0.05 Å). Within this
+        allowance, which finite differences at fixed pairs need, pairs that crossed the cutoff since
+        the update are missing or too many: update the list at every step.
 
         Args:
             neighbors: the list. If it overflowed, energies and gradients are NaN.
@@ -259,6 +258,7 @@ def lacks_edges(graph: AtomGraph) -> Bool[Array, ""] | None:
             graph.list_positions,
             graph.list_cell,
             graph.pbc,
+            graph.batch,
             cutoff=graph.list_cutoff,
             skin=graph.list_skin,
         )

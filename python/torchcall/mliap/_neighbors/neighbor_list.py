@@ -105,7 +105,8 @@ class NeighborList:
     ) -> NeighborList:
         """Lists the pairs of new positions and cells; works in ``jit``, ``scan`` and ``vmap``.
 
-        The list has no derivatives: differentiate an energy at fixed pairs.
+        The list has no derivatives: differentiate an energy at fixed pairs. NumPy arrays are
+        converted as by `jnp.asarray`: float64 becomes float32 while x64 is off.
 
         Args:
             positions: (N, 3), in Å, wrapped or not, dtype as allocated.

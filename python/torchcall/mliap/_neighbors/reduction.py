@@ -6,6 +6,8 @@ import itertools
 
 import numpy as np
 
+_LARGEST_ERROR = 0.01  # Å
+
 
 def reduced_bases(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     """Integer matrices of determinant ±1 whose ``basis @ cell`` has short lattice vectors.
@@ -20,8 +22,12 @@ def reduced_bases(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
 
     Returns:
         (B, 3, 3) int32.
+
+    Raises:
+        ValueError: the vectors are combined with factors so large that the cell's dtype has no
+            digits left for distances.
     """
-    bases = np.broadcast_to(np.eye(3, dtype=np.int32), cell.shape).copy()
+    bases = np.broadcast_to(np.eye(3, dtype=np.int64), cell.shape).copy()
     vectors = np.where(pbc[:, :, None], cell.astype(np.float64), 0.0)
     gram = vectors @ vectors.swapaxes(1, 2)
     tilted = np.zeros(len(cell), bool)
@@ -32,7 +38,26 @@ def reduced_bases(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     for s in np.flatnonzero(tilted):
         axes = np.flatnonzero(pbc[s])
         bases[s][np.ix_(axes, axes)] = _reduce(vectors[s][axes])
-    return bases
+        _refuse_if_rounded(cell[s], bases[s], int(s))
+    return bases.astype(np.int32)
+
+
+def _refuse_if_rounded(cell: np.ndarray, basis: np.ndarray, system: int) -> None:
+    """Raises if a short lattice vector, a sum of the cell's long ones, is not known to 0.01 Å."""
+    lengths = np.linalg.norm(cell.astype(np.float64), axis=1)
+    error = float(np.finfo(cell.dtype).eps * (np.abs(basis.astype(np.float64)) @ lengths).max())
+    largest = int(np.abs(basis).max())
+    if error > _LARGEST_ERROR:
+        reason = f"with which {cell.dtype.name} rounds distances by up to {error:.2g} Å"
+    elif largest > np.iinfo(np.int32).max:
+        reason = "more than an int32 holds"
+    else:
+        return
+    raise ValueError(
+        f"torchcall: NeighborListFn.allocate: cell[{system}]: expected less tilted lattice "
+        f"vectors: the shortest ones of this lattice combine them with factors up to {largest:.2g},"
+        f" {reason}; reduce the cell first, for example by ase.geometry.minkowski_reduce"
+    )
 
 
 def _reduce(vectors: np.ndarray) -> np.ndarray:

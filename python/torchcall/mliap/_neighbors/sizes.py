@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from torchcall.mliap._neighbors.reduction import reduced_bases
 
 _SIXTEENTHS = 16
 _MOST_SLOTS = 2**30  # numbers of pairs are int32
+_CHECKED_BYTES = 2**28  # smaller lists are not compared with the free memory
 
 
 def sized_for(
@@ -60,7 +63,36 @@ def sized_for(
         edges=max(capacity(edges * multiplier), layout.edges),
         candidates=max(capacity(candidates * multiplier), layout.candidates),
     )
+    if native.serves(positions):
+        _refuse_if_too_large(sized, arrays[0], edges)
     return sized, basis
+
+
+def _refuse_if_too_large(layout: Layout, positions: np.ndarray, edges: int) -> None:
+    """Raises if the list and its successor need more memory than is free."""
+    bytes_per_edge = 8 + 3 * positions.dtype.itemsize
+    needed = 2 * (bytes_per_edge * layout.edges + 12 * layout.candidates * (layout.skin > 0))
+    free = free_memory() if needed > _CHECKED_BYTES else None
+    if free is not None and needed > free:
+        raise ValueError(
+            f"torchcall: NeighborListFn.allocate: expected a list that fits into the free memory, "
+            f"{free / 2**30:.1f} GiB, got {edges} pairs within {layout.cutoff:g} Å, "
+            f"{edges / len(positions):.0f} per atom, which need {needed / 2**30:.1f} GiB without "
+            "the model; has a cell collapsed?"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes that this process can get at most, as Linux reports them; None elsewhere."""
+    limits = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+        limits.append(1024 * int(line.split()[1]))
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            limits.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    return min(limits, default=None)
 
 
 def capacity(needed: float) -> int:
