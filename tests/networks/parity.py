@@ -50,10 +50,12 @@ def cutoff_of(model: TorchMliap) -> float:
     return float(np.max(np.asarray(model.cutoff.data)))
 
 
-def graph_of(model: TorchMliap, systems: list[ase.Atoms], dtype: Any) -> AtomGraph:
-    """The graph of some systems within the model's cutoff."""
+def graph_of(
+    model: TorchMliap, systems: list[ase.Atoms], dtype: Any, beyond: float = 0.0
+) -> AtomGraph:
+    """The graph of some systems within the model's cutoff plus `beyond`, in Å."""
     geometry = geometry_from_ase(systems, dtype=dtype)
-    neighbors = neighbor_list(cutoff_of(model)).allocate(*geometry)
+    neighbors = neighbor_list(cutoff_of(model) + beyond).allocate(*geometry)
     numbers = np.concatenate([system.numbers for system in systems])
     return AtomGraph.from_neighbors(
         neighbors,

@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import FLOAT32, Tolerance, check_dynamics, check_structures, evaluate
+from parity import FLOAT32, Tolerance, check_dynamics, check_structures, evaluate, graph_of
 from structures import structures
 
 from torchcall import models
+from torchcall.mliap import energy_and_gradients, pad_graph
 
 SYSTEMS = structures("Na", "Cl", 5.6)
 ERRORS = (ValueError, jax.errors.JaxRuntimeError)
@@ -46,6 +47,20 @@ def test_every_model_in_the_package(name):
 
 def test_dynamics_are_those_of_ase(seven_net_0):
     check_dynamics(seven_net_0, calculator("7net-0"), SYSTEMS["bulk"], np.float32)
+
+
+def test_edges_beyond_the_cutoff_change_nothing(seven_net_0):
+    systems = [SYSTEMS["bulk"], SYSTEMS["molecule"]]
+    results = [
+        jax.jit(energy_and_gradients)(seven_net_0, graph_of(seven_net_0, systems, np.float32, skin))
+        for skin in (0.0, 1.5)
+    ]
+    for name in ("energy", "position_gradients", "cell_gradients"):
+        found, expected = (np.asarray(getattr(result, name)) for result in results)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    padded, _ = pad_graph(graph_of(seven_net_0, systems, np.float32), cutoff=seven_net_0.cutoff)
+    for name, value in jax.jit(seven_net_0.call)(padded).items():
+        assert np.isfinite(value).all(), name  # phantoms included
 
 
 def test_an_unknown_element_is_an_error(seven_net_0):

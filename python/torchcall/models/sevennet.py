@@ -80,6 +80,10 @@ class SevenNetEnergy(torch.nn.Module):
     def forward(self, input: dict[str, torch.Tensor]) -> torch.Tensor:
         """Energy of each system, `(B,)` in eV."""
         vectors, numbers = edge_vectors(input), input["atomic_numbers"]
+        # SevenNet's cutoff functions are zero at the cutoff and grow beyond it, where the phantoms'
+        # edges end: these are shortened. Others are multiplied by 1.
+        square = vectors.square().sum(1, keepdim=True)
+        vectors = vectors * (self.cutoff**2 / square).clamp(max=1.0).sqrt()
         data = {
             "x": self.index.index_select(0, numbers),
             "edge_index": input["edge_index"],
