@@ -182,6 +182,7 @@ def test_a_missing_package_is_an_error_that_names_the_extra():
 
 def test_a_package_is_found_again_by_what_determines_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHCALL_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
     adapter = tmp_path / "adapter.py"
     adapter.write_text("code")
     network = types.ModuleType("network")
@@ -209,6 +210,9 @@ def test_a_package_is_found_again_by_what_determines_it(tmp_path, monkeypatch):
 
     assert _packages.record_of(network, file, {"head": None}) == record
     assert _packages.record_of(network, file, {"head": "other"}) != record
+    with monkeypatch.context() as other:  # packages of one thread are serial
+        other.setattr(torch, "get_num_threads", lambda: 1 if threads > 1 else 2)
+        assert _packages.record_of(network, file, {"head": None}) != record
     file.write_bytes(b"other weights")
     assert _packages.record_of(network, file, {"head": None}) != record
     file.write_bytes(b"weights")
