@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 9
+#define TC_ABI_VERSION 10
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -99,6 +99,18 @@ typedef struct {
   uint64_t allowed[2];
 } TcIndexCheck;
 
+// A vector-Jacobian product: the gradients of Σ ⟨cotangent, output⟩ over some outputs of a function
+// with respect to some of its inputs. The result is a function again: of the same inputs, followed
+// by one cotangent per output of the list, and with one output per input of the list, which follow
+// the function's own if `keeps_outputs` is not 0.
+typedef struct {
+  const int64_t* inputs;
+  int64_t num_inputs;
+  const int64_t* outputs;
+  int64_t num_outputs;
+  int32_t keeps_outputs;
+} TcDerivative;
+
 // The code of an eager model, which the JAX half runs, for one plan. Any thread may call it,
 // several at once; each call has its own frame. Addresses of tensors are those of at::TensorImpl.
 typedef struct {
@@ -143,6 +155,9 @@ typedef struct {
   int32_t selects_outputs;  // dicts may hold further keys, and floats are cast to the outputs'
   const TcIndexCheck* index_checks;
   int64_t num_index_checks;
+  // Applied to the model one after the other; the plan's inputs and outputs are the last one's.
+  const TcDerivative* derivatives;
+  int64_t num_derivatives;
   TcEager eager;  // of an eager model; a plan that was created releases it
 } TcPlanSpec;
 

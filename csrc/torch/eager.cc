@@ -191,7 +191,8 @@ class EagerPlan::Frame {
 };
 
 EagerPlan::EagerPlan(std::shared_ptr<EagerModel> model, const TcPlanSpec& spec)
-    : Plan(model, spec, CallForm(spec), model->autograd()) {
+    : Plan(model, spec, CallForm(spec),
+           spec.num_derivatives > 0 ? Autograd::kRecord : model->autograd()) {
   for (const CallForm::Input& input : form().inputs) {
     shares_ = shares_ || IsShared(input);
   }

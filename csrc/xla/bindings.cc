@@ -2,6 +2,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -40,6 +41,9 @@ using PyArray = std::tuple<std::string, std::string, std::vector<int64_t>,
 using PyLength = std::tuple<int64_t, int64_t, int64_t>;
 // (operand, rows_of, allowed), as in TcIndexCheck
 using PyIndexCheck = std::tuple<int64_t, int64_t, std::tuple<uint64_t, uint64_t>>;
+
+// (inputs, outputs, whether it keeps the outputs), as in TcDerivative
+using PyDerivative = std::tuple<std::vector<int64_t>, std::vector<int64_t>, bool>;
 
 const DtypeEntry* DtypeOf(const std::string& name) {
   const DtypeEntry* entry = FindDtype(name);
@@ -229,7 +233,15 @@ class PyPlan {
     for (const auto& [operand, extra, least] : Field<std::vector<PyLength>>(spec, "lengths")) {
       lengths.push_back({operand, extra, least});
     }
+    const auto py_derivatives = Field<std::vector<PyDerivative>>(spec, "derivatives");
+    std::vector<TcDerivative> derivatives;
+    for (const auto& [inputs, outputs, keeps] : py_derivatives) {
+      derivatives.push_back({inputs.data(), static_cast<int64_t>(inputs.size()), outputs.data(),
+                             static_cast<int64_t>(outputs.size()), keeps});
+    }
     TcPlanSpec native = {};
+    native.derivatives = derivatives.data();
+    native.num_derivatives = static_cast<int64_t>(derivatives.size());
     native.lengths = lengths.data();
     native.num_lengths = static_cast<int64_t>(lengths.size());
     native.arguments = arguments.data();
@@ -246,7 +258,8 @@ class PyPlan {
     const nb::object runner = spec.attr("eager_runner");
     if (!runner.is_none()) native.eager = EagerCode(runner);
     plan_ = std::make_shared<NativePlan>(name, model.get(), model.counters(), std::move(operands),
-                                         std::move(outputs), native, graph,
+                                         std::move(outputs), native,
+                                         Field<std::vector<BatchLoop>>(spec, "loops"), graph,
                                          Field<bool>(spec, "reuses_last"));
     live.fetch_add(1);
   }

@@ -50,14 +50,14 @@ void Fill(CallArray<DLTensor>& tensors, const std::vector<DLTensor>& templates, 
 
 bool Fits(const ffi::AnyBuffer& buffer, const ArraySpec& spec) {
   const auto dims = buffer.dimensions();
-  return buffer.element_type() == spec.dtype->xla && dims.size() == spec.shape.size() &&
-         std::equal(dims.begin(), dims.end(), spec.shape.begin());
+  return buffer.element_type() == spec.dtype->xla && dims.size() == spec.buffer.size() &&
+         std::equal(dims.begin(), dims.end(), spec.buffer.begin());
 }
 
 std::string Mismatch(const ArraySpec& spec, const ffi::AnyBuffer& buffer) {
   const auto dims = buffer.dimensions();
   return spec.name + ": expected " + spec.dtype->name + " " +
-         ShapeText(spec.shape.data(), spec.shape.size()) + ", got " +
+         ShapeText(spec.buffer.data(), spec.buffer.size()) + ", got " +
          DtypeName(buffer.element_type()) + " " + ShapeText(dims.begin(), dims.size());
 }
 
@@ -71,12 +71,28 @@ size_t ArraySpec::Bytes(const DtypeEntry& as) const {
 
 NativePlan::NativePlan(std::string model_name, TcModel* model,
                        std::shared_ptr<CallCounters> counters, std::vector<ArraySpec> operands,
-                       std::vector<ArraySpec> results, TcPlanSpec spec, GraphOption graph,
-                       bool reuses_last)
+                       std::vector<ArraySpec> results, TcPlanSpec spec,
+                       const std::vector<BatchLoop>& loops, GraphOption graph, bool reuses_last)
     : model_name_(std::move(model_name)),
       counters_(std::move(counters)),
       operands_(std::move(operands)),
       results_(std::move(results)) {
+  for (ArraySpec& array : operands_) array.buffer = array.shape;
+  for (ArraySpec& array : results_) array.buffer = array.shape;
+  // From the innermost loop outwards, so that a step is the size of what is inside.
+  for (auto loop = loops.rbegin(); loop != loops.rend(); ++loop) {
+    Loop& made = *loops_.insert(loops_.begin(), {loop->first, {}, {}});
+    const auto add = [&](ArraySpec& array, bool mapped) {
+      int64_t step = mapped ? static_cast<int64_t>(array.dtype->bytes) : 0;
+      for (const int64_t size : array.buffer) step *= size;
+      if (mapped) array.buffer.insert(array.buffer.begin(), loop->first);
+      return step;
+    };
+    for (size_t i = 0; i < operands_.size(); ++i) {
+      made.operand_steps.push_back(add(operands_[i], loop->second.at(i)));
+    }
+    for (ArraySpec& array : results_) made.result_steps.push_back(add(array, true));
+  }
   std::vector<DLDataType> casts;
   std::vector<TcNarrowing> input_narrowings;
   std::vector<int32_t> input_copies;
@@ -186,6 +202,37 @@ void NativePlan::RunOn(void* const* inputs, void* const* outputs, TcPlace place,
   if (!inside) throw std::runtime_error(kInterpreterEnds);
   CheckInterrupt();
   const FloatStateGuard floats;
+  if (loops_.empty()) return CallOnce(inputs, outputs, place, run_id);
+  std::vector<void*> operands(inputs, inputs + operands_.size());
+  std::vector<void*> results(outputs, outputs + results_.size());
+  RunLoops(0, operands.data(), results.data(), place, run_id);
+}
+
+void NativePlan::Move(const Loop& loop, int64_t elements, void** operands, void** results) {
+  for (size_t i = 0; i < loop.operand_steps.size(); ++i) {
+    operands[i] = static_cast<char*>(operands[i]) + elements * loop.operand_steps[i];
+  }
+  for (size_t i = 0; i < loop.result_steps.size(); ++i) {
+    results[i] = static_cast<char*>(results[i]) + elements * loop.result_steps[i];
+  }
+}
+
+void NativePlan::RunLoops(size_t level, void** operands, void** results, TcPlace place,
+                          int64_t run_id) {
+  if (level == loops_.size()) {
+    CheckInterrupt();
+    return CallOnce(operands, results, place, run_id);
+  }
+  const Loop& loop = loops_[level];
+  for (int64_t i = 0; i < loop.size; ++i) {
+    RunLoops(level + 1, operands, results, place, run_id);
+    Move(loop, 1, operands, results);
+  }
+  Move(loop, -loop.size, operands, results);
+}
+
+void NativePlan::CallOnce(void* const* inputs, void* const* outputs, TcPlace place,
+                          int64_t run_id) {
   const bool on_cpu = place.device.device_type == kDLCPU;
   if (on_cpu && last_call_ && last_call_->Recall(run_id, inputs, outputs)) {
     counters_->reused.fetch_add(1, std::memory_order_relaxed);

@@ -27,9 +27,13 @@ struct ArraySpec {
   std::string name;
   TcNarrowing narrowing;
   bool copied;  // the model gets a private copy
+  std::vector<int64_t> buffer = {};  // XLA's shape: the sizes of its loops, then `shape`
 
   size_t Bytes(const DtypeEntry& as) const;
 };
+
+// The calls of a mapped axis: its size, and per operand whether it has this axis.
+using BatchLoop = std::pair<int64_t, std::vector<bool>>;
 
 // Whether calls on a CUDA device may replay a graph, and the reason if not.
 struct GraphOption {
@@ -43,13 +47,14 @@ class NativePlan {
   // std::invalid_argument with torch's message.
   NativePlan(std::string model_name, TcModel* model, std::shared_ptr<CallCounters> counters,
              std::vector<ArraySpec> operands, std::vector<ArraySpec> results, TcPlanSpec spec,
-             GraphOption graph, bool reuses_last);
+             const std::vector<BatchLoop>& loops, GraphOption graph, bool reuses_last);
 
   // Thread-safe; needs no GIL. On a CUDA device it enqueues on the stream. `run_id` is that of the
   // program's execution, on a CPU.
   xla::ffi::Error Run(xla::ffi::RemainingArgs operands, xla::ffi::RemainingRets results,
                       TcPlace place, int64_t run_id);
-  // The same on buffers whose shapes and dtypes the caller guarantees. Throws on failure.
+  // The same on buffers whose shapes and dtypes the caller guarantees. Calls the model once per
+  // element of the mapped axes. Throws on failure.
   void RunOn(void* const* operands, void* const* results, TcPlace place, int64_t run_id);
 
   // Torch's threads in later calls; see TcEngineApi.
@@ -59,6 +64,16 @@ class NativePlan {
   std::string content() const { return counters_->content(); }
 
  private:
+  struct Loop {
+    int64_t size;
+    std::vector<int64_t> operand_steps;  // bytes from one element to the next, 0: not mapped
+    std::vector<int64_t> result_steps;
+  };
+  // Moves all buffers by `elements` of the loop.
+  static void Move(const Loop& loop, int64_t elements, void** operands, void** results);
+  // The loops from `level` on.
+  void RunLoops(size_t level, void** operands, void** results, TcPlace place, int64_t run_id);
+  void CallOnce(void* const* operands, void* const* results, TcPlace place, int64_t run_id);
   // Runs the model. Throws on failure. Returns why an observed call cannot be captured, or "".
   std::string RunPlainly(void* const* operands, void* const* results, TcPlace place) const;
 
@@ -66,6 +81,7 @@ class NativePlan {
   std::shared_ptr<CallCounters> counters_;
   std::vector<ArraySpec> operands_;
   std::vector<ArraySpec> results_;
+  std::vector<Loop> loops_;                // outermost first
   std::vector<DLTensor> operand_tensors_;  // templates: all but the data pointer
   std::vector<DLTensor> result_tensors_;
   int64_t bytes_copied_per_call_ = 0;

@@ -14,6 +14,7 @@ from jax.core import Tracer
 
 from torchcall._call.call import CallOptions
 from torchcall._call.content import replace
+from torchcall._call.derive import check_vmap_method
 from torchcall._call.plan import CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
@@ -27,7 +28,6 @@ from torchcall._threads import checked_threads
 
 # Plans that a wrapper remembers. Programs hold the plans that they use.
 _MOST_PLANS = 256
-_VMAP_METHODS = ("sequential", "expand_dims", "broadcast_all", "torch")
 _NO_OPTIONS = CallOptions()
 
 
@@ -54,8 +54,12 @@ class TorchModuleWrapper:
             package. A package that `torchcall.compile` did not make needs it.
         freeze: whether to inline the weights into a private copy of the code (`torch.jit.freeze`);
             only for a TorchScript module in eval mode.
-        vmap_method: how `jax.vmap` of a call will work. This version refuses `vmap` of a call and
-            accepts "sequential" only.
+        vmap_method: how `jax.vmap` of a call works, always as one custom call. "sequential": it
+            calls the model once per element, in C++. "expand_dims" and "broadcast_all": the model
+            is called once and gets the mapped axis as axis 0 of its arguments, and must return it
+            as axis 0 of every result; an argument that is not mapped gets an axis of size 1
+            ("expand_dims") or is repeated. "torch": `torch.func.vmap`, eager models only. A package
+            has fixed ranks, so it takes "sequential" only.
         share_inputs: True hands an eager model XLA's own memory instead of copies of its inputs,
             which saves a copy of each input that is not cast. Such a model must not write to its
             inputs, and must not retain them after the call: no tensor, view, NumPy array or DLPack
@@ -94,7 +98,7 @@ class TorchModuleWrapper:
         input_spec: Any = None,
         output_spec: Any = None,
         freeze: bool = False,
-        vmap_method: Literal["sequential"] = "sequential",
+        vmap_method: Literal["sequential", "expand_dims", "broadcast_all", "torch"] = "sequential",
         share_inputs: bool = False,
         threads: int | Literal["auto"] | None = None,
         cuda_graph: Literal["auto", "off", "require"] = "auto",
@@ -111,17 +115,8 @@ class TorchModuleWrapper:
         for option, value in booleans.items():
             if not isinstance(value, bool):
                 raise TypeError(f"torchcall: {option}: expected True or False, got {value!r}")
-        if vmap_method not in _VMAP_METHODS:
-            raise ValueError(
-                f"torchcall: vmap_method: expected one of {', '.join(map(repr, _VMAP_METHODS))}, "
-                f"got {vmap_method!r}; this version supports 'sequential' only"
-            )
-        if vmap_method != "sequential":
-            raise NotImplementedError(
-                f"torchcall: vmap_method={vmap_method!r} is not supported by this version, which "
-                "refuses vmap of a call; leave the option out"
-            )
         self._source = source_of(module, share_inputs=share_inputs)
+        check_vmap_method(vmap_method, self._source.engine)
         self._options: dict[str, Any] = {
             "requires_grad": requires_grad,
             "input_spec": input_spec,

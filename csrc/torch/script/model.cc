@@ -144,13 +144,13 @@ std::shared_ptr<Graph> Simplified(const std::shared_ptr<Graph>& plain) {
   return graph;
 }
 
-ModelInstance MakeInstance(torch::jit::Function& function, c10::Device device) {
-  ModelInstance instance;
-  instance.function = &function;
+std::shared_ptr<ModelInstance> MakeInstance(torch::jit::Function& function, c10::Device device) {
+  auto instance = std::make_shared<ModelInstance>();
+  instance->function = &function;
   const std::shared_ptr<Graph> plain = PlainGraph(function);
   MoveConstants(plain->block(), device);
-  instance.graph = Simplified(plain);
-  instance.code = torch::jit::Code(instance.graph, function.name());
+  instance->graph = Simplified(plain);
+  instance->code = torch::jit::Code(instance->graph, function.name());
   return instance;
 }
 
@@ -186,33 +186,40 @@ bool IsTraining(const Module& module) {
   return module.hasattr("training") && module.attr("training").isBool() && module.is_training();
 }
 
+// A module that assigns attributes must assign to itself, not to a copy.
+Module WithoutTrainableWeights(const Module& module) {
+  if (!HasTrainableWeights(module)) return module;
+  const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
+  return use.changes_state ? module : Module(DetachingCopier().Copy(module._ivalue()));
+}
+
 // The module that calls on `device` run.
 Module Prepared(Module module, c10::Device device, TcModelOptions options) {
   if (!LivesOn(module, device)) module = module.deepcopy(device);
   if (options.freeze) return torch::jit::freeze(module);
-  if (options.requires_grad && HasTrainableWeights(module)) {
-    // A module that assigns attributes must assign to itself, not to a copy.
-    const GraphUse use = AnalyseGraph(PlainGraph(module.get_method("forward").function()));
-    if (!use.changes_state) module = Module(DetachingCopier().Copy(module._ivalue()));
-  }
-  return module;
+  return options.requires_grad ? WithoutTrainableWeights(module) : module;
 }
 
 std::shared_ptr<const ModelInstance> NewInstance(const ModelOrigin& origin, c10::Device device,
                                                  TcModelOptions options) {
   const TorchStateGuard guard(Autograd::kOff);
   if (!origin.module) {
-    ModelInstance instance = MakeInstance(*origin.function->function_, device);
-    instance.unit = origin.function->cu_;
-    return std::make_shared<const ModelInstance>(std::move(instance));
+    const auto instance = MakeInstance(*origin.function->function_, device);
+    instance->unit = origin.function->cu_;
+    return instance;
   }
   Module module = Prepared(*origin.module, device, options);
-  ModelInstance instance = MakeInstance(module.get_method("forward").function(), device);
-  instance.module = std::move(module);
-  return std::make_shared<const ModelInstance>(std::move(instance));
+  const auto instance = MakeInstance(module.get_method("forward").function(), device);
+  instance->module = std::move(module);
+  return instance;
 }
 
 }  // namespace
+
+const Module& ModelInstance::Detached() const {
+  std::call_once(detached_once_, [&] { detached_ = WithoutTrainableWeights(*module); });
+  return *detached_;
+}
 
 std::shared_ptr<Model> ScriptModel::FromModule(Module module, TcModelOptions options) {
   const std::string name = LastPart(module.type()->name()->qualifiedName());

@@ -8,6 +8,7 @@
 #include <torch/csrc/jit/runtime/interpreter.h>
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -33,6 +34,14 @@ struct ModelInstance {
   torch::jit::Function* function = nullptr;           // `forward`, or the script function
   torch::jit::Code code;                              // the plain graph, inlined
   std::shared_ptr<torch::jit::Graph> graph;           // the source of `code`
+
+  // The module with weights that do not require grad, for calls that record gradients: otherwise
+  // these would record a graph over the weights. Made at the first use.
+  const torch::jit::Module& Detached() const;
+
+ private:
+  mutable std::once_flag detached_once_;
+  mutable std::optional<torch::jit::Module> detached_;
 };
 
 class ScriptModel : public Model {
@@ -57,6 +66,8 @@ class ScriptModel : public Model {
   bool is_method() const { return is_method_; }
   const GraphUse& use() const { return use_; }
   Autograd autograd() const { return autograd_; }
+  // Whether the model differentiates inside.
+  bool differentiates() const { return options_.requires_grad != 0; }
 
  private:
   ScriptModel(ModelOrigin origin, std::string name, uint64_t fingerprint, TcModelOptions options);

@@ -1,5 +1,6 @@
 #include "plan.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "../place.h"
@@ -51,6 +52,50 @@ class ScriptPlan::Context : public CallContext {
   std::vector<c10::IValue> stack_;
 };
 
+// The model's inputs that are differentiated become leaves of a graph that lasts for one call.
+class ScriptPlan::DerivativeContext : public CallContext {
+ public:
+  DerivativeContext(const ScriptPlan& plan, TcPlace place)
+      : CallContext(place, CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/false),
+                    plan.form().lengths.size(), plan.form().outputs.size()),
+        plan_(plan) {
+    inputs.CountUses();
+  }
+
+  void Invoke() override {
+    instance_ = plan_.model_->instance(DeviceOf(place.device));
+    const Derivatives& derivatives = plan_.derivatives_;
+    const std::vector<at::Tensor> leaves = derivatives.Leaves(inputs.Tensors());
+    std::vector<c10::IValue> containers;
+    std::vector<c10::IValue> stack;
+    if (instance_->module) stack.emplace_back(instance_->Detached()._ivalue());
+    for (c10::IValue& argument : plan_.arguments_->builder.Build(
+             derivatives.ModelInputs(leaves, plan_.form()), containers)) {
+      stack.push_back(std::move(argument));
+    }
+    torch::jit::InterpreterState(instance_->code).run(stack);
+    if (stack.size() != 1) {
+      throw std::runtime_error("expected one result, got " + std::to_string(stack.size()));
+    }
+    std::vector<const at::Tensor*> results(derivatives.num_model_outputs());
+    FlattenResult(stack.back(), plan_.result_, plan_.form().selects_outputs, results);
+    gradients_ = derivatives.Gradients(results, leaves, plan_.form());
+    for (size_t i = 0; i < gradients_.size(); ++i) outputs[i] = &gradients_[i];
+  }
+
+  CallInputs::Retained Release() noexcept override {
+    gradients_.clear();
+    const CallInputs::Retained retained = inputs.Finish(/*all=*/false);
+    instance_.reset();
+    return retained;
+  }
+
+ private:
+  const ScriptPlan& plan_;
+  std::shared_ptr<const ModelInstance> instance_;
+  std::vector<at::Tensor> gradients_;
+};
+
 ScriptPlan::Arguments::Arguments(const ScriptModel& model, const TcPlanSpec& spec)
     : call(ParseTree(spec.arguments, spec.num_arguments)),
       builder(call, model.schema(), model.is_method()) {}
@@ -58,7 +103,8 @@ ScriptPlan::Arguments::Arguments(const ScriptModel& model, const TcPlanSpec& spe
 std::unique_ptr<ScriptPlan::Arguments> ScriptPlan::Analyse(const ScriptModel& model,
                                                            const TcPlanSpec& spec, CallForm& form) {
   auto arguments = std::make_unique<Arguments>(model, spec);
-  for (size_t i = 0; i < form.inputs.size(); ++i) {
+  const size_t given = arguments->builder.argument_of_input().size();  // not the cotangents
+  for (size_t i = 0; i < std::min(given, form.inputs.size()); ++i) {
     if (form.inputs[i].is_length) continue;
     const size_t argument = arguments->builder.argument_of_input().at(i);
     const InputUse& use = model.use().inputs.at(argument);
@@ -81,16 +127,20 @@ std::unique_ptr<ScriptPlan> ScriptPlan::Make(std::shared_ptr<ScriptModel> model,
 
 ScriptPlan::ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spec, CallForm form,
                        std::unique_ptr<Arguments> arguments)
-    : ContextPlan(model, spec, std::move(form), model->autograd(), /*pools=*/!arguments->rebuild),
+    : ContextPlan(model, spec, std::move(form),
+                  spec.num_derivatives > 0 ? Autograd::kRecord : model->autograd(),
+                  /*pools=*/!arguments->rebuild),
       model_(std::move(model)),
       arguments_(std::move(arguments)),
-      result_(ParseTree(spec.results, spec.num_results)) {}
+      result_(ParseTree(spec.results, spec.num_results)),
+      derivatives_(spec, result_, model_->differentiates()) {}
 
 std::unique_ptr<Plan> ScriptModel::NewPlan(const TcPlanSpec& spec) {
   return ScriptPlan::Make(std::static_pointer_cast<ScriptModel>(shared_from_this()), spec);
 }
 
 std::unique_ptr<CallContext> ScriptPlan::NewContext(TcPlace place) const {
+  if (!derivatives_.empty()) return std::make_unique<DerivativeContext>(*this, place);
   return std::make_unique<Context>(*this, place);
 }
 

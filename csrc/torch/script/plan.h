@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "../derivatives.h"
 #include "../plan.h"
 #include "../tree.h"
 #include "model.h"
@@ -24,6 +25,7 @@ class ScriptPlan : public ContextPlan {
 
  private:
   class Context;
+  class DerivativeContext;
   struct Arguments {
     Arguments(const ScriptModel& model, const TcPlanSpec& spec);
     Tree call;
@@ -42,6 +44,7 @@ class ScriptPlan : public ContextPlan {
   std::shared_ptr<ScriptModel> model_;
   std::unique_ptr<Arguments> arguments_;
   Tree result_;
+  Derivatives derivatives_;
 };
 
 }  // namespace torchcall

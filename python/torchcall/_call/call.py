@@ -72,6 +72,7 @@ class Call:
         requires_grad: whether the model may differentiate inside.
         cuda_graph: the wrapper's option.
         threads: the wrapper's option.
+        vmap_method: the wrapper's option.
         options: internal options.
     """
 
@@ -83,6 +84,7 @@ class Call:
     requires_grad: bool
     cuda_graph: str
     threads: int | str | None
+    vmap_method: str
     options: CallOptions
 
     @property
@@ -120,12 +122,14 @@ class EngineCall(Protocol):
         copies: per operand, whether the model always gets a private copy.
         index_checks: checks that the model itself requires.
         device: "cpu" or "cuda" for code that runs there alone, else None.
+        no_derivatives: why the engine cannot differentiate, and what to do, or "".
     """
 
     arguments: list[Node]
     copies: list[bool]
     index_checks: list[IndexCheck]
     device: str | None
+    no_derivatives: str
 
     def infer_outputs(self) -> Any:
         """Returns the model's outputs as a pytree of `jax.ShapeDtypeStruct`, without running it.

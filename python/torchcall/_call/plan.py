@@ -41,6 +41,12 @@ class PlanSpec(NamedTuple):
         graph_refusal: why calls cannot be replays of a CUDA graph, or "".
         threads: the wrapper's option: torch's threads in a call, None or "auto".
         reuses_last: see `CallOptions`.
+        loops: the mapped axes, outermost first: the size, and per operand whether it has this axis
+            before those of its `shape`. Outputs have all of them. One call per element.
+        derivatives: (inputs, outputs, keeps_outputs) of each vector-Jacobian product,
+            `TcDerivative`, in the order in which they are applied.
+        vmap_method: the wrapper's option.
+        no_derivatives: why the engine cannot differentiate, and what to do, or "".
     """
 
     operands: list[Operand]
@@ -55,6 +61,10 @@ class PlanSpec(NamedTuple):
     graph_refusal: str
     threads: int | str | None
     reuses_last: bool
+    loops: list[tuple[int, list[bool]]]
+    derivatives: list[tuple[list[int], list[int], bool]]
+    vmap_method: str
+    no_derivatives: str
 
 
 class CallPlan:
@@ -70,6 +80,7 @@ class CallPlan:
         operand_dtypes: dtype of each operand.
         outputs: shape and dtype of each output.
         operand_shapes: shape of each operand, by name.
+        spec: what the native plan needs.
         threads: torch's threads in a call, 0: the process's budget.
         thread_times: seconds per call by number of threads, as warm-up measured them last; None if
             it never did.
@@ -98,8 +109,10 @@ class CallPlan:
         self.device = device
         self.requires_graph = spec.cuda_graph == "require"
         self.operand_dtypes = [jnp.dtype(operand.dtype) for operand in spec.operands]
+        mapped = tuple(size for size, _ in spec.loops)
         self.outputs = [
-            jax.ShapeDtypeStruct(output.shape, jnp.dtype(output.dtype)) for output in spec.outputs
+            jax.ShapeDtypeStruct((*mapped, *output.shape), jnp.dtype(output.dtype))
+            for output in spec.outputs
         ]
         self.operand_shapes = {operand.name: tuple(operand.shape) for operand in spec.operands}
         self._model = model
@@ -108,6 +121,8 @@ class CallPlan:
         self.thread_times: dict[int, float] | None = None
         if isinstance(spec.threads, int):
             self.set_threads(spec.threads)
+        self.spec = spec
+        self._derived: dict[Any, tuple[CallPlan, Callable[..., Any]]] = {}
         self._compiled = compiled
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
 
@@ -117,6 +132,23 @@ class CallPlan:
         The reference is weak, because the caches of a compiled function hold the plan.
         """
         self._eager = weakref.ref(compiled)
+
+    def derived(self, key: Any, change: Callable[[PlanSpec], PlanSpec]) -> "CallPlan":
+        """A plan of the same model, made once and remembered as long as this one.
+
+        Args:
+            key: equal for equal changes.
+            change: makes its specification from this one's.
+        """
+        if key not in self._derived:
+            made = CallPlan(
+                self._model, self.model_name, change(self.spec), self.device, self._compiled
+            )
+            made.set_threads(self.threads)
+            run = self._compiled(made)
+            made.set_eager(run)
+            self._derived.setdefault(key, (made, run))
+        return self._derived[key][0]
 
     def __call__(self, *operands: Any) -> Any:
         """Runs the plan on concrete arrays.
@@ -162,7 +194,10 @@ class CallPlan:
         return registration
 
     def __repr__(self) -> str:
-        return f"CallPlan({self.model_name})"
+        order = len(self.spec.derivatives)
+        derivative = f", derivative of order {order}" if order else ""
+        mapped = "".join(f", {size} calls" for size, _ in self.spec.loops)
+        return f"CallPlan({self.model_name}{derivative}{mapped})"
 
 
 class Registration:

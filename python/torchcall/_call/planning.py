@@ -10,7 +10,6 @@ from torchcall import _bridge
 from torchcall._call.call import Call, CallOptions, EngineCall
 from torchcall._call.narrowing import Axis, Narrowing, is_axis
 from torchcall._call.plan import CallPlan, Operand, PlanSpec
-from torchcall._call.primitive import compiled
 from torchcall._call.specs import (
     DTYPE_NAMES,
     describe,
@@ -21,6 +20,7 @@ from torchcall._call.specs import (
     torch_dtype_name,
     type_name,
 )
+from torchcall._call.transforms import compiled
 from torchcall._call.tree import broadcast_prefix, check_keys
 
 
@@ -81,6 +81,7 @@ def describe_call(
         requires_grad=wrapper_options["requires_grad"],
         cuda_graph=wrapper_options["cuda_graph"],
         threads=wrapper_options["threads"],
+        vmap_method=wrapper_options["vmap_method"],
         options=options,
     )
 
@@ -119,6 +120,10 @@ def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: Engi
         graph_refusal=_graph_refusal(model),
         threads=call.threads,
         reuses_last=call.options.reuses_last,
+        loops=[],
+        derivatives=[],
+        vmap_method=call.vmap_method,
+        no_derivatives=engine_call.no_derivatives,
     )
     return Prepared(CallPlan(model, model_name, spec, engine_call.device, compiled), structure)
 

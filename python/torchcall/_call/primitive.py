@@ -1,15 +1,16 @@
 """The JAX primitive of a call. Its only parameter is the plan, compared by identity."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.core import ShapedArray
 from jax.extend import core
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import mlir
 
 from torchcall import _native
+from torchcall._call.meshes import aligned, results
 from torchcall._call.plan import CallPlan
 
 call_p = core.Primitive("torchcall")
@@ -23,7 +24,12 @@ def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:
         operand if operand.dtype == dtype else jax.lax.convert_element_type(operand, dtype)
         for operand, dtype in zip(operands, plan.operand_dtypes, strict=True)
     ]
-    return call_p.bind(*operands, plan=plan)
+    return call(plan, operands)
+
+
+def call(plan: CallPlan, operands: Sequence[Any]) -> list[jax.Array]:
+    """`bind` of operands that have the plan's dtypes."""
+    return call_p.bind(*aligned(operands), plan=plan)
 
 
 def compiled(plan: CallPlan) -> Callable[..., list[jax.Array]]:
@@ -48,20 +54,12 @@ def _impl(*operands: Any, plan: CallPlan) -> list[jax.Array]:
 
 @call_p.def_abstract_eval
 def _abstract_eval(*operands: Any, plan: CallPlan) -> list[ShapedArray]:
-    del operands
-    if _inside_shard_map():
-        _refuse(plan, "shard_map", "call it outside shard_map, on one device")
-    return [ShapedArray(spec.shape, spec.dtype) for spec in plan.outputs]
-
-
-def _inside_shard_map() -> bool:
-    mesh = jax.sharding.get_abstract_mesh()
-    return bool(getattr(mesh, "manual_axes", ()))
+    return results(plan.outputs, operands)
 
 
 def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
     if plan.requires_graph:
-        _refuse(
+        refuse(
             plan,
             "cuda_graph='require' in a program for the CPU",
             'pass cuda_graph="auto", which uses a CUDA graph only on CUDA devices',
@@ -72,7 +70,7 @@ def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan)
 def _lowering_cuda(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
     obstacle = _native.prepare_cuda()
     if obstacle is not None:
-        _refuse(
+        refuse(
             plan,
             f"a program for CUDA ({obstacle})",
             "install a torch with CUDA, or run the program on the CPU",
@@ -84,15 +82,13 @@ def _lower(
     ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan, kind: str, platform: str
 ) -> Any:
     if plan.device not in (None, kind):
-        _refuse(
+        refuse(
             plan,
             f"a package compiled for {plan.device} in a program for {kind}",
             f'compile the model again with torchcall.compile(..., device="{kind}")',
         )
-    if getattr(ctx.module_context.axis_context, "num_devices", 1) != 1:
-        _refuse(plan, "a program over several devices", "keep its operands on one device")
     if ctx.module_context.lowering_parameters.for_export:
-        _refuse(
+        refuse(
             plan,
             "jax.export",
             "serialise the compiled program with jax.experimental.serialize_executable instead",
@@ -110,7 +106,7 @@ def _lower(
 
 def _lowering_elsewhere(ctx: mlir.LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:
     platforms = ", ".join(ctx.module_context.platforms)
-    _refuse(plan, f"platform {platforms}", "run the program on the CPU or a CUDA device")
+    refuse(plan, f"platform {platforms}", "run the program on the CPU or a CUDA device")
 
 
 mlir.register_lowering(call_p, _lowering_cpu, platform="cpu")
@@ -118,32 +114,7 @@ mlir.register_lowering(call_p, _lowering_cuda, platform="cuda")
 mlir.register_lowering(call_p, _lowering_elsewhere)
 
 
-def _batch(args: Any, dims: Any, *, plan: CallPlan) -> NoReturn:
-    del args, dims
-    _refuse(plan, "vmap", "use jax.lax.map, or give the model a batch axis of its own")
-
-
-def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> NoReturn:
-    del primals, tangents
-    _refuse(
-        plan,
-        "differentiation (grad, vjp, jvp)",
-        "return the gradients from the model (requires_grad=True if it calls torch.autograd.grad), "
-        "or wrap the call in jax.custom_vjp",
-    )
-
-
-def _transpose(cotangents: Any, *operands: Any, plan: CallPlan) -> NoReturn:
-    del cotangents, operands
-    _refuse(plan, "differentiation (transpose)", "a model is not linear in general")
-
-
-batching.primitive_batchers[call_p] = _batch
-ad.primitive_jvps[call_p] = _jvp
-ad.primitive_transposes[call_p] = _transpose
-
-
-def _refuse(plan: CallPlan, what: str, instead: str) -> NoReturn:
+def refuse(plan: CallPlan, what: str, instead: str) -> NoReturn:
     raise NotImplementedError(
         f"torchcall: {plan.model_name}: {what} is not supported by this version; {instead}"
     )

@@ -1,5 +1,6 @@
 """The eager engine: modules, compiled modules and other callables, run in Python."""
 
+import copy
 import functools
 import math
 import sys
@@ -16,6 +17,7 @@ from torchcall._call.call import Call, IndexCheck
 from torchcall._call.specs import is_static, torch_dtype
 from torchcall._call.tree import Node, items_of
 from torchcall._cuda import observation as _observation
+from torchcall._engines.derivatives import Derivatives, Differentiable, GradientError
 from torchcall._engines.fakes import infer_outputs
 from torchcall._engines.isolation import restored, tracing_copy
 from torchcall._engines.names import name_of
@@ -55,9 +57,59 @@ class EagerRunner:
         # The static arguments, and None in the place of each tensor.
         self._template = [spec if is_static(spec) else None for spec in call.specs]
         self._slots = call.arrays
+        self._derivatives: Derivatives | None = None
+        self._shares = shared
+        self._vmaps: list[tuple[int | None, ...]] = []  # outermost first
+        self._strict = call.requires_grad
+        given = [(call.specs[i], call.names[i]) for i in call.arrays]
+        self._operands = [
+            Differentiable(spec.shape, torch_dtype(str(spec.dtype)), name) for spec, name in given
+        ] + [Differentiable((), torch.int32, "a length")] * n_lengths
         args, kwargs = call.arguments()
         self._plain = not kwargs and all(isinstance(x, jax.ShapeDtypeStruct) for x in args)
         self._one_result = isinstance(outputs, jax.ShapeDtypeStruct)
+
+    def derivative(
+        self, cotangents: list[Any], level: tuple[list[int], list[int], bool]
+    ) -> "EagerRunner":
+        """The runner of a plan's vector-Jacobian product.
+
+        Args:
+            cotangents: their specifications, `Operand`s of `_call/plan.py`.
+            level: (inputs, outputs, keeps_outputs), see `TcDerivative` of csrc/engine.h.
+        """
+        result = copy.copy(self)
+        known = self._derivatives or Derivatives(self._operands, self._strict)
+        operands = [
+            Differentiable(tuple(x.shape), torch_dtype(x.dtype), x.name) for x in cotangents
+        ]
+        result._derivatives = known.then(operands, *level)
+        return result
+
+    def mapped(
+        self, shapes: list[list[int]], has_axis: list[bool], by_torch: bool
+    ) -> "EagerRunner":
+        """The runner of calls with a mapped axis, which is the first axis of operands and outputs.
+
+        Args:
+            shapes: of all operands.
+            has_axis: per operand, whether it has the axis.
+            by_torch: whether `torch.func.vmap` maps the callable. Otherwise it gets the axis.
+        """
+        result = copy.copy(self)
+        n = len(self._shapes_and_dtypes)
+        result._shapes_and_dtypes = [
+            ((0,) if shared else tuple(shape), dtype)
+            for (_, dtype), shape, shared in zip(
+                self._shapes_and_dtypes, shapes[:n], self._shares, strict=True
+            )
+        ]
+        if by_torch:
+            result._vmaps = [tuple(0 if has else None for has in has_axis[:n]), *self._vmaps]
+        if self._derivatives is not None:
+            given = n + self._n_lengths
+            result._derivatives = self._derivatives.reshaped(shapes[given:])
+        return result
 
     def bind(
         self, device: str
@@ -73,7 +125,10 @@ class EagerRunner:
         run = functools.partial(self._run, functools.partial(self._replicas.on, device))
         if device != "cpu":
             run = functools.partial(self._enqueue, device)
-        return torch.empty_like, [*templates, *[None] * self._n_lengths], run
+        templates += [None] * self._n_lengths
+        if self._derivatives is not None:
+            templates += [_template(x.shape, x.dtype, device) for x in self._derivatives.cotangents]
+        return torch.empty_like, templates, run
 
     def held(self, device: str) -> object:
         """The tensors that a CUDA graph captured from a call on the device reads."""
@@ -101,27 +156,44 @@ class EagerRunner:
         Each call makes new containers, because a model may change them.
         """
         try:
-            module = get_module()
-            observation = _observation.current  # read once: another thread may end it
-            if observation is not None:
-                observation.see(module)
-            if self._plain:
-                result = module(*tensors[: len(self._slots)])
-            else:
-                leaves = self._template.copy()
-                for slot, tensor in zip(self._slots, tensors, strict=False):
-                    leaves[slot] = tensor
-                args, kwargs = self._treedef.unflatten(leaves)
-                result = module(*args, **kwargs)
-            if self._one_result and isinstance(result, torch.Tensor):
-                return (result,)
-            flat: list[torch.Tensor] = []
-            self._flatten(result, self._outputs, "", flat)
-            return tuple(flat)
-        except _ResultError as error:
+            if self._derivatives is None:
+                return self._result(get_module, tensors)
+            leaves = self._derivatives.leaves(tensors)
+            given = self._derivatives.model_inputs(leaves)
+            return self._derivatives.gradients(self._result(get_module, given), leaves)
+        except (_ResultError, GradientError) as error:
             return str(error)
         except Exception as error:
             return _error_text(error)
+
+    def _result(
+        self, get_module: Callable[[], Callable[..., Any]], tensors: list[Any]
+    ) -> tuple[torch.Tensor, ...]:
+        module = get_module()
+        observation = _observation.current  # read once: another thread may end it
+        if observation is not None:
+            observation.see(module)
+        if self._vmaps:
+            function = functools.partial(self._flat_result, module)
+            for in_dims in reversed(self._vmaps):
+                function = torch.func.vmap(function, in_dims=in_dims)
+            return function(*tensors[: len(self._slots)])
+        return self._flat_result(module, *tensors)
+
+    def _flat_result(self, module: Callable[..., Any], *tensors: Any) -> tuple[torch.Tensor, ...]:
+        if self._plain:
+            result = module(*tensors[: len(self._slots)])
+        else:
+            leaves = self._template.copy()
+            for slot, tensor in zip(self._slots, tensors, strict=False):
+                leaves[slot] = tensor
+            args, kwargs = self._treedef.unflatten(leaves)
+            result = module(*args, **kwargs)
+        if self._one_result and isinstance(result, torch.Tensor):
+            return (result,)
+        flat: list[torch.Tensor] = []
+        self._flatten(result, self._outputs, "", flat)
+        return tuple(flat)
 
     def _flatten(self, value: Any, expected: Any, path: str, flat: list[torch.Tensor]) -> None:
         if isinstance(expected, jax.ShapeDtypeStruct):
@@ -237,6 +309,7 @@ class EagerCall:
         self.arguments: list[Node] = []
         self.index_checks: list[IndexCheck] = []
         self.device: str | None = None
+        self.no_derivatives = ""
         self.copies = [not share_inputs] * len(call.arrays)
 
     def infer_outputs(self) -> Any:

@@ -53,6 +53,10 @@ class PackageCall:
     ) -> None:
         self._metadata = metadata
         self.device: str | None = device
+        self.no_derivatives = (
+            "an AOTInductor package holds no derivatives: wrap the module itself (TorchScript or "
+            "eager), or return the gradients from the model and use jax.custom_vjp"
+        )
         self._call = call
         arguments, self._results = (_skeleton(line) for line in call_spec.splitlines())
         position = {leaf: k for k, leaf in enumerate(call.arrays)}

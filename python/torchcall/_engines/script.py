@@ -111,6 +111,7 @@ class ScriptCall:
         self.copies = [False] * len(call.arrays)
         self.index_checks: list[IndexCheck] = []
         self.device: str | None = None
+        self.no_derivatives = ""
         model.check_arguments(self.arguments, len(call.arrays))
 
     def infer_outputs(self) -> Any:

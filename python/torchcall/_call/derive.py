@@ -1,0 +1,154 @@
+"""Plans made from other plans: vector-Jacobian products, and calls with mapped axes."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from torchcall._call.narrowing import Axis
+from torchcall._call.plan import CallPlan, Operand, PlanSpec
+
+_VMAP_METHODS = {
+    "eager": ("sequential", "expand_dims", "broadcast_all", "torch"),
+    "TorchScript": ("sequential", "expand_dims", "broadcast_all"),
+    "AOTInductor": ("sequential",),
+}
+_FLOATS = ("float", "bfloat", "complex")
+
+
+def check_vmap_method(method: object, engine: str) -> None:
+    """Raises a ValueError for a method that an engine does not have."""
+    possible = _VMAP_METHODS[engine]
+    if method not in possible:
+        raise ValueError(
+            f"torchcall: vmap_method: expected {' or '.join(map(repr, possible))} for a model of "
+            f"the engine {engine}, got {method!r}"
+        )
+
+
+def differentiable(array: Operand) -> bool:
+    """Whether torch can differentiate with respect to this operand or output."""
+    return all(name.startswith(_FLOATS) for name in (array.dtype, array.cast or array.dtype))
+
+
+def vjp_plan(
+    plan: CallPlan,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    cotangents_mapped: Sequence[Sequence[bool]] | None = None,
+    *,
+    keeps_outputs: bool = False,
+) -> CallPlan:
+    """The plan of the gradients of `Σ ⟨cotangent, output⟩`.
+
+    Its operands are the plan's and one cotangent per entry of `outputs`. Its outputs are the
+    gradients with respect to the operands `inputs`, one for each element of all mapped axes.
+
+    Args:
+        plan: the function to differentiate.
+        inputs: the operands with respect to which, increasing.
+        outputs: the outputs that have a cotangent, increasing.
+        cotangents_mapped: per mapped axis of the plan, and per cotangent, whether it has this axis;
+            None: all of them, as outputs do.
+        keeps_outputs: whether the plan's own outputs come before the gradients.
+    """
+    key = "vjp", tuple(inputs), tuple(outputs), str(cotangents_mapped), keeps_outputs
+    return plan.derived(
+        key, lambda spec: _vjp(spec, inputs, outputs, cotangents_mapped, keeps_outputs)
+    )
+
+
+def _vjp(
+    spec: PlanSpec,
+    inputs: Sequence[int],
+    outputs: Sequence[int],
+    cotangents_mapped: Sequence[Sequence[bool]] | None,
+    keeps_outputs: bool,
+) -> PlanSpec:
+    cotangents = [
+        Operand(f"cotangent of {out.name}", out.dtype, out.shape, narrow=out.narrow)
+        for out in (spec.outputs[j] for j in outputs)
+    ]
+    gradients = [
+        Operand(f"gradient of {x.name}", x.dtype, x.shape, narrow=_leading(x))
+        for x in (spec.operands[i] for i in inputs)
+    ]
+    all_mapped = [[True] * len(cotangents)] * len(spec.loops)
+    derivatives = [*spec.derivatives, (list(inputs), list(outputs), keeps_outputs)]
+    runner = spec.eager_runner
+    return spec._replace(
+        operands=[*spec.operands, *cotangents],
+        outputs=[*(spec.outputs if keeps_outputs else ()), *gradients],
+        loops=[
+            (size, [*mapped, *more])
+            for (size, mapped), more in zip(
+                spec.loops, cotangents_mapped or all_mapped, strict=True
+            )
+        ],
+        derivatives=derivatives,
+        eager_runner=None if runner is None else runner.derivative(cotangents, derivatives[-1]),
+        cuda_graph="off" if spec.cuda_graph == "auto" else spec.cuda_graph,
+        reuses_last=False,
+    )
+
+
+def _leading(operand: Operand) -> Axis | None:
+    if operand.narrow is not None and operand.narrow.axis != 0:
+        raise NotImplementedError(
+            f"{operand.name}: a derivative with respect to an array that is narrowed along axis "
+            f"{operand.narrow.axis}"
+        )
+    return operand.narrow
+
+
+# What an operand of a mapped call must look like: its mapped axis in front, as it is, with an axis
+# of size 1 in front, or repeated along the mapped axis.
+Form = Literal["mapped", "as it is", "one", "repeated"]
+_UNMAPPED: dict[str, Form] = {"expand_dims": "one", "broadcast_all": "repeated"}
+
+
+def mapped_plan(plan: CallPlan, size: int, mapped: Sequence[bool]) -> tuple[CallPlan, list[Form]]:
+    """The plan of a call with one mapped axis, and the form of each operand.
+
+    Args:
+        plan: the plan of one element.
+        size: of the axis.
+        mapped: per operand, whether it has the axis. Outputs have it, as their axis 0.
+    """
+    spec = plan.spec
+    method = "sequential" if spec.lengths or spec.index_checks else spec.vmap_method
+    unmapped = _UNMAPPED.get(method, "as it is")
+    forms: list[Form] = ["mapped" if has else unmapped for has in mapped]
+    if method == "sequential":
+        return plan.derived(
+            ("loop", size, tuple(mapped)), lambda spec: _loop(spec, size, mapped)
+        ), forms
+    # Gradients are wanted per element, so each needs its own operand; and cotangents fit outputs.
+    n_cotangents = sum(len(outputs) for _, outputs, _ in spec.derivatives)
+    cotangents = range(len(forms) - n_cotangents, len(forms))
+    for i in {*cotangents, *(i for inputs, _, _ in spec.derivatives for i in inputs)}:
+        forms[i] = "mapped" if mapped[i] else "repeated"
+    key = "wider", size, tuple(forms)
+    return plan.derived(key, lambda spec: _wider(spec, size, forms)), forms
+
+
+def _loop(spec: PlanSpec, size: int, mapped: Sequence[bool]) -> PlanSpec:
+    return spec._replace(loops=[(size, list(mapped)), *spec.loops], reuses_last=False)
+
+
+def _wider(spec: PlanSpec, size: int, forms: Sequence[Form]) -> PlanSpec:
+    leading = {"mapped": [size], "repeated": [size], "one": [1], "as it is": []}
+    operands = [
+        operand._replace(shape=[*leading[form], *operand.shape])
+        for operand, form in zip(spec.operands, forms, strict=True)
+    ]
+    runner = spec.eager_runner
+    if runner is not None:
+        has_axis = [form != "as it is" for form in forms]
+        runner = runner.mapped(
+            [operand.shape for operand in operands], has_axis, spec.vmap_method == "torch"
+        )
+    return spec._replace(
+        operands=operands,
+        outputs=[output._replace(shape=[size, *output.shape]) for output in spec.outputs],
+        eager_runner=runner,
+        reuses_last=False,
+    )

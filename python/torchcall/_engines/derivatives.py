@@ -1,0 +1,136 @@
+"""Derivatives of eager models by torch's autograd: csrc/torch/derivatives.h in Python."""
+
+from typing import Any, NamedTuple
+
+import torch
+
+
+class GradientError(Exception):
+    """A cotangent does not fit its output, or a gradient is missing."""
+
+
+class Differentiable(NamedTuple):
+    """An operand as XLA passes it: of the model, or the cotangent of an output."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    name: str
+
+
+class Derivatives:
+    """Vector-Jacobian products, applied one after the other. Immutable.
+
+    Args:
+        operands: the model's.
+        strict: whether the model differentiates inside, so that a missing gradient is an error. It
+            is what a model returns that detaches its inputs or differentiates without
+            create_graph, and zero would look right.
+
+    Attributes:
+        cotangents: the operands after the model's.
+    """
+
+    def __init__(self, operands: list[Differentiable], strict: bool) -> None:
+        self._operands = operands
+        self._strict = strict
+        self._levels: list[tuple[list[int], list[int], bool, int]] = []
+        self.cotangents: list[Differentiable] = []
+
+    def then(
+        self,
+        cotangents: list[Differentiable],
+        inputs: list[int],
+        outputs: list[int],
+        keeps_outputs: bool,
+    ) -> "Derivatives":
+        """These and one more, see `TcDerivative` of csrc/engine.h."""
+        result = Derivatives(self._operands, self._strict)
+        first = len(self._operands) + len(self.cotangents)
+        result._levels = [*self._levels, (inputs, outputs, keeps_outputs, first)]
+        result.cotangents = [*self.cotangents, *cotangents]
+        return result
+
+    def reshaped(self, shapes: list[list[int]]) -> "Derivatives":
+        """These with cotangents of other shapes."""
+        result = Derivatives(self._operands, self._strict)
+        result._levels = self._levels
+        result.cotangents = [
+            operand._replace(shape=tuple(shape))
+            for operand, shape in zip(self.cotangents, shapes, strict=True)
+        ]
+        return result
+
+    def leaves(self, tensors: list[Any]) -> list[Any]:
+        """The operands, of which those that any derivative needs require grad."""
+        leaves = list(tensors)
+        for inputs, *_ in self._levels:
+            for i in inputs:
+                leaves[i].requires_grad_()
+        return leaves
+
+    def model_inputs(self, leaves: list[Any]) -> list[Any]:
+        """What the model gets: copies of leaves, because torch refuses writes to leaves."""
+        return [
+            x.clone() if x is not None and x.requires_grad else x
+            for x in leaves[: len(self._operands)]
+        ]
+
+    def gradients(
+        self, outputs: tuple[torch.Tensor, ...], leaves: list[Any]
+    ) -> tuple[torch.Tensor, ...]:
+        """The last product's outputs.
+
+        Raises:
+            GradientError: see above.
+        """
+        for k in range(len(self._levels)):
+            outputs = self._apply(k, outputs, leaves)
+        return tuple(output.detach() for output in outputs)
+
+    def _apply(
+        self, k: int, outputs: tuple[torch.Tensor, ...], leaves: list[Any]
+    ) -> tuple[torch.Tensor, ...]:
+        inputs, chosen, keeps_outputs, first = self._levels[k]
+        operands = [*self._operands, *self.cotangents]
+        is_last = k == len(self._levels) - 1
+        strict = self._strict and k == 0
+        roots, vectors = [], []
+        for j, output in enumerate(outputs[i] for i in chosen):
+            vector, name = leaves[first + j], operands[first + j].name
+            if output.shape != vector.shape:
+                raise GradientError(
+                    f"{name}: expected the output's shape {tuple(output.shape)}, got "
+                    f"{tuple(vector.shape)}"
+                )
+            if output.requires_grad:
+                roots.append(output)
+                # JAX's cotangents of complex numbers are the conjugates of torch's gradients.
+                vectors.append(vector.to(output.dtype).conj())
+            elif strict:
+                raise GradientError(
+                    f"{name}: expected an output with a gradient, got one without, although the "
+                    "model differentiates inside; pass create_graph=True to torch.autograd.grad "
+                    "there"
+                )
+        wrt = [leaves[i] for i in inputs]
+        found: tuple[torch.Tensor | None, ...] = (None,) * len(wrt)
+        if roots:
+            found = torch.autograd.grad(
+                roots,
+                wrt,
+                vectors,
+                retain_graph=not is_last,
+                create_graph=not is_last,
+                allow_unused=True,
+            )
+        results = list(outputs) if keeps_outputs else []
+        for i, leaf, gradient in zip(inputs, wrt, found, strict=True):
+            if gradient is None and strict:
+                raise GradientError(
+                    f"{operands[i].name}: expected outputs that depend on it, got no gradient: the "
+                    "model, which differentiates inside, does not use it or detaches it; remove "
+                    "detach() there, or pass jax.lax.stop_gradient of it"
+                )
+            gradient = torch.zeros_like(leaf) if gradient is None else gradient.conj()
+            results.append(gradient.to(operands[i].dtype))  # before a cast, it has another dtype
+        return tuple(results)
