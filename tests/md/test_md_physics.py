@@ -1,5 +1,6 @@
 """`torchcall md`: trajectories against ASE, conserved quantities, replicas, explosions, output."""
 
+import io
 import json
 
 import ase.io
@@ -10,15 +11,18 @@ import torch
 from ase import units
 from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
+from ase.io.extxyz import write_extxyz
 from ase.md.verlet import VelocityVerlet
 
 from torchcall.__main__ import main
 from torchcall._command.included import argon, load_example
 from torchcall.md import ensembles
 from torchcall.md.ensembles import Settings, keys
+from torchcall.md.files import extxyz
 from torchcall.md.report import read_log
-from torchcall.md.simulation import Simulation
+from torchcall.md.simulation import Frame, Simulation
 from torchcall.md.system import System, initial_momenta
 
 CUTOFF = 5.0
@@ -274,6 +278,29 @@ def test_unusable_structures_and_models_are_one_line(md, tmp_path, capfd):
         line = capfd.readouterr().err.splitlines()[-1]
         assert line.startswith("torchcall: ")
         assert text in line
+
+
+def test_frames_are_those_that_ase_writes():
+    atoms, generator = bulk("NaCl", "rocksalt", a=5.64), np.random.default_rng(0)
+    atoms.pbc = [True, False, True]
+    arrays = {
+        name: generator.normal(size=(2, 2, 3)) * 1e3 for name in ("positions", "momenta", "forces")
+    }
+    nothing = dict.fromkeys(
+        ("kinetic", "conserved", "temperature", "pressure", "volume"), np.zeros(2)
+    )
+    frame = Frame(
+        **arrays, **nothing, cell=np.stack([atoms.cell[:], 2 * atoms.cell[:]]), potential=np.ones(2)
+    )
+    atoms.set_cell(2 * atoms.cell)
+    atoms.positions = arrays["positions"][1]
+    atoms.set_momenta(arrays["momenta"][1])
+    atoms.info = {"step": 3, "time_ps": 0.25}
+    atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=arrays["forces"][1])
+    text = io.StringIO()
+    write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
+    system = System.from_ase(atoms)
+    assert extxyz(system, frame, 1, step=3, time_ps=0.25).decode() == text.getvalue()
 
 
 @pytest.mark.parametrize(

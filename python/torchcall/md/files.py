@@ -108,36 +108,31 @@ def log_rows(step: int, time_ps: float, frame: Frame, gpa: float) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-def atoms_of(system: System, frame: Frame, replica: int, **info: Any) -> Any:
-    """`ase.Atoms` of one replica, with momenta, energy and forces."""
+def extxyz(system: System, frame: Frame, replica: int, **info: Any) -> bytes:
+    """One frame of one replica as extended XYZ: positions, momenta, forces and energy.
+
+    These are the bytes of `ase.io.extxyz.write_extxyz`, in a third of its time: all numbers are
+    formatted at once, and ASE writes the comment line only.
+    """
     import ase
     from ase.calculators.singlepoint import SinglePointCalculator
-
-    atoms = ase.Atoms(
-        numbers=system.numbers,
-        positions=np.asarray(frame.positions[replica], float),
-        cell=np.asarray(frame.cell[replica], float),
-        pbc=system.pbc,
-        masses=system.masses,
-        info=info,
-    )
-    atoms.arrays["momenta"] = np.asarray(frame.momenta[replica], float)
-    atoms.calc = SinglePointCalculator(
-        atoms,
-        energy=float(frame.potential[replica]),
-        forces=np.asarray(frame.forces[replica], float),
-    )
-    return atoms
-
-
-def extxyz(system: System, frame: Frame, replica: int, **info: Any) -> bytes:
-    """One frame of one replica as extended XYZ: positions, momenta, forces and energy."""
     from ase.io.extxyz import write_extxyz
 
+    arrays = [np.asarray(x[replica], float) for x in (frame.positions, frame.momenta, frame.forces)]
+    first = ase.Atoms(
+        numbers=system.numbers[:1],
+        cell=np.asarray(frame.cell[replica], float),
+        pbc=system.pbc,
+        info=info,
+    )
+    first.arrays["momenta"] = arrays[1][:1]
+    energy = float(frame.potential[replica])
+    first.calc = SinglePointCalculator(first, energy=energy, forces=arrays[2][:1])
     text = io.StringIO()
-    atoms = atoms_of(system, frame, replica, **info)
-    write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
-    return text.getvalue().encode()
+    write_extxyz(text, [first], columns=["symbols", "positions", "momenta", "forces"])
+    comment = text.getvalue().split("\n")[1]
+    rows = system.row_format % tuple(np.concatenate(arrays, axis=1).ravel().tolist())
+    return f"{len(system.numbers)}\n{comment}\n{rows}".encode()
 
 
 def raw_frame(step: int, time_ps: float, frame: Frame) -> bytes:

@@ -132,14 +132,14 @@ class Run:
             def steps() -> None:
                 while self.step < options.steps:
                     begun, compiled = time.perf_counter(), self.step > self._start
-                    self._record(pool)
+                    self.record(pool)
                     if compiled:  # the first record is compiled
                         self.seconds += time.perf_counter() - begun
                         self.timed += options.every
                     bar.show(self.step, self.done.frame)
                     if time.perf_counter() - self._saved >= options.checkpoint_every:
-                        self._save()
-                self._save()
+                        self.save()
+                self.save()
 
             self._stop_early(steps)
 
@@ -297,9 +297,9 @@ class Run:
         """The first row, frame and checkpoint."""
         self.files["log"].append(log_header())
         self._write_record(0, self.done.groups, self.done.frame)
-        self._save()
+        self.save()
 
-    def _record(self, pool: ThreadPoolExecutor) -> None:
+    def record(self, pool: ThreadPoolExecutor) -> None:
         """Makes `every` steps, and writes their row and frame."""
         before = self.done.groups
         try:
@@ -338,7 +338,8 @@ class Run:
         lengths = {name: file.length for name, file in self.files.items()}
         self.done = Done(step, groups, frame, lengths)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Writes the checkpoint of the last complete record."""
         done = self.done
         for file in self.files.values():
             file.sync()
@@ -355,7 +356,7 @@ class Run:
             failed = None
             if not (isinstance(error, OSError) and error.errno):
                 try:
-                    self._save()
+                    self.save()
                 except OSError as disk:
                     failed = disk
             with suppress(OSError):
