@@ -25,6 +25,7 @@ from ase.md.verlet import VelocityVerlet
 
 from torchcall._command import md
 from torchcall._command.included import included_file
+from torchcall._command.memory import keep_memory
 from torchcall._command.parsing import Parser
 from torchcall.demo._timing import Run as TimedRun
 from torchcall.demo._timing import timed
@@ -117,6 +118,7 @@ def main() -> int:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--network", action="store_true", help="7net-0 in place of argon")
     options = arguments.parse_args()
+    keep_memory()  # as the command
     report = Report("torchcall md and ASE", options)
     settings = Parser("md", "")
     md.add_options(settings)

@@ -244,6 +244,7 @@ ERRORS = [
     ("--pressure 0", "--pressure: expected --ensemble npt beside it, got nve"),
     ("--ensemble nvt --friction 1", "--friction: expected --thermostat langevin beside it"),
     ("--ensemble nvt --temperature 0", "--temperature: expected a number above 0 for a thermostat"),
+    ("--seed 4294967296", "--seed: expected a whole number, at least 0, at most 4294967295"),
     ("--json md.csv", "--json: expected another file than --log, got md.csv"),
     ("--plot sub/../md.png --json md.png", "--json: expected another file than --plot"),
 ]
@@ -264,6 +265,7 @@ def test_unusable_structures_and_models_are_one_line(md, tmp_path, capfd):
     (tmp_path / "bad.xyz").write_text("this is\nnot a structure\n")
     ase.io.write("slab.extxyz", ase.Atoms("Ar2", [[0, 0, 0], [3.5, 0, 0]]))
     (tmp_path / "bad.pt").write_bytes(b"not an archive")
+    ase.Atoms("Ar2", np.zeros((2, 3)), cell=[12] * 3, pbc=True).write("same.xyz")
     fixed = crystal()
     fixed.set_constraint(FixAtoms([0]))
     fixed.write("fixed.traj")
@@ -272,6 +274,10 @@ def test_unusable_structures_and_models_are_one_line(md, tmp_path, capfd):
         ("--structure slab.extxyz --ensemble npt", "periodic along all three axes"),
         ("--model bad.pt", "bad.pt: "),
         ("--model no-such-network", "no-such-network"),
+        (
+            "--structure same.xyz",
+            "expected finite energies and forces, got NaN or infinity; do atoms",
+        ),
         ("--structure fixed.traj", "expected no constraints, which md would ignore, got FixAtoms"),
     ]:
         assert md(*options.split()) == 2

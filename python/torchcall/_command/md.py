@@ -72,7 +72,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "searches for neighbours (default: 10)",
     )
     add("--skin", type=number(above=0), default=1.0, metavar="Å", help="of the neighbour list (1)")
-    add("--seed", type=number(least=0, kind=int), default=0, metavar="N", help="of random numbers")
+    add(
+        "--seed",
+        type=number(least=0, most=2**32 - 1, kind=int),
+        default=0,
+        metavar="N",
+        help="of random numbers (default: 0)",
+    )
     add(
         "--replicas",
         type=whole,

@@ -64,21 +64,27 @@ class Parser(argparse.ArgumentParser):
 
 
 def number(
-    *, above: float = -math.inf, least: float = -math.inf, kind: type = float
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    kind: type = float,
 ) -> Callable[[str], Any]:
-    """A type of argparse: a finite number, above one bound and not below the other."""
+    """A type of argparse: a finite number, above one bound and within the others."""
     wanted = "a whole number" if kind is int else "a number"
     if above > -math.inf:
         wanted += f" above {above:g}"
     if least > -math.inf:
         wanted += f", at least {least:g}"
+    if most < math.inf:
+        wanted += f", at most {most:.10g}"
 
     def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and value > above and value >= least):
+        if not (math.isfinite(value) and value > above and least <= value <= most):
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
         return value
 

@@ -90,8 +90,14 @@ class Run:
         if checkpoint is not None:
             groups = checkpoint.continued(self.simulation, groups, options)
             step = checkpoint.step
+        frame = self._observe(groups)
+        if not (np.isfinite(frame.potential).all() and np.isfinite(frame.forces).all()):
+            raise CommandError(
+                f"--structure {options.structure}: expected finite energies and forces, got NaN or "
+                "infinity; do atoms overlap?"
+            )
         self.files = self._open(lengths)
-        self.done = Done(step, groups, self._observe(groups), lengths)
+        self.done = Done(step, groups, frame, lengths)
         self._start = step
         if checkpoint is None:
             self._stop_early(self._begin)
