@@ -132,6 +132,7 @@ bench: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/md_loop.py --json benchmarks/results/md_loop.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/md_loop.py --only engines --json benchmarks/results/engines.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/script_options.py --json benchmarks/results/script_options.json
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transforms.py --json benchmarks/results/transforms.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/output_copies.py --json benchmarks/results/output_copies.json
 	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
 	@$(BIN)/python benchmarks/threads.py --json benchmarks/results/threads.json
