@@ -233,6 +233,18 @@ def test_warmup_makes_the_plan_and_runs_twice():
     assert f.stats()["plans"] == 1
 
 
+def test_warmup_on_real_data_works_while_a_function_is_traced():
+    f = scripted(double)
+
+    @jax.jit
+    def program(x):
+        f.warmup(X)
+        return f(x)
+
+    assert_same(program(X), 2 * X)
+    assert f.stats()["calls"] == 3
+
+
 def test_a_neighbor_list_stays_on_the_device_of_its_positions(tmp_path):
     code = """
         import jax, numpy as np, torchcall

@@ -206,7 +206,8 @@ class TorchModuleWrapper:
             raise TypeError(
                 self._say("warmup: expected real data, got traced arrays; call it outside jax.jit")
             )
-        warm_up(prepared, operands, measure=self._options["threads"] == "auto")
+        with jax.ensure_compile_time_eval():  # while a function is traced, too
+            warm_up(prepared, operands, measure=self._options["threads"] == "auto")
 
     def refresh(self) -> None:
         """Reloads the weights, also for programs that are compiled already.
