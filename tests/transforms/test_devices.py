@@ -88,7 +88,7 @@ PROGRAM = """
 """
 
 
-@pytest.mark.parametrize("engine", ["TorchScript", "eager"])
+@pytest.mark.parametrize("engine", ["TorchScript", pytest.param("eager", marks=pytest.mark.slow)])
 def test_calls_on_several_devices_are_those_of_one(tmp_path, engine):
     program = PROGRAM.format(engine=engine, here=Path(__file__).parent)
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

@@ -101,7 +101,9 @@ PAIRS = [
     pytest.param(
         *case,
         name,
-        marks=() if case in TELLING or name in ("both", "of grad", "grad of") else pytest.mark.slow,
+        marks=()
+        if name in ("both", "of grad", "grad of") or (case in TELLING and "hessian" not in name)
+        else pytest.mark.slow,
     )
     for case in CASES
     for name in MAPS
