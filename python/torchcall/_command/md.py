@@ -6,6 +6,7 @@ with --restart.
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs or continues a simulation. Returns the exit status."""
     check(options)
+    if options.devices > 1 and "device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # Before JAX is imported: importing jax-md makes the devices.
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(options.devices))
     from torchcall.md.command import run as simulate
 
     return simulate(options)

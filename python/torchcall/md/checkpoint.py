@@ -108,9 +108,14 @@ class Checkpoint:
 def _searched(simulation: Simulation, group: Group) -> NeighborList:
     """A list for the group's positions, which may be larger than its own."""
     frame, neighbors = simulation.frame(group), group.neighbors
-    return simulation.search.allocate(
-        frame.positions.reshape(-1, 3), frame.cell, neighbors.pbc, neighbors.batch
-    )
+    (device,) = neighbors.positions.devices()
+    with jax.default_device(device):
+        return simulation.search.allocate(
+            frame.positions.reshape(-1, 3),
+            frame.cell,
+            np.asarray(neighbors.pbc),
+            np.asarray(neighbors.batch),
+        )
 
 
 def read(path: Path) -> Checkpoint:

@@ -6,6 +6,7 @@ replica and mapped with `vmap`; the functions here merge the mapped positions ag
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -78,8 +79,19 @@ class One(NamedTuple):
     virial: Float[Array, "3 3"]
 
 
+class Traced(threading.local):
+    """The results of calls while a thread traces them; devices are traced by threads of their own.
+
+    Attributes:
+        calls: The results.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Evaluation, NeighborList]] = []
+
+
 def mapped(
-    evaluate: Evaluate, calls: list[tuple[Evaluation, NeighborList]]
+    evaluate: Evaluate, traced: Traced
 ) -> Callable[[Array, Array, Atoms, NeighborList], One]:
     """`evaluate` of one replica, to be mapped over all of them: then it is one call.
 
@@ -87,7 +99,7 @@ def mapped(
 
     Args:
         evaluate: From `evaluator`.
-        calls: The results of calls are appended while they are traced. jax-md's states have no
+        traced: The results of calls are appended while they are traced. jax-md's states have no
             place for energies and lists, and another call would cost another evaluation.
     """
 
@@ -110,9 +122,9 @@ def mapped(
         assert in_batched[0], "positions are mapped"
         if not in_batched[1]:
             cell = jnp.broadcast_to(cell, (axis_size, 3, 3))
-        calls.append(evaluate(positions, cell, atoms, neighbors))
+        traced.calls.append(evaluate(positions, cell, atoms, neighbors))
         everything: Any = One(True, True, True)  # pyright: ignore[reportArgumentType]
-        return One(*calls[-1][0]), everything
+        return One(*traced.calls[-1][0]), everything
 
     return one
 

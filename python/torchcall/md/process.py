@@ -65,8 +65,6 @@ def signals_stop_calls() -> Iterator[None]:
 def process_settings(options: argparse.Namespace) -> Iterator[None]:
     """Precision, devices, cache and signals of a run; restored afterwards."""
     use_compilation_cache()
-    if options.devices > 1 and not _started():
-        jax.config.update("jax_num_cpu_devices", options.devices)
     if len(jax.devices()) < options.devices:
         raise CommandError(
             f"--devices: expected at most {len(jax.devices())}, the number of devices, got "
@@ -99,9 +97,3 @@ def process_settings(options: argparse.Namespace) -> Iterator[None]:
         torchcall.set_num_threads(budget)
         torch.use_deterministic_algorithms(deterministic)
         sys.stdout.flush()
-
-
-def _started() -> bool:
-    from jax._src import xla_bridge
-
-    return xla_bridge.backends_are_initialized()

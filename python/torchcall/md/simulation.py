@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from torchcall.md.ensembles import Settings, kinetic_energy, make_ensemble
-from torchcall.md.evaluation import Atoms, Evaluation, One, evaluator, mapped
+from torchcall.md.evaluation import Atoms, Evaluation, One, Traced, evaluator, mapped
 from torchcall.md.system import System
 from torchcall.mliap import AtomGraph, NeighborList, TorchMliap, neighbor_list, run_chunks
 
@@ -94,7 +94,7 @@ class Simulation:
         cutoff = float(np.max(np.asarray(model.cutoff.data)))
         self.search = neighbor_list(cutoff, skin=skin, capacity_multiplier=1.2)
         self._evaluate = evaluator(model)
-        self._traced: list[tuple[Evaluation, NeighborList]] = []
+        self._traced = Traced()
         one = mapped(self._evaluate, self._traced)
         self._ensemble = make_ensemble(settings, one, len(system.numbers))
         self._kb = kb
@@ -220,10 +220,10 @@ class Simulation:
                     md, last=last, cell=cell, atoms=state.atoms, neighbors=neighbors
                 )
 
-            self._traced.clear()
+            self._traced.calls.clear()
             md = jax.vmap(step)(state.md, One(*state.last), state.cell)
-            ((last, neighbors),) = self._traced
-            self._traced.clear()
+            ((last, neighbors),) = self._traced.calls
+            self._traced.calls.clear()
             return state._replace(md=md, last=last), neighbors
 
         def steps(state: State, neighbors: NeighborList) -> tuple[State, NeighborList]:
