@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except CommandError as error:
         return _fail(f"{name}: {error}", error.status)
     except KeyboardInterrupt as error:  # or SIGTERM, with a status of its own
-        return _fail(f"{name}: {error or 'interrupted'}", getattr(error, "status", 130))
+        return _fail(f"{name}: {str(error) or 'interrupted'}", getattr(error, "status", 130))
     except MemoryError:
         return _fail(f"{name}: out of memory", 1)
     except Exception as error:
