@@ -72,7 +72,8 @@ std::string Explained(std::string text) {
            "XLA_PYTHON_CLIENT_PREALLOCATE=false to leave it all that JAX does not use.";
   }
   if (text.find("backward through the graph a second time") != std::string::npos) {
-    return "the model differentiates inside its forward, and JAX differentiates the result: expected "
+    return "the model differentiates inside its forward, and JAX differentiates the result: "
+           "expected "
            "create_graph=True in the model's torch.autograd.grad; it " +
            text;
   }

@@ -257,10 +257,9 @@ class PyPlan {
     std::vector<ArraySpec> outputs = ArraySpecs(Field<std::vector<PyArray>>(spec, "outputs"));
     const nb::object runner = spec.attr("eager_runner");
     if (!runner.is_none()) native.eager = EagerCode(runner);
-    plan_ = std::make_shared<NativePlan>(name, model.get(), model.counters(), std::move(operands),
-                                         std::move(outputs), native,
-                                         Field<std::vector<BatchLoop>>(spec, "loops"), graph,
-                                         Field<bool>(spec, "reuses_last"));
+    plan_ = std::make_shared<NativePlan>(
+        name, model.get(), model.counters(), std::move(operands), std::move(outputs), native,
+        Field<std::vector<BatchLoop>>(spec, "loops"), graph, Field<bool>(spec, "reuses_last"));
     live.fetch_add(1);
   }
   ~PyPlan() {
@@ -311,26 +310,6 @@ class PyRegistration {
   int64_t ordinal_;
 };
 
-CallHandlers HandlersFor(const std::string& platform) {
-  return platform == "cpu" ? CpuHandlers() : CudaHandlers();
-}
-
-nb::dict Handlers(const std::string& platform) {
-  const CallHandlers found = HandlersFor(platform);
-  nb::dict handlers;
-  handlers["instantiate"] = nb::capsule(reinterpret_cast<void*>(found.instantiate));
-  handlers["execute"] = nb::capsule(reinterpret_cast<void*>(found.execute));
-  return handlers;
-}
-
-nb::dict StateType(const std::string& platform) {
-  const CallHandlers found = HandlersFor(platform);
-  nb::dict type;
-  type["type_id"] = nb::capsule(found.state);
-  type["type_info"] = nb::capsule(found.state_info);
-  return type;
-}
-
 }  // namespace
 }  // namespace torchcall
 
@@ -344,13 +323,10 @@ NB_MODULE(_bridge, m) {
   m.def("torch_half_version", [] { return std::string(TorchHalf().torch_version); });
   m.def("set_num_threads", [](int n) { TorchHalf().set_num_threads(n); }, nb::arg("threads"));
   m.def("dtype_names", &SharedDtypeNames);
-  m.def("handlers", &Handlers, nb::arg("platform"),
-        nb::sig("def handlers(platform: str) -> dict[str, typing.Any]"));
+  BindHandlers(m);
   m.def("load_cuda_driver", &LoadDriver, nb::arg("path"));
   m.def("cuda_driver_loads", [] { Driver(); });
   BindNeighbors(m);
-  m.def("state_type", &StateType, nb::arg("platform"),
-        nb::sig("def state_type(platform: str) -> dict[str, typing.Any]"));
   m.def(
       "watch_interrupts", [](nb::handle raise_later) { WatchInterrupts(raise_later.ptr()); },
       nb::arg("raise_later"));

@@ -26,7 +26,7 @@ struct ArraySpec {
   std::vector<int64_t> shape;
   std::string name;
   TcNarrowing narrowing;
-  bool copied;  // the model gets a private copy
+  bool copied;                       // the model gets a private copy
   std::vector<int64_t> buffer = {};  // XLA's shape: the sizes of its loops, then `shape`
 
   size_t Bytes(const DtypeEntry& as) const;

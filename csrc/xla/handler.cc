@@ -1,5 +1,7 @@
 #include "handler.h"
 
+#include <nanobind/stl/string.h>
+
 #include <exception>
 #include <memory>
 #include <new>
@@ -12,6 +14,7 @@ namespace torchcall {
 namespace {
 
 namespace ffi = xla::ffi;
+namespace nb = nanobind;
 
 // An executable's share of a plan. XLA owns it, so the plan lives while a call can still be under
 // way, also after every Python object that knew of the executable is gone. A type per platform:
@@ -98,12 +101,29 @@ const XLA_FFI_TypeInfo* TypeInfoOf() {
   return &info;
 }
 
-CallHandlers CpuHandlers() {
-  return {kInstantiateOnCpu, kExecuteOnCpu, &CpuState::id, TypeInfoOf<CpuState>()};
+nb::dict Handlers(const std::string& platform) {
+  const bool cpu = platform == "cpu";
+  XLA_FFI_Handler* instantiate = cpu ? kInstantiateOnCpu : kInstantiateOnCuda;
+  XLA_FFI_Handler* execute = cpu ? kExecuteOnCpu : kExecuteOnCuda;
+  nb::dict handlers;
+  handlers["instantiate"] = nb::capsule(reinterpret_cast<void*>(instantiate));
+  handlers["execute"] = nb::capsule(reinterpret_cast<void*>(execute));
+  return handlers;
 }
 
-CallHandlers CudaHandlers() {
-  return {kInstantiateOnCuda, kExecuteOnCuda, &CudaState::id, TypeInfoOf<CudaState>()};
+nb::dict StateType(const std::string& platform) {
+  const bool cpu = platform == "cpu";
+  nb::dict type;
+  type["type_id"] = nb::capsule(cpu ? &CpuState::id : &CudaState::id);
+  type["type_info"] = nb::capsule(cpu ? TypeInfoOf<CpuState>() : TypeInfoOf<CudaState>());
+  return type;
+}
+
+void BindHandlers(nb::module_& m) {
+  m.def("handlers", &Handlers, nb::arg("platform"),
+        nb::sig("def handlers(platform: str) -> dict[str, typing.Any]"));
+  m.def("state_type", &StateType, nb::arg("platform"),
+        nb::sig("def state_type(platform: str) -> dict[str, typing.Any]"));
 }
 
 }  // namespace torchcall

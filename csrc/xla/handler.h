@@ -3,20 +3,12 @@
 #ifndef TORCHCALL_XLA_HANDLER_H_
 #define TORCHCALL_XLA_HANDLER_H_
 
-#include "xla/ffi/api/c_api.h"
+#include <nanobind/nanobind.h>
 
 namespace torchcall {
 
-struct CallHandlers {
-  XLA_FFI_Handler* instantiate;
-  XLA_FFI_Handler* execute;
-  // Of the state that an executable holds for each call.
-  XLA_FFI_TypeId* state;
-  const XLA_FFI_TypeInfo* state_info;
-};
-
-CallHandlers CpuHandlers();
-CallHandlers CudaHandlers();
+// Python's functions `handlers` and `state_type`.
+void BindHandlers(nanobind::module_& m);
 
 }  // namespace torchcall
 
