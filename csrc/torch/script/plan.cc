@@ -6,6 +6,20 @@
 #include "../place.h"
 
 namespace torchcall {
+namespace {
+
+// Removes the graph of the call from the state that the model keeps. Otherwise it would grow with
+// each call.
+void DetachState(const ModelInstance& instance) {
+  if (!instance.module) return;
+  for (const c10::IValue& value : instance.module->attributes(/*recurse=*/true)) {
+    if (!value.isTensor()) continue;
+    const at::Tensor& tensor = value.toTensor();
+    if (tensor.defined() && !tensor.is_leaf() && !tensor.is_view()) tensor.detach_();
+  }
+}
+
+}  // namespace
 
 // Holds the argument containers and the interpreter's stack, besides the input tensors.
 class ScriptPlan::Context : public CallContext {
@@ -81,6 +95,7 @@ class ScriptPlan::DerivativeContext : public CallContext {
     FlattenResult(stack.back(), plan_.result_, plan_.form().selects_outputs, results);
     gradients_ = derivatives.Gradients(results, leaves, plan_.form());
     for (size_t i = 0; i < gradients_.size(); ++i) outputs[i] = &gradients_[i];
+    if (plan_.model_->use().changes_state) DetachState(*instance_);
   }
 
   CallInputs::Retained Release() noexcept override {

@@ -55,8 +55,15 @@ def _tangent_call(
     n = len(plan.spec.operands)
     cotangents = range(n, n + len(outputs))
     evaluated = vjp_plan(vjp_plan(plan, inputs, outputs), cotangents, range(len(inputs)), mapped)
-    zeros = [jnp.zeros(plan.outputs[j].shape, plan.outputs[j].dtype) for j in outputs]
-    return evaluated, [*operands[:n], *zeros, *operands[n:]]
+    # Of ones, so that a gradient which is zero depends on no cotangent.
+    anywhere = [_ones(plan.outputs[j].shape, plan.outputs[j].dtype) for j in outputs]
+    return evaluated, [*operands[:n], *anywhere, *operands[n:]]
+
+
+def _ones(shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Ones in 64 bits also where a program that was traced with x64 on is used with x64 off."""
+    with jax.enable_x64(True):
+        return jnp.ones(shape, dtype)
 
 
 def _tangent(*operands: Any, plan: CallPlan, inputs: tuple[int, ...]) -> list[jax.Array]:
@@ -104,7 +111,7 @@ def _with_gradient(
     spec = plan.spec.outputs[output]
     not_mapped = [[False]] * len(plan.spec.loops)
     both = vjp_plan(plan, inputs, [output], not_mapped, keeps_outputs=True)
-    found = call(both, [*primals, jnp.ones(spec.shape, spec.dtype)])
+    found = call(both, [*primals, _ones(spec.shape, spec.dtype)])
     values, gradients = found[: len(plan.outputs)], found[len(plan.outputs) :]
     total = 0
     for i, gradient, tangent in zip(inputs, gradients, tangents, strict=True):

@@ -1,12 +1,14 @@
 """Derivatives of eager models by torch's autograd: csrc/torch/derivatives.h in Python."""
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.function import BackwardCFunction
 
 
 class GradientError(Exception):
-    """A cotangent does not fit its output, or a gradient is missing."""
+    """A cotangent does not fit its output, or a gradient is missing or has none itself."""
 
 
 class Differentiable(NamedTuple):
@@ -61,10 +63,14 @@ class Derivatives:
         return result
 
     def leaves(self, tensors: list[Any]) -> list[Any]:
-        """The operands, of which those that any derivative needs require grad."""
+        """The operands, of which those that any derivative needs require grad.
+
+        So do cotangents whose gradients are differentiated again, see `_twice_differentiable`.
+        """
         leaves = list(tensors)
-        for inputs, *_ in self._levels:
-            for i in inputs:
+        for k, (inputs, outputs, _, first) in enumerate(self._levels):
+            again = range(first, first + len(outputs)) if k < len(self._levels) - 1 else ()
+            for i in (*inputs, *again):
                 leaves[i].requires_grad_()
         return leaves
 
@@ -114,15 +120,13 @@ class Derivatives:
                 )
         wrt = [leaves[i] for i in inputs]
         found: tuple[torch.Tensor | None, ...] = (None,) * len(wrt)
-        if roots:
-            found = torch.autograd.grad(
-                roots,
-                wrt,
-                vectors,
-                retain_graph=not is_last,
-                create_graph=not is_last,
-                allow_unused=True,
-            )
+        if roots and is_last:
+            found = torch.autograd.grad(roots, wrt, vectors, allow_unused=True)
+        elif roots:
+            handles = [node.register_hook(_twice_differentiable(node)) for node in _written(roots)]
+            found = torch.autograd.grad(roots, wrt, vectors, create_graph=True, allow_unused=True)
+            for handle in handles:
+                handle.remove()
         results = list(outputs) if keeps_outputs else []
         for i, leaf, gradient in zip(inputs, wrt, found, strict=True):
             if gradient is None and strict:
@@ -134,3 +138,70 @@ class Derivatives:
             gradient = torch.zeros_like(leaf) if gradient is None else gradient.conj()
             results.append(gradient.to(operands[i].dtype))  # before a cast, it has another dtype
         return tuple(results)
+
+
+def _written(roots: list[torch.Tensor]) -> Iterator[Any]:
+    """The nodes of a graph that are `torch.autograd.Function`s."""
+    found: set[Any] = set()
+    waiting: list[Any] = [root.grad_fn for root in roots]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in found:
+            continue
+        found.add(node)
+        waiting += [following for following, _ in node.next_functions]
+        if isinstance(node, BackwardCFunction):
+            yield node
+
+
+def _twice_differentiable(node: Any) -> Callable[[Any, Any], None]:
+    """A hook that raises if the node's gradients do not depend on its cotangents.
+
+    torch would go on without them, and second derivatives would be too small or zero. Gradients
+    that are zero may be constant.
+    """
+
+    def check(gradients: Any, cotangents: Any) -> None:
+        if not any(x is not None and x.requires_grad for x in cotangents):
+            return
+        for gradient, (following, _) in zip(gradients, node.next_functions, strict=False):
+            if gradient is None or following is None:
+                continue
+            if gradient.requires_grad:
+                constant = gradient.grad_fn is not None and _is_error(gradient.grad_fn)
+            else:
+                constant = bool(gradient.any())
+            if constant:
+                name = type(node).__name__.removesuffix("Backward")
+                raise GradientError(
+                    f"a second derivative, or forward mode: expected a backward of {name} that "
+                    "torch can differentiate, got one that it cannot; write it in operations of "
+                    "torch, without detach() and once_differentiable, or use first derivatives "
+                    "in reverse mode"
+                )
+
+    return check
+
+
+def _is_error(node: Any) -> bool:
+    """Whether torch raises when it differentiates this node, as after `once_differentiable`."""
+    return node.name().endswith("::Error")
+
+
+def detach_state(module: Any) -> None:
+    """Removes the graph of a call from the buffers and tensors that a module keeps.
+
+    Otherwise it would grow with each call.
+    """
+    if not isinstance(module, torch.nn.Module):
+        return
+    for part in module.modules():
+        attributes = vars(part)
+        for values in (attributes["_buffers"], attributes):
+            for name, value in list(values.items()):
+                if not isinstance(value, torch.Tensor) or value.grad_fn is None:
+                    continue
+                if value._is_view():  # which torch cannot detach in place
+                    values[name] = value.detach()
+                else:
+                    value.detach_()

@@ -17,7 +17,12 @@ from torchcall._call.call import Call, IndexCheck
 from torchcall._call.specs import is_static, torch_dtype
 from torchcall._call.tree import Node, items_of
 from torchcall._cuda import observation as _observation
-from torchcall._engines.derivatives import Derivatives, Differentiable, GradientError
+from torchcall._engines.derivatives import (
+    Derivatives,
+    Differentiable,
+    GradientError,
+    detach_state,
+)
 from torchcall._engines.fakes import infer_outputs
 from torchcall._engines.isolation import restored, tracing_copy
 from torchcall._engines.names import name_of
@@ -160,7 +165,10 @@ class EagerRunner:
                 return self._result(get_module, tensors)
             leaves = self._derivatives.leaves(tensors)
             given = self._derivatives.model_inputs(leaves)
-            return self._derivatives.gradients(self._result(get_module, given), leaves)
+            try:
+                return self._derivatives.gradients(self._result(get_module, given), leaves)
+            finally:
+                detach_state(get_module())
         except (_ResultError, GradientError) as error:
             return str(error)
         except Exception as error:
