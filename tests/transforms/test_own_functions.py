@@ -38,7 +38,7 @@ class Once(Cube):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients):
+    def backward(ctx, *gradients):  # pyright: ignore[reportIncompatibleMethodOverride]
         return 3 * ctx.saved_tensors[0] ** 2 * gradients[0]
 
 
@@ -83,6 +83,27 @@ def test_a_backward_that_is_zero_has_zero_gradients(name):
     x = jnp.arange(3.0)
     expected = TWICE[name](lambda x: jnp.where(jnp.sin(x) > 0.5, x, 0))(x)
     jax.tree.map(np.testing.assert_array_equal, TWICE[name](in_model(Step))(x), expected)
+
+
+class Scale(torch.autograd.Function):
+    """Its backward is differentiable for the input, and not for the weight."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        x, weight = ctx.saved_tensors
+        return weight * gradients[0], (x * gradients[0]).detach()
+
+
+def test_weights_need_no_second_derivative():
+    weight = nn.Parameter(torch.full((3,), 2.0))
+    f = TorchModuleWrapper(lambda x: Scale.apply(x**3, weight), output_spec=lambda x: x)
+    x = jnp.arange(3.0)
+    np.testing.assert_allclose(jax.jvp(f, (x,), (x,))[1], 6 * x**3)
 
 
 class Sum(nn.Module):
@@ -133,3 +154,14 @@ def test_a_program_of_64_bits_is_used_with_x64_off(engine):
 
 def cube(x: Tensor) -> Tensor:
     return x**3
+
+
+def small(x: Tensor) -> Tensor:
+    return (x * 1e-4).pow(2).sum()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_scaled_loss_in_float16_does_not_underflow(engine):
+    f = wrapped(small, engine)
+    gradient = jax.grad(lambda x: jnp.float16(2**15) * f(x))(jnp.ones(2, jnp.float16))
+    np.testing.assert_allclose(gradient, 2**15 * 2e-8, rtol=1e-2)

@@ -87,7 +87,7 @@ def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> Any:
         values, found = call(plan, primals), []
     elif plan.spec.no_derivatives:
         refuse(plan, "differentiation", plan.spec.no_derivatives)
-    elif len(outputs) == 1 and _is_real_number(plan, inputs, outputs[0]):
+    elif len(outputs) == 1 and _is_ordinary_number(plan, inputs, outputs[0]):
         values, found = _with_gradient(plan, inputs, outputs[0], primals, moving)
     else:
         values = call(plan, primals)
@@ -98,10 +98,13 @@ def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> Any:
     return values, all_tangents
 
 
-def _is_real_number(plan: CallPlan, inputs: tuple[int, ...], output: int) -> bool:
+def _is_ordinary_number(plan: CallPlan, inputs: tuple[int, ...], output: int) -> bool:
     arrays = [plan.spec.outputs[output], *(plan.spec.operands[i] for i in inputs)]
-    is_real = not any("complex" in array.dtype for array in arrays)
-    return is_real and math.prod(plan.spec.outputs[output].shape) == 1
+    # The gradient for the cotangent 1 is not the model's for a large one in float16: scaling the
+    # loss is what prevents that it underflows.
+    unfit = ("complex", "float16")
+    fits = not any(name.startswith(unfit) for x in arrays for name in (x.dtype, x.cast or x.dtype))
+    return fits and math.prod(plan.spec.outputs[output].shape) == 1
 
 
 def _with_gradient(

@@ -123,7 +123,8 @@ class Derivatives:
         if roots and is_last:
             found = torch.autograd.grad(roots, wrt, vectors, allow_unused=True)
         elif roots:
-            handles = [node.register_hook(_twice_differentiable(node)) for node in _written(roots)]
+            checks = [(node, _twice_differentiable(node, leaves)) for node in _written(roots)]
+            handles = [node.register_hook(check) for node, check in checks]
             found = torch.autograd.grad(roots, wrt, vectors, create_graph=True, allow_unused=True)
             for handle in handles:
                 handle.remove()
@@ -154,11 +155,11 @@ def _written(roots: list[torch.Tensor]) -> Iterator[Any]:
             yield node
 
 
-def _twice_differentiable(node: Any) -> Callable[[Any, Any], None]:
+def _twice_differentiable(node: Any, leaves: list[Any]) -> Callable[[Any, Any], None]:
     """A hook that raises if the node's gradients do not depend on its cotangents.
 
     torch would go on without them, and second derivatives would be too small or zero. Gradients
-    that are zero may be constant.
+    that are zero may be constant. Those of weights are not used.
     """
 
     def check(gradients: Any, cotangents: Any) -> None:
@@ -166,6 +167,9 @@ def _twice_differentiable(node: Any) -> Callable[[Any, Any], None]:
             return
         for gradient, (following, _) in zip(gradients, node.next_functions, strict=False):
             if gradient is None or following is None:
+                continue
+            leaf = getattr(following, "variable", None)
+            if leaf is not None and not any(leaf is x for x in leaves):
                 continue
             if gradient.requires_grad:
                 constant = gradient.grad_fn is not None and _is_error(gradient.grad_fn)
