@@ -55,6 +55,7 @@ def test_call_overhead_times_every_case_and_prints_every_verdict(tmp_path):
     assert len(verdicts) == 10
 
 
+@pytest.mark.slow
 def test_md_loop_runs_every_method(tmp_path):
     path = tmp_path / "md_loop.json"
     done = run("md_loop.py", "--quick", "--without", "wrap_torch2jax", "--json", path)
@@ -84,6 +85,7 @@ def test_shares_of_a_step_add_up_to_it(tmp_path):
     assert shares[-1] == pytest.approx(found["sum, a step"], abs=0.1)
 
 
+@pytest.mark.slow
 def test_threads_times_one_call_and_two_at_once(tmp_path):
     path = tmp_path / "threads.json"
     done = run("threads.py", "--quick", "--only", "TorchScript", "--json", path)
@@ -96,8 +98,8 @@ def test_threads_times_one_call_and_two_at_once(tmp_path):
     assert "auto chose 1 from {1: " in done.stdout
 
 
-# jax-md compiles about a hundred small programs.
-@pytest.mark.parametrize("without", ["jax-md", pytest.param("", marks=pytest.mark.slow)])
+@pytest.mark.slow  # jax-md compiles about a hundred small programs
+@pytest.mark.parametrize("without", ["jax-md", ""])
 def test_neighbor_list_times_every_method(without, tmp_path):
     path = tmp_path / "neighbor_list.json"
     options = ("--atoms", "200", "--rounds", "2", "--seconds", "0.01", "--json", path)
