@@ -71,6 +71,22 @@ def test_a_package_returns_the_modules_results_for_any_sizes(tree, sizes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
+def test_a_package_is_mapped_one_by_one_and_refuses_derivatives(tree):
+    f = load(tree)
+    x, more = arguments(5, 3, 6)
+    xs = np.stack([x, 2 * x])
+    found = jax.jit(jax.vmap(f, (0, None)))(xs, more)
+    for k, one in enumerate(xs):
+        expected = reference(one, more)
+        jax.tree.map(
+            lambda a, b, k=k: np.testing.assert_allclose(a[k], b, rtol=1e-5), found, expected
+        )
+    with pytest.raises(NotImplementedError, match="wrap the module itself"):
+        jax.grad(lambda x: f(x, more)["sums"][1][0])(x)
+    with pytest.raises(ValueError, match="vmap_method: expected 'sequential' for a model"):
+        load(tree, vmap_method="expand_dims")
+
+
 def test_wrong_arguments_are_errors_that_name_the_operand(tree):
     f = load(tree)
     x, more = arguments(5, 3, 6)
