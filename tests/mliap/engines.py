@@ -26,7 +26,7 @@ class Energy(torch.nn.Module):
         super().__init__()
         self.pair = reference.potentials()["Lennard-Jones"]
 
-    def forward(self, graph):
+    def forward(self, graph: dict[str, torch.Tensor]):
         index, cell = graph["edge_index"], graph["cell"]
         system = graph["batch"][index[0]]
         shifts = (graph["cell_offsets"].unsqueeze(2) * cell[system]).sum(1)

@@ -1,7 +1,7 @@
 """One call, and what its engine adds to it."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -44,19 +44,25 @@ class CallOptions:
             Calls on a CPU make them before the model runs; on a GPU, that would mean waiting.
         reuses_last: whether a call on a CPU with the operands of the call before, in the same
             execution of a program, returns its results instead of running the model.
+        gradient_of: per output, the operand (an array, in JAX's order) by which it is the gradient
+            of one function of the operands, in increasing order; empty if that is not known. The
+            outputs' Jacobian is then symmetric, which makes their tangents cheaper.
     """
 
     outputs: Any = None
     narrowing: Narrowing | None = None
     index_checks: tuple[IndexCheck, ...] = ()
     reuses_last: bool = False
+    gradient_of: tuple[int, ...] = ()
 
     def key(self) -> Any:
         """A hashable key, equal for calls that can use the same plan."""
         leaves, treedef = jax.tree.flatten(self.outputs)
         outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         narrowing = None if self.narrowing is None else self.narrowing.key()
-        return outputs, treedef, narrowing, self.index_checks, self.reuses_last
+        return (
+            outputs, treedef, narrowing, self.index_checks, self.reuses_last, self.gradient_of
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +137,11 @@ class EngineCall(Protocol):
     device: str | None
     no_derivatives: str
 
-    def infer_outputs(self) -> Any:
+    def infer_outputs(self, change: Callable[[Any], Any] | None = None) -> Any:
         """Returns the model's outputs as a pytree of `jax.ShapeDtypeStruct`, without running it.
+
+        Args:
+            change: makes another function of the model, which is traced instead.
 
         Raises:
             ValueError: they cannot be inferred; the message says what to do.

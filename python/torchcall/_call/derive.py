@@ -87,6 +87,7 @@ def _vjp(
         eager_runner=None if runner is None else runner.derivative(cotangents, derivatives[-1]),
         cuda_graph="off" if spec.cuda_graph == "auto" else spec.cuda_graph,
         reuses_last=False,
+        gradient_of=(),
     )
 
 

@@ -47,6 +47,7 @@ class PlanSpec(NamedTuple):
             `TcDerivative`, in the order in which they are applied.
         vmap_method: the wrapper's option.
         no_derivatives: why the engine cannot differentiate, and what to do, or "".
+        gradient_of: see `CallOptions`; empty for derivatives.
     """
 
     operands: list[Operand]
@@ -65,6 +66,7 @@ class PlanSpec(NamedTuple):
     derivatives: list[tuple[list[int], list[int], bool]]
     vmap_method: str
     no_derivatives: str
+    gradient_of: tuple[int, ...]
 
 
 class CallPlan:

@@ -49,9 +49,14 @@ def _tangent_call(
     plan: CallPlan, inputs: tuple[int, ...], operands: Sequence[Any]
 ) -> tuple[CallPlan, list[Any]]:
     """The call that evaluates a tangent."""
-    outputs = _differentiable_outputs(plan)
     # A tangent has the mapped axes of its operand.
     mapped = [[axis[i] for i in inputs] for _, axis in plan.spec.loops]
+    gradient_of = plan.spec.gradient_of
+    if set(inputs) <= set(gradient_of):
+        # The Jacobian J is symmetric: J v = vᵀ J, one vector-Jacobian product.
+        same = [gradient_of.index(i) for i in inputs]
+        return vjp_plan(plan, gradient_of, same, mapped), list(operands)
+    outputs = _differentiable_outputs(plan)
     n = len(plan.spec.operands)
     cotangents = range(n, n + len(outputs))
     evaluated = vjp_plan(vjp_plan(plan, inputs, outputs), cotangents, range(len(inputs)), mapped)
@@ -128,7 +133,7 @@ def _with_gradient(
 def _tangent_jvp(primals: Any, tangents: Any, *, plan: CallPlan, inputs: tuple[int, ...]) -> Any:
     evaluated, given = _tangent_call(plan, inputs, primals)
     n = len(plan.spec.operands)
-    constant = [_zero_tangent(x) for x in given[n : len(given) - len(inputs)]]
+    constant = [_zero_tangent(x) for x in given[n : len(given) - len(inputs)]]  # may be none
     return _jvp(given, [*tangents[:n], *constant, *tangents[n:]], plan=evaluated)
 
 

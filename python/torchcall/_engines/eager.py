@@ -320,7 +320,7 @@ class EagerCall:
         self.no_derivatives = ""
         self.copies = [not share_inputs] * len(call.arrays)
 
-    def infer_outputs(self) -> Any:
+    def infer_outputs(self, change: Callable[[Any], Any] | None = None) -> Any:
         """The outputs that tracing the callable with fake tensors finds.
 
         Raises:
@@ -330,7 +330,11 @@ class EagerCall:
         module = self._replicas.cpu_module()
         with _without_compilation(), restored(module):
             return infer_outputs(
-                lambda: tracing_copy(module), args, kwargs, requires_grad=self._call.requires_grad
+                lambda: tracing_copy(module),
+                args,
+                kwargs,
+                requires_grad=self._call.requires_grad,
+                change=change,
             )
 
     def results(self, outputs: Any) -> list[Node]:

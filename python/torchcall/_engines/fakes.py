@@ -36,6 +36,7 @@ def infer_outputs(
     kwargs: dict[str, Any],
     *,
     requires_grad: bool,
+    change: Callable[[Any], Callable[..., Any]] | None = None,
 ) -> Any:
     """The pytree of `jax.ShapeDtypeStruct` that the model would return for these arguments.
 
@@ -45,6 +46,7 @@ def infer_outputs(
             module gets, everything else unchanged.
         kwargs: keyword arguments, likewise.
         requires_grad: whether autograd records while the model is traced.
+        change: makes another function of the model, which is traced instead.
 
     Raises:
         InferenceError: the model cannot be traced; contains torch's message.
@@ -53,7 +55,7 @@ def infer_outputs(
     try:
         # The calling thread's modes must not affect the result.
         with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
-            traced = load()
+            traced = load() if change is None else change(load())
         with (
             _quiet_logger("torch._subclasses.fake_tensor"),
             torch.device("cpu"),

@@ -79,12 +79,13 @@ class PackageCall:
         if metadata is not None:
             self._check_operands(metadata, order)
 
-    def infer_outputs(self) -> Any:
+    def infer_outputs(self, change: Any = None) -> Any:
         """The outputs according to the package's metadata.
 
         Raises:
             ValueError: the package has no metadata.
         """
+        del change  # a package is not traced
         if self._metadata is None:
             raise ValueError(
                 "output_spec: expected a pytree of jax.ShapeDtypeStruct, got None: a package that "

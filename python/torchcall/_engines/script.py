@@ -3,6 +3,7 @@
 import copy
 import io
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class ScriptCall:
         self.no_derivatives = ""
         model.check_arguments(self.arguments, len(call.arrays))
 
-    def infer_outputs(self) -> Any:
+    def infer_outputs(self, change: Callable[[Any], Any] | None = None) -> Any:
         """The outputs that tracing the model with fake tensors finds.
 
         Raises:
@@ -131,7 +132,9 @@ class ScriptCall:
             return module
 
         args, kwargs = self._call.cast_arguments()
-        return infer_outputs(load, args, kwargs, requires_grad=self._call.requires_grad)
+        return infer_outputs(
+            load, args, kwargs, requires_grad=self._call.requires_grad, change=change
+        )
 
     def results(self, outputs: Any) -> list[Node]:
         """The structure of `outputs`; the model returns all of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from torchcall.mliap._graph import (
     listed,
     without_list,
 )
+from torchcall.mliap._hessian import hessian_product, own_rows
 from torchcall.mliap._merge import merge_graphs
 from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._programs import Programs
@@ -220,10 +221,20 @@ def _traced(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     return _nan_if_incomplete(evaluation, model, graph)
 
 
-@_traced.defjvp
-def _traced_jvp(primals: Any, tangents: Any) -> Any:
-    del primals, tangents
-    refuse_second_derivatives()
+def _traced_jvp(
+    primals: tuple[TorchMliap, AtomGraph], tangents: tuple[Any, Any]
+) -> tuple[EnergyAndGradients, EnergyAndGradients]:
+    model, graph = primals
+    moves, strains = (
+        tangent if has_tangent(tangent) else None
+        for tangent in (tangents[1].positions, tangents[1].cell)
+    )
+    out = _guarded(model, graph)
+    change = energy_tangent(out, graph, tangents[1])
+    return out, EnergyAndGradients(change, *hessian_product(model, graph, moves, strains))
+
+
+_traced.defjvp(_traced_jvp, symbolic_zeros=True)
 
 
 def nan_where(
@@ -244,29 +255,16 @@ def nan_where(
     )
 
 
-def refuse_second_derivatives() -> NoReturn:
-    """Raises the error for a derivative of the gradients that a model returned."""
-    raise NotImplementedError(
-        "torchcall: second derivatives are not supported: a model returns energies and their first "
-        "gradients. Differentiate `energy` once. Where gradients enter a differentiated function "
-        "(a trajectory, a Hessian), apply jax.lax.stop_gradient to them or use finite differences"
-    )
-
-
 def _evaluate(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     """Evaluates the model once, in the caller's order. All evaluations pass through here."""
     n_systems = graph.cell.shape[0]
     padded, masks = model.padded(graph)
     out = model.evaluate(padded, masks.n_atoms, masks.n_edges)
-    gradients = out["position_gradients"]
-    if isinstance(graph, ListedGraph):
-        gradients = gradients[: graph.positions.shape[0]]
-    else:
-        real = (masks.rows < masks.n_atoms)[:, None]
-        gradients = jnp.where(real, gradients[masks.rows], 0)
     cells = out.get("cell_gradients")
     return EnergyAndGradients(
-        out["energy"][:n_systems], gradients, None if cells is None else cells[:n_systems]
+        out["energy"][:n_systems],
+        own_rows(graph, masks, out["position_gradients"]),
+        None if cells is None else cells[:n_systems],
     )
 
 

@@ -69,7 +69,8 @@ class EnergyGradients(torch.nn.Module):
 
         Returns:
             `energy (B,)` in eV, `position_gradients (N, 3)` and `cell_gradients (B, 3, 3)` in eV/Å,
-            in the positions' dtype. Zeros where the energy does not depend on an input.
+            in the positions' dtype. Zeros where the energy does not depend on an input. If `pos`
+            or `cell` requires grad, they are differentiable.
 
         Raises:
             RuntimeError: autograd is off.
@@ -81,8 +82,10 @@ class EnergyGradients(torch.nn.Module):
             )
         dtype = input["pos"].dtype
         work = self.precision.dtype if self.casts else dtype
-        pos = input["pos"].detach().to(work).requires_grad_(True)
-        cell = input["cell"].detach().to(work).requires_grad_(True)
+        # The gradients are differentiable if an input is to be differentiated.
+        again = input["pos"].requires_grad or input["cell"].requires_grad
+        pos = _differentiated(input["pos"], work)
+        cell = _differentiated(input["cell"], work)
         graph = input.copy()
         # Not leaves: autograd forbids writes to leaves, and the module may write to its input.
         graph["pos"] = pos.clone()
@@ -94,18 +97,33 @@ class EnergyGradients(torch.nn.Module):
         by_position: torch.Tensor | None = None
         by_cell: torch.Tensor | None = None
         if energy.requires_grad:
-            gradients = torch.autograd.grad([energy.sum()], [pos, cell], allow_unused=True)
+            gradients = torch.autograd.grad(
+                [energy.sum()], [pos, cell], create_graph=again, allow_unused=True
+            )
             by_position, by_cell = gradients[0], gradients[1]
         # Made where they are needed: they would take memory and time in every call.
         if by_position is None:
             by_position = torch.zeros_like(pos)
         if by_cell is None:
             by_cell = torch.zeros_like(cell)
+        if again:
+            # Gradients that are constant have derivatives too, which are zero.
+            by_position = by_position + 0 * pos
+            by_cell = by_cell + 0 * cell
+        else:
+            energy = energy.detach()
         return {
-            "energy": energy.detach().to(dtype),
+            "energy": energy.to(dtype),
             "position_gradients": by_position.to(dtype),
             "cell_gradients": by_cell.to(dtype),
         }
+
+
+def _differentiated(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The input in this dtype, requiring grad; part of the caller's graph if it has one."""
+    if x.requires_grad:
+        return x.to(dtype)
+    return x.detach().to(dtype).requires_grad_(True)
 
 
 def with_gradients(module: torch.nn.Module) -> EnergyGradients:

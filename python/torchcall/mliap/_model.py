@@ -17,13 +17,13 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
-from torchcall._call.call import CallOptions, IndexCheck
 from torchcall._call.specs import torch_dtype
 from torchcall._compile._copy import training_part
 from torchcall._wrapper import TorchModuleWrapper
+from torchcall.mliap._calls import call_options, zero_narrowed
 from torchcall.mliap._from_energy import Engine, Script, energy_source
 from torchcall.mliap._graph import AtomGraph
-from torchcall.mliap._input import AtomGraphInput, narrowing, output_specs
+from torchcall.mliap._input import AtomGraphInput, output_specs
 from torchcall.mliap._outputs import check_outputs
 from torchcall.mliap._package import read_potential
 from torchcall.mliap._padding import PaddingMasks, pad_with
@@ -229,10 +229,15 @@ class TorchMliap:
         error = unknown_element(self.species, input.get("atomic_numbers", ()), None, 0)
         if error:
             raise ValueError(f"torchcall: {self._name}: input['atomic_numbers']: {error}")
-        return self.wrapper._call((input,), {}, self._call_options(input)[0])
+        return self.wrapper._call((input,), {}, call_options(self, input)[0])
 
     def evaluate(
-        self, input: AtomGraphInput, n_atoms: Int[ArrayLike, ""], n_edges: Int[ArrayLike, ""]
+        self,
+        input: AtomGraphInput,
+        n_atoms: Int[ArrayLike, ""],
+        n_edges: Int[ArrayLike, ""],
+        *,
+        only_gradients: bool = False,
     ) -> dict[str, Array]:
         """`call` for a padded graph, without its unnecessary padded rows.
 
@@ -244,18 +249,20 @@ class TorchMliap:
         Args:
             input: valid atoms and edges first, as returned by `pad_graph`.
             n_atoms, n_edges: numbers of valid atoms and edges.
+            only_gradients: whether the energies are left out. JAX then knows that the Jacobian of
+                the result is symmetric.
 
         Raises:
             TypeError, ValueError, jax.errors.JaxRuntimeError: as for `call`.
         """
-        if not self._narrows:
+        if not isinstance(self.wrapper, TorchModuleWrapper):
             return self.call(input)
-        options, lengths = self._call_options(input, n_atoms, n_edges)
-        out = self.wrapper._call((input,), {}, options, lengths)
-        gradients = out["position_gradients"]
-        out["position_gradients"] = jax.lax.platform_dependent(
-            gradients, lengths[0], cpu=lambda rows, _: rows, default=_zero_narrowed
+        options, lengths = call_options(
+            self, input, n_atoms, n_edges, only_gradients=only_gradients
         )
+        out = self.wrapper._call((input,), {}, options, lengths)
+        if lengths:
+            out["position_gradients"] = zero_narrowed(out["position_gradients"], lengths[0])
         return out
 
     def warmup(self, graph: AtomGraph) -> None:
@@ -278,7 +285,7 @@ class TorchMliap:
         if not isinstance(self.wrapper, TorchModuleWrapper):
             jax.block_until_ready(self.call(input))
             return
-        options, lengths = self._call_options(input, masks.n_atoms, masks.n_edges)
+        options, lengths = call_options(self, input, masks.n_atoms, masks.n_edges)
         self.wrapper._warm((input,), {}, options, lengths)
 
     def padded(self, graph: AtomGraph) -> tuple[AtomGraphInput, PaddingMasks]:
@@ -318,32 +325,10 @@ class TorchMliap:
         return getattr(self.wrapper, "__name__", type(self.wrapper).__name__)
 
     @property
-    def _narrows(self) -> bool:
+    def narrows(self) -> bool:
+        """Whether calls of padded graphs leave out unnecessary rows."""
         fixed = self.narrow is False or self.capacity is not None
         return not fixed and isinstance(self.wrapper, TorchModuleWrapper)
-
-    def _call_options(
-        self, input: AtomGraphInput, *lengths: Int[ArrayLike, ""]
-    ) -> tuple[CallOptions, list[Array]]:
-        """Options and lengths of a call; narrowed if lengths are given and the model narrows."""
-        outputs, checks = self.output_specs(input), self._index_checks(input)
-        if not lengths or not self._narrows:
-            return CallOptions(outputs, None, checks, self._reuses_last), []
-        options = CallOptions(outputs, narrowing(tuple(outputs)), checks, self._reuses_last)
-        return options, [jnp.asarray(n, jnp.int32) for n in lengths]
-
-    def _index_checks(self, input: AtomGraphInput) -> tuple[IndexCheck, ...]:
-        """Checks of the call: edges join atoms, atoms belong to systems, elements are declared."""
-        operand = {key: k for k, key in enumerate(sorted(input))}
-        checks = [
-            IndexCheck(operand[key], operand[rows])
-            for key, rows in (("edge_index", "pos"), ("batch", "cell"))
-            if key in operand and rows in operand
-        ]
-        # The native check supports numbers below 128.
-        if self.species and self.species[-1] < 128 and "atomic_numbers" in operand:
-            checks.append(IndexCheck.members(operand["atomic_numbers"], self.species))
-        return tuple(checks)
 
     def check_species(self, graph: AtomGraph) -> None:
         """Checks that the module declares the elements, if the atomic numbers are concrete.
@@ -377,11 +362,6 @@ class TorchMliap:
             f"torchcall: cutoff: expected a neighbour list with the model's cutoff {largest:g} Å, "
             f"got one with {listed:g} Å, which {what}"
         )
-
-
-def _zero_narrowed(rows: Array, n_atoms: Array) -> Array:
-    used = jnp.arange(rows.shape[0], dtype=jnp.int32) < jnp.maximum(n_atoms + 1, 2)
-    return jnp.where(used[:, None], rows, jnp.zeros_like(rows))
 
 
 def _check_narrow(method: str, narrow: object) -> None:

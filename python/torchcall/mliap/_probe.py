@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import torch
 
+from torchcall._call.call import CallOptions
+from torchcall._call.planning import describe_call
 from torchcall._call.specs import torch_dtype_name
 from torchcall._compile._copy import inference_copy
 from torchcall._engines.fakes import InferenceError, infer_outputs
@@ -120,6 +122,45 @@ def check_energy(module: torch.nn.Module, name: str) -> None:
             f"torchcall: {name}: expected weights and buffers that fit each other and the input, "
             f"got {names}; dtype='{torch_dtype_name(cast)}' casts them\n{reason}"
         )
+
+
+def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
+    """Why the gradients that a module returns have no derivatives; empty if they may have some.
+
+    Modules that fake tensors cannot trace fail in their first call, if at all.
+    """
+    if wrapper._source.engine == "AOTInductor":
+        return ""
+
+    def probed(module: Any) -> Any:
+        def forward(graph: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            leaves = {key: graph[key].requires_grad_(True) for key in ("pos", "cell")}
+            out = module(graph | {key: leaf.clone() for key, leaf in leaves.items()})
+            for key in ("position_gradients", "cell_gradients"):
+                if key in out and not out[key].requires_grad:
+                    raise _Detached(key)
+            return out
+
+        return forward
+
+    specs, structure = jax.tree.flatten(((_input(None, _SIZES, np.int32),), {}))
+    options = wrapper._options | {"requires_grad": True}
+    call = describe_call(structure, specs, options, CallOptions())
+    try:
+        wrapper._source.prepare_call(wrapper._model, call).infer_outputs(probed)
+    except (InferenceError, TypeError, ValueError) as error:
+        if isinstance(error.__cause__, _Detached):
+            return (
+                f"expected a module whose output [{str(error.__cause__)!r}] autograd can "
+                "differentiate, got a detached one; pass create_graph=True to torch.autograd.grad "
+                "there and do not detach, or return the energy alone "
+                "(TorchMliap.from_energy); or use finite differences"
+            )
+    return ""
+
+
+class _Detached(Exception):
+    """The key of an output that has no derivatives."""
 
 
 def _cpu_copy(module: torch.nn.Module) -> torch.nn.Module:

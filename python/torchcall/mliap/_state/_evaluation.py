@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from torchcall.mliap._energy import (
     evaluation,
     has_tangent,
     nan_where,
-    refuse_second_derivatives,
 )
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._model import TorchMliap
@@ -91,7 +90,7 @@ def _choose_once(*args: Any) -> EnergyAndGradients:
 @_choose_once.defjvp
 def _choose_once_jvp(primals: Any, tangents: Any) -> Any:
     del primals, tangents
-    refuse_second_derivatives()
+    _refuse()
 
 
 @jax.jit
@@ -146,6 +145,13 @@ def _in_any_mapped_vmap(axis_size: int, in_batched: Any, needed: Array) -> tuple
 _no_tangent_p = core.Primitive("torchcall_no_tangent")
 
 
+def _refuse() -> NoReturn:
+    raise NotImplementedError(
+        "torchcall: second derivatives of a potential of states are not supported; differentiate "
+        "torchcall.mliap.energy, or apply jax.lax.stop_gradient to the gradients"
+    )
+
+
 def _no_tangent(tangent: Array, like: Array) -> Array:
     return _no_tangent_p.bind(tangent, shape=like.shape, dtype=np.dtype(like.dtype))
 
@@ -170,7 +176,7 @@ def _batch(args: Any, dims: Any, *, shape: tuple[int, ...], dtype: Any) -> tuple
 def _transpose(cotangent: Any, tangent: Any, *, shape: Any, dtype: Any) -> Any:
     del tangent, shape, dtype
     if not isinstance(cotangent, ad.Zero):
-        refuse_second_derivatives()
+        _refuse()
     return [None]
 
 

@@ -1,0 +1,119 @@
+"""Tangents of the gradients that a model returns: the energy's Hessian times a vector."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from torchcall._wrapper import TorchModuleWrapper
+from torchcall.mliap._graph import AtomGraph, ListedGraph, lacks_edges, without_list
+from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._padding import PaddingMasks
+from torchcall.mliap._probe import no_second_derivatives
+from torchcall.mliap._programs import Programs
+from torchcall.mliap._table import Table
+
+Gradients = tuple[Float[Array, "n 3"], Float[Array, "b 3 3"] | None]
+"""By positions and by cells; None unless the model computes these."""
+
+_programs = Programs()
+_refusals: weakref.WeakKeyDictionary[TorchModuleWrapper, str] = weakref.WeakKeyDictionary()
+
+
+def hessian_product(
+    model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
+) -> Gradients:
+    """`H v`, in one call: the tangents of `∂E/∂r` and `∂E/∂h` for the tangent `v` of `(r, h)`.
+
+    E is the sum of the energies of all systems. H is symmetric, so JAX evaluates `vᵀ H`, one
+    vector-Jacobian product of the gradients that the model returns. It is linear in v for JAX too,
+    which transposes, maps and differentiates it.
+
+    Args:
+        model: the potential.
+        graph: where the Hessian is taken.
+        moves: (n, 3), tangent of the positions; None: zero.
+        strains: (b, 3, 3), tangent of the cells; None: zero.
+
+    Returns:
+        In the caller's order, in eV/Å per unit of v; NaN where edges may be missing.
+
+    Raises:
+        NotImplementedError: the gradients that the model returns have no derivatives.
+    """
+    if moves is None and strains is None:
+        no_strain = jnp.zeros_like(graph.cell) if model.compute_cell_gradients else None
+        return jnp.zeros_like(graph.positions), no_strain
+    if not isinstance(model.wrapper, TorchModuleWrapper):
+        return _product(model, graph, moves, strains)
+    _require_second_derivatives(model.wrapper)
+    return _program(model)(model.cutoff.data, graph, moves, strains)
+
+
+def own_rows(
+    graph: AtomGraph, masks: PaddingMasks, rows: Float[Array, "N 3"]
+) -> Float[Array, "n 3"]:
+    """The rows of the caller's atoms, in the caller's order; zero for padded atoms."""
+    if isinstance(graph, ListedGraph):
+        return rows[: graph.positions.shape[0]]
+    real = (masks.rows < masks.n_atoms)[:, None]
+    return jnp.where(real, rows[masks.rows], 0)
+
+
+def _program(model: TorchMliap) -> Callable[..., Gradients]:
+    """The jitted product. It refers to call plans only, not to the model, see `Programs`."""
+    keys = model.cutoff.keys
+    nothing: Any = None
+    bare = replace(model, wrapper=None, cutoff=nothing)
+
+    def make(wrapper: Callable[[], Any]) -> Callable[..., Gradients]:
+        @jax.jit
+        def torchcall_hessian(
+            cutoff: Array, graph: AtomGraph, moves: Array | None, strains: Array | None
+        ) -> Gradients:
+            live = replace(bare, wrapper=wrapper(), cutoff=Table(keys, cutoff))
+            return _product(live, graph, moves, strains)
+
+        return torchcall_hessian
+
+    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity, model._reuses_last)
+    return _programs.get(model.wrapper, options, make)
+
+
+def _product(
+    model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
+) -> Gradients:
+    def gradients(moved: dict[str, Array]) -> Gradients:
+        where = replace(without_list(graph), did_overflow=None, **moved)
+        padded, masks = model.padded(where)
+        out = model.evaluate(padded, masks.n_atoms, masks.n_edges, only_gradients=True)
+        cells = out.get("cell_gradients")
+        return (
+            own_rows(graph, masks, out["position_gradients"]),
+            None if cells is None else cells[: graph.cell.shape[0]],
+        )
+
+    tangents = {"positions": moves, "cell": strains}
+    tangents = {key: value for key, value in tangents.items() if value is not None}
+    _, pushed = jax.jvp(gradients, ({key: getattr(graph, key) for key in tangents},), (tangents,))
+    incomplete = lacks_edges(graph)
+    if incomplete is None:
+        return pushed
+    # A product, because JAX transposes it: `where` would transpose to zeros.
+    scale = jnp.where(incomplete, jnp.nan, 1).astype(graph.positions.dtype)
+    return jax.tree.map(lambda x: scale * x, pushed)
+
+
+def _require_second_derivatives(wrapper: TorchModuleWrapper) -> None:
+    if wrapper not in _refusals:
+        _refusals[wrapper] = no_second_derivatives(wrapper)
+    if _refusals[wrapper]:
+        raise NotImplementedError(
+            f"torchcall: {wrapper._name}: second derivatives: {_refusals[wrapper]}"
+        )
