@@ -137,7 +137,7 @@ def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
             leaves = {key: graph[key].requires_grad_(True) for key in ("pos", "cell")}
             out = module(graph | {key: leaf.clone() for key, leaf in leaves.items()})
             for key in ("position_gradients", "cell_gradients"):
-                if key in out and not out[key].requires_grad:
+                if key in out and not _depends(out[key], list(leaves.values())):
                     raise _Detached(key)
             return out
 
@@ -157,6 +157,13 @@ def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
                 "(TorchMliap.from_energy); or use finite differences"
             )
     return ""
+
+
+def _depends(output: torch.Tensor, leaves: list[torch.Tensor]) -> bool:
+    if not output.requires_grad:
+        return False
+    found = torch.autograd.grad(output.sum(), leaves, allow_unused=True, retain_graph=True)
+    return any(gradient is not None for gradient in found)
 
 
 class _Detached(Exception):
