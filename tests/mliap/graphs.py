@@ -22,7 +22,7 @@ def potential(name, **options):
     return TorchMliap.from_module(script(module), CUTOFF, True, **options)
 
 
-def atom_graph(members, *, dtype=np.float64, slots=0, reach=CUTOFF, **fields):
+def atom_graph(members, *, dtype: type = np.float64, slots=0, reach=CUTOFF, **fields):
     """The graph of some systems, with `slots` unused edge slots."""
     arrays = {k: v.numpy() for k, v in reference.graph(members, reach=reach, phantom=False).items()}
     n, e = len(arrays["pos"]), arrays["edge_index"].shape[1]

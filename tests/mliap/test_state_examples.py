@@ -1,4 +1,4 @@
-"""The example programs with states, and their physics."""
+"""The example programs of potentials, and their physics."""
 
 import numpy as np
 import pytest
@@ -64,3 +64,14 @@ def test_monte_carlo_evaluates_once_per_step_and_its_cache_is_right(run):
         state.output.total_energies.data, fresh.total_energies.data, rtol=1e-5
     )
     np.testing.assert_allclose(state.output.gradients, fresh.gradients, rtol=0, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_phonons_of_silicon_at_gamma(run, x64):
+    """Three acoustic modes at rest, and the optical modes of Stillinger-Weber silicon."""
+    del x64
+    found, line = run("phonons", "--repeat", "1")
+    np.testing.assert_allclose(found["frequencies"][:3], 0, atol=1e-4)
+    np.testing.assert_allclose(found["frequencies"][-3:], 17.83, rtol=1e-3)
+    np.testing.assert_allclose(found["differences"], found["exact"], rtol=0, atol=1e-5)
+    assert line.startswith("48 finite-difference forces")

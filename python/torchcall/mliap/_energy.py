@@ -51,6 +51,9 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
     model once and use the gradients that it returned. Under `jax.vmap`, the mapped graphs are
     merged into one batched graph: the model is called once for all of them.
 
+    Second derivatives (`jax.hessian`, `jax.jvp` of `jax.grad`, a loss that contains forces)
+    differentiate the gradients that the model returns. A Hessian-vector product is one call.
+
     Edges are constants. The derivative by the cell is that at fixed Cartesian positions. For fixed
     fractional coordinates, make positions a function of the cell, `r = s @ h`.
 
@@ -67,7 +70,8 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
         ValueError: a shape is wrong, the neighbour list's cutoff differs from the model's, a
             capacity is exceeded, the model does not declare the element of an atom, or the cell
             is differentiated and the model computes no cell gradients.
-        NotImplementedError: second derivatives, or derivatives by charge or spin, are requested.
+        NotImplementedError: derivatives by charge or spin are requested; or second derivatives of a
+            model whose gradients torch cannot differentiate.
     """
     check_graph(graph)
     model.check_cutoff(graph)
@@ -83,15 +87,15 @@ def energy_and_gradients(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradie
 
     Args:
         model: the potential.
-        graph: the atoms and their edges. This function is not differentiable; `energy` is.
+        graph: the atoms and their edges.
 
     Returns:
         Energies in eV, gradients in eV/Å, in the positions' dtype. Under `jax.vmap` the mapped
         graphs are merged into one batched graph.
 
     Raises:
-        ValueError: as for `energy`.
-        NotImplementedError: when differentiated.
+        ValueError, NotImplementedError: as for `energy`. Derivatives of the gradients are second
+            derivatives of the energy.
     """
     check_graph(graph)
     model.check_cutoff(graph)
