@@ -106,10 +106,3 @@ def test_a_loaded_program_without_its_model_is_an_error(tmp_path):
     text = error_of(lambda: deserialize_and_load(*pickle.loads(saved))(X))
     assert "torchcall: " in text
     assert "call the wrapper once" in text
-
-
-def test_export_is_refused_in_our_words():
-    from jax import export
-
-    text = error_of(lambda: export.export(jax.jit(TorchModuleWrapper(torch.jit.script(double))))(X))
-    assert text.startswith("torchcall: double: jax.export is not supported")

@@ -22,6 +22,7 @@
 #include "cuda/capture.h"
 #include "cuda/driver.h"
 #include "eager.h"
+#include "exported.h"
 #include "handler.h"
 #include "interrupt.h"
 #include "neighbors/handler.h"
@@ -303,6 +304,7 @@ class PyRegistration {
   PyRegistration(const PyRegistration&) = delete;
   PyRegistration& operator=(const PyRegistration&) = delete;
 
+  int64_t id() const { return id_; }
   int64_t ordinal() const { return ordinal_; }
 
  private:
@@ -324,6 +326,7 @@ NB_MODULE(_bridge, m) {
   m.def("set_num_threads", [](int n) { TorchHalf().set_num_threads(n); }, nb::arg("threads"));
   m.def("dtype_names", &SharedDtypeNames);
   BindHandlers(m);
+  BindExported(m);
   m.def("load_cuda_driver", &LoadDriver, nb::arg("path"));
   m.def("cuda_driver_loads", [] { Driver(); });
   BindNeighbors(m);
@@ -378,6 +381,7 @@ NB_MODULE(_bridge, m) {
            nb::arg("ordinal"), nb::arg("stream"));
   nb::class_<PyRegistration>(m, "NativeRegistration")
       .def(nb::init<const PyPlan&, int64_t>(), nb::arg("plan"), nb::arg("id"))
+      .def_prop_ro("id", &PyRegistration::id)
       .def_prop_ro("ordinal", &PyRegistration::ordinal);
   BindCapture(m);
 }

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstring>
 #include <mutex>
+#include <new>
 #include <stdexcept>
 
 #include "float_state.h"
@@ -259,6 +260,21 @@ std::string NativePlan::RunPlainly(void* const* inputs, void* const* outputs, Tc
       TorchHalf().plan_run(plan_.get(), operands.data(), results.data(), place, error.sink());
   if (status == TC_FAILED) throw std::runtime_error(error.text());
   return error.text();
+}
+
+ffi::Error Execute(NativePlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
+                   TcPlace place, int64_t run_id) {
+  try {
+    try {
+      return plan.Run(operands, results, place, run_id);
+    } catch (const std::exception& e) {
+      return ffi::Error(ffi::ErrorCode::kInternal, std::string("torchcall: ") + e.what());
+    }
+  } catch (const std::bad_alloc&) {  // by the text of an error, too
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
+  } catch (...) {
+    return ffi::Error(ffi::ErrorCode::kInternal, "torchcall: an exception of unknown type");
+  }
 }
 
 PlanRegistry& PlanRegistry::Get() {

@@ -60,8 +60,11 @@ class NativePlan {
   // Torch's threads in later calls; see TcEngineApi.
   void SetThreads(int threads) { TorchHalf().plan_set_threads(plan_.get(), threads); }
 
+  const std::string& model_name() const { return model_name_; }
   // Digest of the model's code and weights as they are now; see CallCounters.
   std::string content() const { return counters_->content(); }
+  // Incremented when code or weights are replaced.
+  int64_t generation() const { return counters_->generation.load(std::memory_order_acquire); }
 
  private:
   struct Loop {
@@ -89,6 +92,10 @@ class NativePlan {
   std::unique_ptr<LastCall> last_call_;    // if calls on a CPU may reuse the last results
   std::unique_ptr<CudaCalls> cuda_calls_;  // after the plan: its graphs go first
 };
+
+// `Run` with every exception as an error.
+xla::ffi::Error Execute(NativePlan& plan, xla::ffi::RemainingArgs operands,
+                        xla::ffi::RemainingRets results, TcPlace place, int64_t run_id);
 
 // Plans by the two integers that a compiled program contains: `id`, a hash of what the plan does,
 // and `ordinal`, which distinguishes registered plans of equal ids. Both are the same in every

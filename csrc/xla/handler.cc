@@ -4,7 +4,6 @@
 
 #include <exception>
 #include <memory>
-#include <new>
 #include <string>
 
 #include "call_plan.h"
@@ -40,21 +39,6 @@ ffi::ErrorOr<std::unique_ptr<State>> Instantiate(int64_t plan, int64_t ordinal) 
     return ffi::Unexpected(
         ffi::Error(ffi::ErrorCode::kNotFound,
                    "torchcall: plan " + std::to_string(plan) + ": " + std::string(e.what())));
-  }
-}
-
-ffi::Error Execute(NativePlan& plan, ffi::RemainingArgs operands, ffi::RemainingRets results,
-                   TcPlace place, int64_t run_id) {
-  try {
-    try {
-      return plan.Run(operands, results, place, run_id);
-    } catch (const std::exception& e) {
-      return ffi::Error(ffi::ErrorCode::kInternal, std::string("torchcall: ") + e.what());
-    }
-  } catch (const std::bad_alloc&) {  // by the text of an error, too
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "out of memory");
-  } catch (...) {
-    return ffi::Error(ffi::ErrorCode::kInternal, "torchcall: an exception of unknown type");
   }
 }
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torchcall import mliap, models
+    from torchcall._call.exported import export_checks
     from torchcall._compile import CompileError, compile
     from torchcall._doctor import doctor
     from torchcall._threads import set_num_threads
@@ -15,6 +16,7 @@ __all__ = [
     "TorchModuleWrapper",
     "compile",
     "doctor",
+    "export_checks",
     "load",
     "mliap",
     "models",
@@ -27,6 +29,7 @@ _HOMES = {
     "TorchModuleWrapper": "_wrapper",
     "compile": "_compile",
     "doctor": "_doctor",
+    "export_checks": "_call.exported",
     "load": "_wrapper",
     "set_num_threads": "_threads",
 }

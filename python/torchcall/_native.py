@@ -16,7 +16,8 @@ _registered: set[str] = set()
 _register_lock = threading.Lock()
 
 
-def _minor(version: str) -> str:
+def minor(version: str) -> str:
+    """2.13.0+cpu → 2.13"""
     return ".".join(version.split("+")[0].split(".")[:2])
 
 
@@ -34,7 +35,7 @@ def find_torch_half(torch_version: str, root: Path) -> Path:
     Raises:
         ImportError: if there is none; names the installed torch and the supported ones.
     """
-    wanted = _minor(torch_version)
+    wanted = minor(torch_version)
     found = list((root / "lib" / f"torch-{wanted}").glob("*torchcall_torch.*"))
     if found:
         return found[0]
@@ -63,9 +64,9 @@ def load_torch_half() -> Path:
             "Rebuild torchcall against the installed torch."
         ) from error
     built_for = _bridge.torch_half_version()
-    if _minor(built_for) != _minor(torch.__version__):
+    if minor(built_for) != minor(torch.__version__):
         raise ImportError(
-            f"torchcall: {path}: expected a library built for torch {_minor(torch.__version__)}, "
+            f"torchcall: {path}: expected a library built for torch {minor(torch.__version__)}, "
             f"got one built for torch {built_for}"
         )
     return path

@@ -5,6 +5,7 @@ import textwrap
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,13 +16,14 @@ from jax.core import Tracer
 from torchcall._call.call import CallOptions
 from torchcall._call.content import replace
 from torchcall._call.derive import check_vmap_method
+from torchcall._call.exported import Model
 from torchcall._call.plan import CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
 from torchcall._call.specs import is_static
 from torchcall._call.threads import measured_threads, warm_up
 from torchcall._call.tree import check_keys
-from torchcall._engines import source_of, unpickle
+from torchcall._engines import check_sizes, source_of, unpickle
 from torchcall._engines.archive import PickledModelError
 from torchcall._loaded import _bridge
 from torchcall._threads import checked_threads
@@ -133,6 +135,7 @@ class TorchModuleWrapper:
         self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
         self._plans: weakref.WeakSet[CallPlan] = weakref.WeakSet()
         self._facts: dict[str, tuple[Callable[[Any], Any], Any]] = {}
+        self._exported = Model(self._model, self._name, partial(check_sizes, self._source))
         self._pid = os.getpid()
         # Why another layer chose this engine, not a faster one; for `stats`.
         self._fallback = ""

@@ -12,6 +12,7 @@ from torchcall import _bridge
 from torchcall._call.call import IndexCheck
 from torchcall._call.content import content_of
 from torchcall._call.narrowing import Axis
+from torchcall._call.specs import is_symbolic
 from torchcall._call.tree import Node
 
 
@@ -77,7 +78,10 @@ class CallPlan:
 
     Attributes:
         model_name: what errors call the model.
+        model: the native model.
         device: "cpu" or "cuda" for a package, which runs there alone, else None.
+        is_symbolic: whether a size is symbolic, as `jax.export` has them. There is no native plan
+            then.
         requires_graph: whether a call must be a replay of a CUDA graph.
         operand_dtypes: dtype of each operand.
         outputs: shape and dtype of each output.
@@ -117,8 +121,16 @@ class CallPlan:
             for output in spec.outputs
         ]
         self.operand_shapes = {operand.name: tuple(operand.shape) for operand in spec.operands}
-        self._model = model
-        self._native = _bridge.NativePlan(model, model_name, spec)
+        self.is_symbolic = any(
+            is_symbolic(size)
+            for sizes in (
+                mapped,
+                *(array.shape for array in (*spec.operands, *spec.outputs)),
+            )
+            for size in sizes
+        )
+        self.model = model
+        self._native = None if self.is_symbolic else _bridge.NativePlan(model, model_name, spec)
         self.threads = 0
         self.thread_times: dict[int, float] | None = None
         if isinstance(spec.threads, int):
@@ -144,7 +156,7 @@ class CallPlan:
         """
         if key not in self._derived:
             made = CallPlan(
-                self._model, self.model_name, change(self.spec), self.device, self._compiled
+                self.model, self.model_name, change(self.spec), self.device, self._compiled
             )
             made.set_threads(self.threads)
             run = self._compiled(made)
@@ -166,21 +178,31 @@ class CallPlan:
     def set_threads(self, threads: int) -> None:
         """Sets torch's threads in later calls, also those of compiled programs."""
         self.threads = threads
-        self._native.set_threads(threads)
+        if self._native is not None:
+            self._native.set_threads(threads)
 
     @property
     def native(self) -> _bridge.NativePlan:
-        """The native plan."""
+        """The native plan.
+
+        Raises:
+            ValueError: a size is symbolic.
+        """
+        if self._native is None:
+            raise ValueError(
+                f"torchcall: {self.model_name}: expected sizes that are numbers, got symbolic "
+                "ones, which only jax.export takes"
+            )
         return self._native
 
     @property
     def has_file(self) -> bool:
         """Whether the model was loaded from a file."""
-        return self._model.file is not None
+        return self.model.file is not None
 
     def content(self) -> str:
         """Digest of the model's code and weights as they are now, "" over live weights."""
-        return content_of(self._model)
+        return content_of(self.model)
 
     def register(self) -> "Registration":
         """Registers the plan for a program being lowered, which must hold the result."""
@@ -200,6 +222,30 @@ class CallPlan:
         derivative = f", derivative of order {order}" if order else ""
         mapped = "".join(f", {size} calls" for size, _ in self.spec.loops)
         return f"CallPlan({self.model_name}{derivative}{mapped})"
+
+
+def no_content(plan: CallPlan, what: str) -> Exception:
+    """Why a plan, whose model has no digest now, cannot be part of what outlives the process.
+
+    Args:
+        plan: the plan.
+        what: what cannot be done.
+    """
+    start = f"torchcall: {plan.model_name}: cannot {what}: expected"
+    if plan.has_file:
+        return ValueError(
+            f"{start} the file that was loaded first, got one that changed since; call refresh() "
+            "and compile the program again"
+        )
+    if plan.spec.eager_runner is not None:
+        return TypeError(
+            f"{start} a model with code and weights of its own, got an eager one; compile it with "
+            "torchcall.compile, or save torch.jit.script of it to a file, and wrap the path"
+        )
+    return TypeError(
+        f"{start} fixed weights, got live weights; save the module to a file and wrap the path, or "
+        "pass freeze=True (TorchScript)"
+    )
 
 
 class Registration:
@@ -228,17 +274,8 @@ class Registration:
     def __reduce__(self) -> Any:
         # An executable is being serialised. It names its model by content alone.
         name = self.plan.model_name
-        if not self.content and self.plan.has_file:
-            raise ValueError(
-                f"torchcall: {name}: cannot serialise a program: expected the file that was loaded "
-                "first, got one that changed since; call refresh() and compile the program again"
-            )
         if not self.content:
-            raise TypeError(
-                f"torchcall: {name}: cannot serialise a program: expected fixed weights, got live "
-                "weights; save the module to a file and wrap the path, or pass "
-                "freeze=True (TorchScript)"
-            )
+            raise no_content(self.plan, "serialise a program")
         if not self.is_current:
             raise ValueError(
                 f"torchcall: {name}: cannot serialise a program: expected the weights that it was "

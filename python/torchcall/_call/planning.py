@@ -14,6 +14,7 @@ from torchcall._call.specs import (
     DTYPE_NAMES,
     describe,
     is_static,
+    is_symbolic,
     path_name,
     shape_dtype,
     static_key,
@@ -215,7 +216,7 @@ def _check_output(name: str, spec: Any) -> None:
         raise TypeError(
             f"output_spec: {name}: expected a jax.ShapeDtypeStruct, got {type_name(spec)}"
         )
-    if any(size < 0 for size in spec.shape):
+    if any(size < 0 for size in spec.shape if not is_symbolic(size)):
         raise ValueError(f"output_spec: {name}: expected sizes >= 0, got {tuple(spec.shape)}")
     if str(spec.dtype) not in DTYPE_NAMES:
         raise TypeError(

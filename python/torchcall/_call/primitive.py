@@ -10,8 +10,10 @@ from jax.extend import core
 from jax.interpreters import mlir
 
 from torchcall import _native
+from torchcall._call.exported import program_of
 from torchcall._call.meshes import aligned, results
 from torchcall._call.plan import CallPlan
+from torchcall._targets import EXPORTED
 
 call_p = core.Primitive("torchcall")
 call_p.multiple_results = True
@@ -88,11 +90,9 @@ def _lower(
             f'compile the model again with torchcall.compile(..., device="{kind}")',
         )
     if ctx.module_context.lowering_parameters.for_export:
-        refuse(
-            plan,
-            "jax.export",
-            "serialise the compiled program with jax.experimental.serialize_executable instead",
-        )
+        # The program outlives this process: it holds no registration, and needs none.
+        rule = jax.ffi.ffi_lowering(EXPORTED)
+        return rule(ctx, *operands, program=program_of(plan))
     _native.register_target(platform)
     # XLA's executable shares ownership of the plan once it is instantiated. Until then, and as long
     # as JAX may compile this module again, the module holds the registration.

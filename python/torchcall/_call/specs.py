@@ -22,6 +22,11 @@ def is_static(value: object) -> TypeGuard[bool | int | float | str | None]:
     return isinstance(value, STATIC_TYPES) and not isinstance(value, np.generic)
 
 
+def is_symbolic(size: object) -> bool:
+    """Whether a size is symbolic, as `jax.export` has them."""
+    return not isinstance(size, int | np.integer)
+
+
 def static_key(value: bool | int | float | str | None) -> tuple[str, str]:
     """A key that differs for 1, True and 1.0, and for 0.0 and -0.0, and is equal for NaNs."""
     return type_name(value), value.hex() if isinstance(value, float) else repr(value)

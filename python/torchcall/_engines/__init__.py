@@ -7,6 +7,7 @@ import torch
 
 from torchcall import _bridge
 from torchcall._call.call import Call, EngineCall
+from torchcall._call.plan import PlanSpec
 from torchcall._engines.archive import is_package
 from torchcall._engines.eager import EagerSource
 from torchcall._engines.package import PackageSource
@@ -84,6 +85,16 @@ def _compiled_source(module: object) -> ModelSource:
         "torchcall: model: expected a torch.nn.Module, a TorchScript module or function, a Python "
         f"callable on tensors, or a path to an archive or package, got {got}"
     )
+
+
+def check_sizes(source: ModelSource, spec: PlanSpec) -> None:
+    """Checks the sizes of a call that was planned when they were symbolic.
+
+    Raises:
+        ValueError: the model is a package, which does not take them.
+    """
+    if isinstance(source, PackageSource):
+        source.check_sizes(spec)
 
 
 def unpickle(path: Path) -> object:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from torchcall._call.specs import torch_dtype, torch_dtype_name
+from torchcall._call.specs import is_symbolic, torch_dtype, torch_dtype_name
 from torchcall._engines.fake_scripts import NotTraceableError, traceable_scripts
 
 
@@ -51,6 +51,14 @@ def infer_outputs(
     Raises:
         InferenceError: the model cannot be traced; contains torch's message.
     """
+    if any(
+        is_symbolic(n) for x in jax.tree.leaves((args, kwargs)) for n in getattr(x, "shape", ())
+    ):
+        raise InferenceError(
+            "the outputs for symbolic sizes cannot be inferred; pass output_spec=..., a function "
+            "from the inputs' specs to the outputs', as "
+            "lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)"
+        )
     operations = _Operations()
     try:
         # The calling thread's modes must not affect the result.

@@ -11,7 +11,8 @@ import torch.utils._pytree as torch_pytree
 
 from torchcall import _bridge
 from torchcall._call.call import Call, IndexCheck
-from torchcall._call.specs import describe
+from torchcall._call.plan import PlanSpec
+from torchcall._call.specs import describe, is_symbolic
 from torchcall._call.tree import NONE, TENSOR, TUPLE, Node
 from torchcall._engines.content import FileContent
 from torchcall._engines.package_file import PackageMetadata, read_package, read_sources
@@ -119,20 +120,39 @@ class PackageCall:
         """Compares all operands with the metadata. Collects the range checks for each call."""
         rows = metadata["inputs"]
         operands = dict(zip((row["name"] for row in rows), order, strict=True))
+        sizes = _Sizes(metadata["axes"])
         for row, k in zip(rows, order, strict=True):
-            self._check(self._call.arrays[k], row, metadata["axes"])
+            leaf = self._call.arrays[k]
+            spec = self._call.specs[leaf]
+            dtype = jax.numpy.dtype(self._call.casts[leaf] or spec.dtype)
+            got = jax.ShapeDtypeStruct(spec.shape, dtype)
+            sizes.check(self._call.names[leaf], got, row)
             if "rows_of" in row:
                 self.index_checks.append(IndexCheck(k, operands[row["rows_of"]]))
             if "members" in row:
                 self.index_checks.append(IndexCheck.members(k, row["members"]))
+        self._axes = sizes.known
 
-    def _check(self, leaf: int, row: dict[str, Any], axes: dict[str, dict[str, Any]]) -> None:
-        """Compares an operand's dtype and shape. Records the sizes of its named axes."""
-        name, spec = self._call.names[leaf], self._call.specs[leaf]
+
+class _Sizes:
+    """Compares operands with a package's metadata, and collects the sizes of its named axes.
+
+    Args:
+        axes: the metadata of the named axes.
+    """
+
+    def __init__(self, axes: dict[str, dict[str, Any]]) -> None:
+        self._axes = axes
+        self.known: dict[str, int] = {}
+
+    def check(self, name: str, got: jax.ShapeDtypeStruct, row: dict[str, Any]) -> None:
+        """Compares one operand, as the package gets it.
+
+        Raises:
+            ValueError: it does not match its `row` of the metadata. Limits of a symbolic size are
+                not checked.
+        """
         dtype, shape = row["dtype"], row["shape"]
-        got = jax.ShapeDtypeStruct(
-            spec.shape, jax.numpy.dtype(self._call.casts[leaf] or spec.dtype)
-        )
         expected = f"{dtype} ({', '.join(map(str, shape))}{',' * (len(shape) == 1)})"
 
         def refuse(text: str) -> ValueError:
@@ -147,15 +167,19 @@ class PackageCall:
                 if size != size_or_name:
                     raise refuse(f", got {describe(got)}")
                 continue
-            axis = axes[size_or_name]
+            axis = self._axes[size_or_name]
             for limit, sign, wrong in (
-                ("minimum", ">=", size < axis["minimum"]),
-                ("maximum", "<=", axis["maximum"] is not None and size > axis["maximum"]),
+                ()
+                if is_symbolic(size)
+                else (
+                    ("minimum", ">=", size < axis["minimum"]),
+                    ("maximum", "<=", axis["maximum"] is not None and size > axis["maximum"]),
+                )
             ):
                 if wrong:
                     raise refuse(f" with {size_or_name} {sign} {axis[limit]}, got {describe(got)}")
             capacity = axis["capacity"]
-            known = self._axes.setdefault(size_or_name, size if capacity is None else capacity)
+            known = self.known.setdefault(size_or_name, size if capacity is None else capacity)
             if size != known:
                 why = ", the capacity that the package was compiled for" * (capacity is not None)
                 raise refuse(f" with {size_or_name} = {known}{why}, got {describe(got)}")
@@ -280,6 +304,22 @@ class PackageSource:
     def prepare_call(self, model: _bridge.Model, call: Call) -> PackageCall:
         """Checks and plans a call."""
         return PackageCall(model.schema, self._metadata.torchcall, self._metadata.device, call)
+
+    def check_sizes(self, spec: PlanSpec) -> None:
+        """Compares the operands of a plan with the package's metadata.
+
+        Raises:
+            ValueError: one does not match.
+        """
+        own = self._metadata.torchcall
+        if own is None:  # the package relies on the checks compiled into it
+            return
+        sizes = _Sizes(own["axes"])
+        positions = [int(k) for kind, k in spec.arguments if kind == TENSOR and k is not None]
+        for row, k in zip(own["inputs"], positions, strict=True):
+            operand = spec.operands[k]
+            dtype = jax.numpy.dtype(operand.cast or operand.dtype)
+            sizes.check(operand.name, jax.ShapeDtypeStruct(operand.shape, dtype), row)
 
 
 def _signature(metadata: PackageMetadata) -> object:

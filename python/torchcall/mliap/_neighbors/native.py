@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +12,10 @@ import numpy as np
 from jaxtyping import Array
 
 from torchcall import _bridge
+from torchcall._targets import NEIGHBORS, register_neighbors
 from torchcall.mliap._neighbors.check import Problem
 from torchcall.mliap._neighbors.layout import Candidates, Layout, squared_threshold
 
-_TARGET = "torchcall_neighbors"
 _SCHEDULES = {"when-needed": 0, "always": 1, "never": 2}
 _enabled = True
 
@@ -77,7 +76,7 @@ class Updated(NamedTuple):
 
 def update(operands: Operands, layout: Layout, schedule: str) -> Updated:
     """Brings a list up to date, inside a program."""
-    _register()
+    register_neighbors()
     flat = _flat(operands)
     dtype = operands.positions.dtype
     results = (
@@ -87,7 +86,7 @@ def update(operands: Operands, layout: Layout, schedule: str) -> Updated:
     )
     kept = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in flat[5:])
     call = jax.ffi.ffi_call(
-        _TARGET,
+        NEIGHBORS,
         results + kept,
         # Every mapped list has its own arrays and searches when it must.
         vmap_method="broadcast_all",
@@ -143,8 +142,3 @@ def _updated(results: list[Any]) -> Updated:
 def _attributes(layout: Layout, dtype: Any) -> dict[str, float]:
     limit = float(squared_threshold(layout.cutoff, np.dtype(dtype)))
     return {"cutoff": layout.cutoff, "skin": layout.skin, "limit": limit}
-
-
-@cache
-def _register() -> None:
-    jax.ffi.register_ffi_target(_TARGET, _bridge.neighbor_handler(), platform="cpu")
