@@ -308,7 +308,16 @@ def test_arguments_that_do_not_fit_the_signature_are_named_in_the_error(args, kw
     assert_same(f(X, Y), X - Y)
 
 
-BAD_DTYPES = ["uint16", "uint32", "float8_e4m3fn", "int4", "object", "<U1", "datetime64[D]", ">f4"]
+BAD_DTYPES = [
+    "int4",
+    "uint4",
+    "float8_e4m3",
+    "float4_e2m1fn",
+    "object",
+    "<U1",
+    "datetime64[D]",
+    ">f4",
+]
 
 
 @pytest.mark.parametrize("dtype", BAD_DTYPES)
@@ -324,15 +333,16 @@ def test_dtype_that_torch_and_jax_do_not_share_is_an_error(dtype):
 def test_random_key_is_an_error():
     f = TorchModuleWrapper(torch.jit.script(subtract))
     text = error_of(lambda: jax.jit(f)(X, jax.random.key(0)))
-    assert text.startswith("torchcall: subtract: operand args[1]: expected ")
-    assert "key<" in text
+    assert text.startswith(
+        "torchcall: subtract: operand args[1]: expected numbers, got a random key, key<fry>"
+    )
 
 
 BAD_INPUT_SPECS = [
     pytest.param("float32", "str", id="a string"),
     pytest.param(((torch.float32,), None), "different lengths of tuple", id="too short"),
     pytest.param(((None, None), {"k": None}), "k", id="an unknown key"),
-    pytest.param(torch.uint16, "uint16", id="a dtype that JAX lacks"),
+    pytest.param(torch.float4_e2m1fn_x2, "float4", id="a dtype that JAX lacks"),
     pytest.param(((np.float32, None), None), "type", id="a NumPy dtype"),
 ]
 

@@ -28,6 +28,17 @@ DTYPES = {
     "complex128": torch.complex128,
 }
 WIDE = {"int64", "float64", "complex128"}
+# torch has these, with conversions and few operations.
+FEW_OPERATIONS = {
+    "uint16": torch.uint16,
+    "uint32": torch.uint32,
+    "uint64": torch.uint64,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "float8_e5m2": torch.float8_e5m2,
+    "float8_e5m2fnuz": torch.float8_e5m2fnuz,
+    "float8_e8m0fnu": torch.float8_e8m0fnu,
+}
 
 
 def sample(dtype: str, shape: tuple[int, ...] = (3, 4)) -> np.ndarray:
@@ -42,6 +53,8 @@ def sample(dtype: str, shape: tuple[int, ...] = (3, 4)) -> np.ndarray:
     values = rng.standard_normal(shape)
     if kind.kind == "c":
         values = values + 1j * rng.standard_normal(shape)
+    if dtype == "float8_e8m0fnu":  # powers of 2 only
+        values = np.abs(values)
     return values.astype(kind)
 
 
@@ -75,7 +88,7 @@ def passes_all(xs: list[Tensor]) -> list[Tensor]:
     return xs
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [*DTYPES, *FEW_OPERATIONS])
 @pytest.mark.usefixtures("x64")
 def test_every_dtype_passes_through_in_every_kind_of_shape(dtype):
     xs = [sample(dtype, shape) for shape in [(), (1,), (0,), (2, 0, 3), (1, 1, 1, 1, 1, 2)]]
@@ -93,6 +106,29 @@ def test_input_cast_to_every_dtype_equals_eager_torch(source):
     targets = [d for d in DTYPES.values() if d.is_complex or not source.startswith("complex")]
     f = TorchModuleWrapper(torch.jit.script(passes_all), input_spec=(([*targets],), None))
     assert_same(f([x] * len(targets)), [torch_of(x).to(target) for target in targets])
+
+
+def to_float(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.to(torch.float64), x.flatten()
+
+
+@pytest.mark.parametrize("engine", ["TorchScript", "eager"])
+@pytest.mark.parametrize("dtype", FEW_OPERATIONS)
+@pytest.mark.usefixtures("x64")
+def test_wide_unsigned_integers_and_float8_are_read_and_returned_as_they_are(dtype, engine):
+    x = sample(dtype)
+    f = TorchModuleWrapper(torch.jit.script(to_float) if engine == "TorchScript" else to_float)
+    expected = (x.astype(np.float64), x.reshape(-1))
+    assert_same(f(x), expected)
+    assert_same(jax.jit(f)(jnp.asarray(x)), expected)
+
+
+@pytest.mark.parametrize("dtype", FEW_OPERATIONS)
+@pytest.mark.usefixtures("x64")
+def test_an_input_is_cast_to_wide_unsigned_integers_and_float8(dtype):
+    x = np.array([1.0, 2.0, 4.0])
+    f = TorchModuleWrapper(torch.jit.script(passes), input_spec=((FEW_OPERATIONS[dtype],), None))
+    assert_same(f(x), x.astype(jnp.dtype(dtype)))
 
 
 def gathers(x: Tensor, index: Tensor) -> Tensor:

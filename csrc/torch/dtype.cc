@@ -1,5 +1,7 @@
 #include "dtype.h"
 
+#include "../float8.h"
+
 namespace torchcall {
 namespace {
 
@@ -17,6 +19,14 @@ constexpr Entry kTable[] = {
     {kDLInt, 16, c10::ScalarType::Short, "int16"},
     {kDLInt, 32, c10::ScalarType::Int, "int32"},
     {kDLInt, 64, c10::ScalarType::Long, "int64"},
+    {kDLUInt, 16, c10::ScalarType::UInt16, "uint16"},
+    {kDLUInt, 32, c10::ScalarType::UInt32, "uint32"},
+    {kDLUInt, 64, c10::ScalarType::UInt64, "uint64"},
+    {kFloat8E4m3fn, 8, c10::ScalarType::Float8_e4m3fn, "float8_e4m3fn"},
+    {kFloat8E4m3fnuz, 8, c10::ScalarType::Float8_e4m3fnuz, "float8_e4m3fnuz"},
+    {kFloat8E5m2, 8, c10::ScalarType::Float8_e5m2, "float8_e5m2"},
+    {kFloat8E5m2fnuz, 8, c10::ScalarType::Float8_e5m2fnuz, "float8_e5m2fnuz"},
+    {kFloat8E8m0fnu, 8, c10::ScalarType::Float8_e8m0fnu, "float8_e8m0fnu"},
     {kDLFloat, 16, c10::ScalarType::Half, "float16"},
     {kDLBfloat, 16, c10::ScalarType::BFloat16, "bfloat16"},
     {kDLFloat, 32, c10::ScalarType::Float, "float32"},

@@ -1,5 +1,7 @@
 #include "dtype.h"
 
+#include "../float8.h"
+
 namespace torchcall {
 namespace {
 
@@ -12,6 +14,14 @@ constexpr DtypeEntry kTable[] = {
     {DataType::S16, {kDLInt, 16, 1}, "int16", 2},
     {DataType::S32, {kDLInt, 32, 1}, "int32", 4},
     {DataType::S64, {kDLInt, 64, 1}, "int64", 8},
+    {DataType::U16, {kDLUInt, 16, 1}, "uint16", 2},
+    {DataType::U32, {kDLUInt, 32, 1}, "uint32", 4},
+    {DataType::U64, {kDLUInt, 64, 1}, "uint64", 8},
+    {DataType::F8E4M3FN, {kFloat8E4m3fn, 8, 1}, "float8_e4m3fn", 1},
+    {DataType::F8E4M3FNUZ, {kFloat8E4m3fnuz, 8, 1}, "float8_e4m3fnuz", 1},
+    {DataType::F8E5M2, {kFloat8E5m2, 8, 1}, "float8_e5m2", 1},
+    {DataType::F8E5M2FNUZ, {kFloat8E5m2fnuz, 8, 1}, "float8_e5m2fnuz", 1},
+    {DataType::F8E8M0FNU, {kFloat8E8m0fnu, 8, 1}, "float8_e8m0fnu", 1},
     {DataType::F16, {kDLFloat, 16, 1}, "float16", 2},
     {DataType::BF16, {kDLBfloat, 16, 1}, "bfloat16", 2},
     {DataType::F32, {kDLFloat, 32, 1}, "float32", 4},
