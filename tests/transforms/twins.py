@@ -5,12 +5,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import torchcall
 
 ENGINES = ("TorchScript", "eager")
+ROWS = np.array([0, 2, 1, 2])
 
 
 class Mixed(nn.Module):
@@ -64,3 +66,41 @@ def assert_close(got: Any, expected: Any) -> None:
         assert (a.shape, a.dtype) == (b.shape, b.dtype)
         if a.dtype != jax.dtypes.float0:
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def total(f: Any) -> Any:
+    """A number of `Mixed`, a function of its matrix and vector."""
+
+    def scalar(x: Any, y: Any) -> Any:
+        vector, matrix, _ = f(x, y, ROWS)
+        return vector.sum() + (matrix**2).sum()
+
+    return scalar
+
+
+def floats(f: Any) -> Any:
+    """The outputs of `Mixed` that are differentiable, a function of its matrix and vector."""
+    return lambda x, y: f(x, y, ROWS)[:2]
+
+
+def assert_transforms(transform: Any, engine: str) -> None:
+    """A transform of a call of `Mixed` is that of the function in JAX."""
+    arguments = random(3, 3), random(2, seed=1)
+    got = transform(wrapped(Mixed(), engine))(*arguments)
+    assert_close(got, transform(mixed_in_jax)(*arguments))
+
+
+def cases(transforms: dict[str, Any], *quick: str, slow: tuple[str, ...] = ()) -> list[Any]:
+    """Each engine and name. Eager models differ from TorchScript in a call, not in JAX's rules.
+
+    So eager models have slow tests only, except of `quick`.
+    """
+
+    def is_quick(engine: str, name: str) -> bool:
+        return name not in slow and (engine == "TorchScript" or name in quick)
+
+    return [
+        pytest.param(engine, name, marks=() if is_quick(engine, name) else pytest.mark.slow)
+        for engine in ENGINES
+        for name in transforms
+    ]
