@@ -17,7 +17,7 @@ from torchcall._call.call import CallOptions
 from torchcall._call.content import replace
 from torchcall._call.derive import check_vmap_method
 from torchcall._call.exported import Model
-from torchcall._call.plan import CallPlan
+from torchcall._call.plan import MOST_PLANS, CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
 from torchcall._call.specs import is_static
@@ -28,8 +28,6 @@ from torchcall._engines.archive import PickledModelError
 from torchcall._loaded import _bridge
 from torchcall._threads import checked_threads
 
-# Plans that a wrapper remembers. Programs hold the plans that they use.
-_MOST_PLANS = 256
 _NO_OPTIONS = CallOptions()
 
 
@@ -349,7 +347,7 @@ class TorchModuleWrapper:
         # Threads may prepare the same call at once. All use one plan, which warm-up measures.
         prepared = self._prepared.setdefault(key, prepared)
         self._plans.add(prepared.plan)
-        if len(self._prepared) > _MOST_PLANS:
+        if len(self._prepared) > MOST_PLANS:
             self._prepared.popitem(last=False)
         return prepared
 

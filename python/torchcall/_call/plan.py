@@ -2,6 +2,7 @@
 
 import hashlib
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +15,9 @@ from torchcall._call.content import content_of
 from torchcall._call.narrowing import Axis
 from torchcall._call.specs import is_symbolic
 from torchcall._call.tree import Node
+
+# Plans that a wrapper remembers, and derived ones that a plan does. Programs hold what they use.
+MOST_PLANS = 256
 
 
 class Operand(NamedTuple):
@@ -136,7 +140,7 @@ class CallPlan:
         if isinstance(spec.threads, int):
             self.set_threads(spec.threads)
         self.spec = spec
-        self._derived: dict[Any, tuple[CallPlan, Callable[..., Any]]] = {}
+        self._derived: OrderedDict[Any, tuple[CallPlan, Callable[..., Any]]] = OrderedDict()
         self._compiled = compiled
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
 
@@ -148,21 +152,24 @@ class CallPlan:
         self._eager = weakref.ref(compiled)
 
     def derived(self, key: Any, change: Callable[[PlanSpec], PlanSpec]) -> "CallPlan":
-        """A plan of the same model, made once and remembered as long as this one.
+        """A plan of the same model, which this one remembers.
 
         Args:
             key: equal for equal changes.
             change: makes its specification from this one's.
         """
-        if key not in self._derived:
+        found = self._derived.get(key)
+        if found is None:
             made = CallPlan(
                 self.model, self.model_name, change(self.spec), self.device, self._compiled
             )
             made.set_threads(self.threads)
             run = self._compiled(made)
             made.set_eager(run)
-            self._derived.setdefault(key, (made, run))
-        return self._derived[key][0]
+            found = self._derived.setdefault(key, (made, run))
+            if len(self._derived) > MOST_PLANS:
+                self._derived.popitem(last=False)
+        return found[0]
 
     def __call__(self, *operands: Any) -> Any:
         """Runs the plan on concrete arrays.
