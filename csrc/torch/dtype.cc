@@ -46,6 +46,13 @@ std::optional<c10::ScalarType> ScalarTypeFromDl(DLDataType dtype) {
   return std::nullopt;
 }
 
+std::optional<c10::ScalarType> ScalarTypeFromName(const std::string& name) {
+  for (const Entry& entry : kTable) {
+    if (entry.name == name) return entry.torch;
+  }
+  return std::nullopt;
+}
+
 std::string DtypeName(c10::ScalarType dtype) {
   for (const Entry& entry : kTable) {
     if (entry.torch == dtype) return entry.name;

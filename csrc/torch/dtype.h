@@ -16,6 +16,9 @@ namespace torchcall {
 // nullopt: torch has no such dtype, or JAX has none.
 std::optional<c10::ScalarType> ScalarTypeFromDl(DLDataType dtype);
 
+// nullopt: not NumPy's name of a dtype in the table.
+std::optional<c10::ScalarType> ScalarTypeFromName(const std::string& name);
+
 // NumPy's name, or torch's if NumPy has none.
 std::string DtypeName(c10::ScalarType dtype);
 

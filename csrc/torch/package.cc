@@ -2,9 +2,12 @@
 
 #include <sys/stat.h>
 
+#include <ATen/Functions.h>
+
 #include <charconv>
 #include <stdexcept>
 
+#include "dtype.h"
 #include "fingerprint.h"
 #include "place.h"
 
@@ -20,21 +23,52 @@ FileState FileState::Of(const std::string& path) {
   return {found.st_ino, found.st_size, modified.tv_sec, modified.tv_nsec};
 }
 
-PackageLoader::PackageLoader(const std::string& path, c10::Device device, int32_t num_runners)
-    : device_(device),
-      one_at_a_time_(!device.is_cpu()),
-      loader_(path, "model", /*run_single_threaded=*/one_at_a_time_,
-              one_at_a_time_ ? 1 : num_runners,
-              device.is_cpu() ? c10::DeviceIndex{-1} : device.index()) {}
+void FileState::RequireOf(const std::string& path) const {
+  if (FileState::Of(path) == *this) return;
+  throw std::invalid_argument(
+      "expected the file that was loaded first, got one that changed since; call refresh()");
+}
 
-std::vector<at::Tensor> PackageLoader::Run(const std::vector<at::Tensor>& arguments) {
-  std::unique_lock<std::mutex> lock(mutex_, std::defer_lock);
-  if (!one_at_a_time_) return loader_.run(arguments);
-  lock.lock();
-  std::vector<at::Tensor> results = loader_.run(arguments);
+PackageLoader::PackageLoader(const std::string& path, const FileState& state, c10::Device device,
+                             int32_t num_runners)
+    : path_(path),
+      state_(state),
+      device_(device),
+      one_at_a_time_(!device.is_cpu()),
+      num_runners_(one_at_a_time_ ? 1 : num_runners),
+      model_(LoadCode("model")) {}
+
+std::unique_ptr<PackageLoader::Code> PackageLoader::LoadCode(const std::string& name) const {
+  state_.RequireOf(path_);
+  std::unique_ptr<Code> code(new Code{
+      {},
+      false,
+      {path_, name, /*run_single_threaded=*/one_at_a_time_, static_cast<size_t>(num_runners_),
+       device_.is_cpu() ? c10::DeviceIndex{-1} : device_.index()}});
+  state_.RequireOf(path_);
+  return code;
+}
+
+PackageLoader::Code& PackageLoader::CodeOf(Program program) {
+  if (program == Program::kModel) return *model_;
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (derivative_ == nullptr) {
+    std::unique_ptr<Code> code = LoadCode("derivative");
+    Synchronize(device_);  // see PerDevice::Get
+    derivative_ = std::move(code);
+  }
+  return *derivative_;
+}
+
+std::vector<at::Tensor> PackageLoader::Run(Program program,
+                                           const std::vector<at::Tensor>& arguments) {
+  Code& code = CodeOf(program);
+  if (!one_at_a_time_) return code.loader.run(arguments);
+  const std::lock_guard<std::mutex> lock(code.mutex);
+  std::vector<at::Tensor> results = code.loader.run(arguments);
   // The first run computes constants that runs on other streams read.
-  if (!ran_) Synchronize(device_);
-  ran_ = true;
+  if (!code.ran) Synchronize(device_);
+  code.ran = true;
   return results;
 }
 
@@ -50,16 +84,8 @@ std::shared_ptr<PackageLoader> PackageModel::loader(c10::Device device) const {
         "for, " +
         c10::DeviceTypeName(home_.type(), true) + ", got one for " + device.str());
   }
-  const auto require_unchanged = [&] {
-    if (FileState::Of(path_) == state_) return;
-    throw std::invalid_argument(
-        "expected the file that was loaded first, got one that changed since; call refresh()");
-  };
   return loaders_.Get(device, [&] {
-    require_unchanged();
-    auto loader = std::make_shared<PackageLoader>(path_, device, num_runners_);
-    require_unchanged();
-    return loader;
+    return std::make_shared<PackageLoader>(path_, state_, device, num_runners_);
   });
 }
 
@@ -102,20 +128,39 @@ std::unique_ptr<Plan> PackageModel::NewPlan(const TcPlanSpec& spec) {
                                        spec);
 }
 
+PackageArgument::PackageArgument(const Tree& node) {
+  if (node.kind == TC_TENSOR) {
+    input = node.integer;
+    return;
+  }
+  dtype = ScalarTypeFromName(node.children.at(0).scalar.toStringRef()).value();
+  for (size_t i = 1; i < node.children.size(); ++i) {
+    const Tree& size = node.children[i];
+    if (size.kind == TC_INT) {
+      shape.push_back({-1, size.scalar.toInt()});
+    } else {
+      shape.push_back({size.children.at(0).integer, size.children.at(1).scalar.toInt()});
+    }
+  }
+}
+
 class PackagePlan::Context : public CallContext {
  public:
   Context(const PackagePlan& plan, TcPlace place)
       : CallContext(place, CallInputs(plan.form(), DeviceOf(place.device), /*dense=*/true),
                     plan.form().lengths.size(), plan.form().outputs.size()),
         plan_(plan) {
-    for (const int64_t i : plan.order_) arguments_.push_back(inputs[i]);
+    for (const PackageArgument& argument : plan.arguments_) {
+      arguments_.push_back(argument.input < 0 ? at::Tensor() : inputs[argument.input]);
+    }
     inputs.CountUses();
   }
 
   void Invoke() override {
     loader_ = plan_.model_->loader(DeviceOf(place.device));
+    MakeZeros();
     try {
-      results_ = loader_->Run(arguments_);
+      results_ = loader_->Run(plan_.program_, arguments_);
     } catch (const std::exception& e) {
       throw std::runtime_error(plan_.WithNames(e.what()));
     }
@@ -142,6 +187,21 @@ class PackagePlan::Context : public CallContext {
   }
 
  private:
+  // Packages do not write to their arguments, so zeros serve several calls.
+  void MakeZeros() {
+    for (size_t i = 0; i < arguments_.size(); ++i) {
+      const PackageArgument& argument = plan_.arguments_[i];
+      if (argument.input >= 0) continue;
+      std::vector<int64_t> shape;
+      for (const auto& [input, integer] : argument.shape) {
+        shape.push_back(input < 0 ? integer : inputs[input].size(integer));
+      }
+      if (arguments_[i].defined() && arguments_[i].sizes() == c10::IntArrayRef(shape)) continue;
+      const auto options = at::TensorOptions(argument.dtype).device(DeviceOf(place.device));
+      arguments_[i] = at::zeros(shape, options);
+    }
+  }
+
   const PackagePlan& plan_;
   std::shared_ptr<PackageLoader> loader_;
   std::vector<at::Tensor> arguments_;
@@ -150,8 +210,15 @@ class PackagePlan::Context : public CallContext {
 
 PackagePlan::PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec)
     : ContextPlan(model, spec, CallForm(spec), Autograd::kInference, /*pools=*/true),
-      model_(std::move(model)) {
-  CollectTensors(ParseTree(spec.arguments, spec.num_arguments), order_);
+      model_(std::move(model)),
+      program_(spec.num_derivatives == 0 ? Program::kModel : Program::kDerivative) {
+  if (spec.num_derivatives > 1) {
+    throw std::invalid_argument("expected one derivative of a package, got several");
+  }
+  if (program_ == Program::kDerivative) model_->LoadDerivative();
+  for (const Tree& argument : ParseTree(spec.arguments, spec.num_arguments).children) {
+    arguments_.emplace_back(argument);
+  }
   for (const Tree& result : ParseTree(spec.results, spec.num_results).children) {
     wanted_.push_back(result.kind == TC_TENSOR ? result.integer : -1);
   }
@@ -167,10 +234,10 @@ std::string PackagePlan::WithNames(std::string text) const {
   if (at == std::string::npos) return text;
   const size_t end = text.find(']', at);
   if (end == std::string::npos) return text;
-  size_t argument = order_.size();  // from_chars does not throw: this runs inside a `catch`
+  size_t argument = arguments_.size();  // from_chars does not throw: this runs inside a `catch`
   std::from_chars(text.data() + at + kMark.size(), text.data() + end, argument);
-  if (argument >= order_.size()) return text;
-  return text.replace(at, end + 1 - at, form().inputs[order_[argument]].name);
+  if (argument >= arguments_.size() || arguments_[argument].input < 0) return text;
+  return text.replace(at, end + 1 - at, form().inputs[arguments_[argument].input].name);
 }
 
 }  // namespace torchcall

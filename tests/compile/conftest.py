@@ -9,6 +9,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1] / "mliap"))
 
 import reference
+from compiled_tree import tree  # noqa: F401
 from engines import package  # noqa: F401
 
 
@@ -42,16 +43,17 @@ def uncompiled(monkeypatch):
 
     built, programs = [], {}
 
-    def build(name, program, path, metadata, device):
+    def build(name, program, path, metadata, device, derivative):
         del name, device
         path.write_bytes(repr(metadata).encode())
         is_graph = isinstance(program, torch.fx.GraphModule)
-        programs[path.read_bytes()] = program if is_graph else program.module()
+        programs[path.read_bytes()] = program if is_graph else program.module(), derivative
         built.append(metadata)
 
-    def load(path):
-        return programs[Path(path).read_bytes()]
+    def load(path, name="model"):
+        return programs[Path(path).read_bytes()][name == "derivative"]
 
     monkeypatch.setattr(run, "build", build)
     monkeypatch.setattr(run, "aoti_load_package", load)
+    monkeypatch.setattr(run, "load_package", load)
     return built

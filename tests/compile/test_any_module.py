@@ -1,6 +1,5 @@
 """`torchcall.compile` compiles any module into a package that `torchcall.load` loads."""
 
-import os
 import pickle
 import warnings
 
@@ -9,57 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from filelock import FileLock
+from compiled_tree import arguments, load, reference
 
 import torchcall
 from torchcall.mliap import TorchMliap
-
-WEIGHT = np.arange(12.0, dtype=np.float32).reshape(4, 3)
-
-
-class Tree(torch.nn.Module):
-    """A matrix product, selected rows and sums; arguments and results are pytrees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.from_numpy(WEIGHT.copy()))
-
-    def forward(self, x, more):
-        # A product with one column: torch's compiler must not limit the sizes because of it.
-        product = x[:, :1] @ self.weight[:1] + x[:, 1:] @ self.weight[1:]
-        rows = product.index_select(0, more["index"])
-        return {"rows": rows, "sums": [more["w"].sum(0), (x.sum(),)]}
-
-
-def reference(x, more):
-    """`Tree` in NumPy."""
-    rows = (np.asarray(x) @ WEIGHT)[np.asarray(more["index"])]
-    return {"rows": rows, "sums": [np.asarray(more["w"]).sum(0), (np.asarray(x).sum(),)]}
-
-
-def arguments(n, k, m):
-    random = np.random.default_rng(n)
-    x = random.normal(size=(n, 4)).astype(np.float32)
-    w = random.normal(size=(m, 2)).astype(np.float32)
-    return x, {"index": random.integers(0, n, k), "w": w}
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
-    """The package of `Tree`, shared by all test processes."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    path = folder / "tree.pt2"
-    with FileLock(folder / "tree.lock"), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHCALL_CACHE", str(folder / "cache"))
-        if not path.exists():
-            torchcall.compile(Tree(), path, example=arguments(5, 3, 6), dynamic=True)
-    return path
-
-
-def load(path, **options):
-    casts = (None, {"index": torch.int64, "w": None})
-    return torchcall.load(path, input_spec=(casts, {}), **options)
 
 
 @pytest.mark.parametrize("sizes", [(5, 3, 6), (2, 7, 2), (40, 9, 31)])
@@ -71,7 +23,7 @@ def test_a_package_returns_the_modules_results_for_any_sizes(tree, sizes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
 
 
-def test_a_package_is_mapped_one_by_one_and_refuses_derivatives(tree):
+def test_a_package_is_mapped_one_by_one(tree):
     f = load(tree)
     x, more = arguments(5, 3, 6)
     xs = np.stack([x, 2 * x])
@@ -81,8 +33,6 @@ def test_a_package_is_mapped_one_by_one_and_refuses_derivatives(tree):
         jax.tree.map(
             lambda a, b, k=k: np.testing.assert_allclose(a[k], b, rtol=1e-5), found, expected
         )
-    with pytest.raises(NotImplementedError, match="wrap the module itself"):
-        jax.grad(lambda x: f(x, more)["sums"][1][0])(x)
     with pytest.raises(ValueError, match="vmap_method: expected 'sequential' for a model"):
         load(tree, vmap_method="expand_dims")
 

@@ -116,11 +116,11 @@ def test_one_process_at_a_time_builds_a_model(tmp_path, example, monkeypatch):
 
     own, contents = run.build, []
 
-    def build(name, program, path, metadata, device):
+    def build(name, program, path, metadata, device, derivative):
         contents.append(metadata["content"])
         with pytest.raises(filelock.Timeout):
             lock_of(contents[0]).acquire(blocking=False)
-        own(name, program, path, metadata, device)
+        own(name, program, path, metadata, device, derivative)
 
     monkeypatch.setattr(run, "build", build)
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)

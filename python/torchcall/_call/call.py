@@ -31,6 +31,24 @@ class IndexCheck(NamedTuple):
         return cls(operand, -1, (bits & (2**64 - 1), bits >> 64))
 
 
+class CompiledDerivative(NamedTuple):
+    """A vector-Jacobian product that an engine has as a program; see csrc/torch/package.h.
+
+    The program takes the model's inputs and one cotangent per float output of the model, and
+    returns the model's outputs and some gradients.
+
+    Attributes:
+        cotangents: per cotangent: the model's output, numbered among its results; the dtype; and
+            the nodes of zeros of its form.
+        gradients: per gradient, the operand.
+        no_more: why the product itself cannot be differentiated, and what to do.
+    """
+
+    cotangents: list[tuple[int, str, list[Node]]]
+    gradients: list[int]
+    no_more: str
+
+
 @dataclasses.dataclass(frozen=True)
 class CallOptions:
     """Internal options of a call, which `torchcall.mliap` uses.
@@ -129,6 +147,7 @@ class EngineCall(Protocol):
         index_checks: checks that the model itself requires.
         device: "cpu" or "cuda" for code that runs there alone, else None.
         no_derivatives: why the engine cannot differentiate, and what to do, or "".
+        derivative: what an engine that cannot differentiate has instead, or None.
     """
 
     arguments: list[Node]
@@ -136,6 +155,7 @@ class EngineCall(Protocol):
     index_checks: list[IndexCheck]
     device: str | None
     no_derivatives: str
+    derivative: CompiledDerivative | None
 
     def infer_outputs(self, change: Callable[[Any], Any] | None = None) -> Any:
         """Returns the model's outputs as a pytree of `jax.ShapeDtypeStruct`, without running it.

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torchcall._call.narrowing import Axis
 from torchcall._call.plan import CallPlan, Operand, PlanSpec
+from torchcall._call.tree import NONE, TENSOR, TUPLE, Node
 
 _VMAP_METHODS = {
     "eager": ("sequential", "expand_dims", "broadcast_all", "torch"),
@@ -49,7 +50,11 @@ def vjp_plan(
         cotangents_mapped: per mapped axis of the plan, and per cotangent, whether it has this axis;
             None: all of them, as outputs do.
         keeps_outputs: whether the plan's own outputs come before the gradients.
+
+    Raises:
+        NotImplementedError: the engine does not have these gradients.
     """
+    require_gradients(plan, inputs)
     key = "vjp", tuple(inputs), tuple(outputs), str(cotangents_mapped), keeps_outputs
     return plan.derived(
         key, lambda spec: _vjp(spec, inputs, outputs, cotangents_mapped, keeps_outputs)
@@ -74,6 +79,15 @@ def _vjp(
     all_mapped = [[True] * len(cotangents)] * len(spec.loops)
     derivatives = [*spec.derivatives, (list(inputs), list(outputs), keeps_outputs)]
     runner = spec.eager_runner
+    if spec.derivative is not None:
+        dtypes = {
+            _output_of(spec, result): dtype for result, dtype, _ in spec.derivative.cotangents
+        }
+        cotangents = [
+            cotangent._replace(cast=dtypes[j])
+            for cotangent, j in zip(cotangents, outputs, strict=True)
+        ]
+        spec = _of_program(spec, inputs, outputs, keeps_outputs)
     return spec._replace(
         operands=[*spec.operands, *cotangents],
         outputs=[*(spec.outputs if keeps_outputs else ()), *gradients],
@@ -88,6 +102,58 @@ def _vjp(
         cuda_graph="off" if spec.cuda_graph == "auto" else spec.cuda_graph,
         reuses_last=False,
         gradient_of=(),
+    )
+
+
+def require_gradients(plan: CallPlan, inputs: Sequence[int]) -> None:
+    """Raises a NotImplementedError if the engine has no gradients with respect to these operands.
+
+    The message says what to do.
+    """
+    spec = plan.spec
+    if spec.no_derivatives:
+        raise NotImplementedError(
+            f"torchcall: {plan.model_name}: cannot be differentiated: {spec.no_derivatives}"
+        )
+    for i in inputs:
+        if spec.derivative is not None and i not in spec.derivative.gradients:
+            raise NotImplementedError(
+                f"torchcall: {plan.model_name}: {spec.operands[i].name}: expected an input with "
+                "respect to which the package has gradients, got another; compile it again with "
+                "gradients=True, or apply jax.lax.stop_gradient to this input"
+            )
+
+
+def _output_of(spec: PlanSpec, result: int) -> int | None:
+    """The plan's output that is this entry of the model's flat results; None: it is not used."""
+    kind, output = spec.results[1 + result]
+    return int(output) if kind == TENSOR and isinstance(output, int) else None
+
+
+def _of_program(
+    spec: PlanSpec, inputs: Sequence[int], outputs: Sequence[int], keeps_outputs: bool
+) -> PlanSpec:
+    """The arguments and results of the engine's derivative, the model's being flat tuples."""
+    program = spec.derivative
+    assert program is not None
+    arguments, results = spec.arguments[1:], spec.results[1:]
+    given = {j: len(spec.operands) + k for k, j in enumerate(outputs)}
+    for result, _, zeros in program.cotangents:
+        j = _output_of(spec, result)
+        arguments += [(TENSOR, given[j])] if j in given else zeros
+    wanted: list[Node] = results if keeps_outputs else [(NONE, None)] * len(results)
+    first = len(spec.outputs) if keeps_outputs else 0
+    gradients = {i: first + k for k, i in enumerate(inputs)}
+    wanted += [
+        (TENSOR, gradients[i]) if i in gradients else (NONE, None) for i in program.gradients
+    ]
+    n_arguments = len(spec.arguments) - 1 + len(program.cotangents)
+    return spec._replace(
+        arguments=[(TUPLE, n_arguments), *arguments],
+        results=[(TUPLE, len(wanted)), *wanted],
+        selects_outputs=True,  # gradients are cast to the operands' dtypes
+        no_derivatives=program.no_more,
+        derivative=None,
     )
 
 

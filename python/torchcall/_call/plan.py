@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from torchcall import _bridge
-from torchcall._call.call import IndexCheck
+from torchcall._call.call import CompiledDerivative, IndexCheck
 from torchcall._call.content import content_of
 from torchcall._call.narrowing import Axis
 from torchcall._call.specs import is_symbolic
@@ -53,6 +53,7 @@ class PlanSpec(NamedTuple):
         vmap_method: the wrapper's option.
         no_derivatives: why the engine cannot differentiate, and what to do, or "".
         gradient_of: see `CallOptions`; empty for derivatives.
+        derivative: what an engine that cannot differentiate has instead, or None.
     """
 
     operands: list[Operand]
@@ -72,6 +73,7 @@ class PlanSpec(NamedTuple):
     vmap_method: str
     no_derivatives: str
     gradient_of: tuple[int, ...]
+    derivative: CompiledDerivative | None
 
 
 class CallPlan:

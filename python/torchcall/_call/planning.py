@@ -126,6 +126,7 @@ def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: Engi
         vmap_method=call.vmap_method,
         no_derivatives=engine_call.no_derivatives,
         gradient_of=call.options.gradient_of,
+        derivative=engine_call.derivative,
     )
     return Prepared(CallPlan(model, model_name, spec, engine_call.device, compiled), structure)
 

@@ -17,7 +17,7 @@ from jax.core import ShapedArray
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
-from torchcall._call.derive import differentiable, mapped_plan, vjp_plan
+from torchcall._call.derive import differentiable, mapped_plan, require_gradients, vjp_plan
 from torchcall._call.meshes import aligned, results
 from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call, call_p, compiled, refuse
@@ -88,10 +88,10 @@ def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> Any:
     )
     outputs = _differentiable_outputs(plan)
     moving = [tangents[i] for i in inputs]
+    if inputs and outputs:
+        require_gradients(plan, inputs)
     if not inputs or not outputs:
         values, found = call(plan, primals), []
-    elif plan.spec.no_derivatives:
-        refuse(plan, "differentiation", plan.spec.no_derivatives)
     elif len(outputs) == 1 and _is_ordinary_number(plan, inputs, outputs[0]):
         values, found = _with_gradient(plan, inputs, outputs[0], primals, moving)
     else:

@@ -13,10 +13,11 @@ import sympy
 import torch
 from filelock import FileLock
 from torch._guards import detect_fake_mode
-from torch._inductor import aot_compile, aoti_compile_and_package
+from torch._inductor import aot_compile
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch._inductor.package.package import package_aoti
 from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.experimental import _config
@@ -29,7 +30,7 @@ from torchcall._compile._errors import (
     message_of,
 )
 from torchcall._compile._strides import linear_strides
-from torchcall._engines.package_file import METADATA_KEY
+from torchcall._engines.package_file import DERIVATIVE, METADATA_KEY, MODEL
 
 
 def shapes_of(
@@ -59,16 +60,21 @@ def shapes_of(
     signature = program.graph_signature
     inputs = [shape(str(name), known_only=False) for name in signature.user_inputs]
     outputs = [shape(str(name), known_only=True) for name in signature.user_outputs]
-    mode = detect_fake_mode([value for value in values.values() if value is not None])
-    env = mode.shape_env if mode else None
-    for guard in _guards(program):
-        # Uses the ranges only: torch would otherwise assume that each guard holds.
-        bounds: Any = None if env is None else env.bound_sympy(env.simplify(guard.expr))
-        if bounds is not None and bounds.lower is not sympy.true:
-            raise SpecialisedError(f"the module branches on {guard.expr} {guard.sloc}")
+    require_all_sizes(program)
     limits: Any = program.range_constraints
     ranges = {name: (int(limits[s].lower), _upper(limits[s].upper)) for s, name in names.items()}
     return inputs, outputs, ranges
+
+
+def require_all_sizes(program: ExportedProgram | GraphModule) -> None:
+    """Raises SpecialisedError if a guard does not hold for all sizes in the ranges."""
+    mode = _fake_mode(program)
+    for guard in _guards(program):
+        assert mode is not None
+        env: Any = mode.shape_env
+        # Uses the ranges only: torch would otherwise assume that each guard holds.
+        if env.bound_sympy(env.simplify(guard.expr)).lower is not sympy.true:
+            raise SpecialisedError(f"the module branches on {guard.expr} {guard.sloc}")
 
 
 def _upper(limit: Any) -> int:
@@ -145,18 +151,28 @@ def lock_of(content: str) -> FileLock:
 
 def _guards(program: ExportedProgram | GraphModule) -> list[Any]:
     """The guards on sizes that tracing and compilation have added so far."""
-    values = [node.meta["val"] for node in program.graph.nodes if "val" in node.meta]
-    mode = detect_fake_mode(values)
+    mode = _fake_mode(program)
     return list(mode.shape_env.guards) if mode and mode.shape_env else []
 
 
-def _compile(program: ExportedProgram | GraphModule, path: str, configs: dict[str, Any]) -> None:
-    if isinstance(program, ExportedProgram):
-        aoti_compile_and_package(program, package_path=path, inductor_configs=configs)
-        return
-    files: Any = aot_compile(
-        program, program.meta["example"], options={**configs, "aot_inductor.package": True}
-    )
+def _fake_mode(program: ExportedProgram | GraphModule) -> FakeTensorMode | None:
+    return detect_fake_mode([n.meta["val"] for n in program.graph.nodes if "val" in n.meta])
+
+
+def _compile(
+    programs: dict[str, ExportedProgram | GraphModule], path: str, configs: dict[str, Any]
+) -> None:
+    """Compiles several programs into one package, under these names."""
+    options = {**configs, "aot_inductor.package": True}
+    files: dict[str, Any] = {}
+    for name, program in programs.items():
+        if isinstance(program, ExportedProgram):
+            graph: Any = program.module(check_guards=False)
+            example: Any = program.example_inputs
+            args, kwargs = example
+        else:
+            graph, args, kwargs = program, program.meta["example"], {}
+        files[name] = aot_compile(graph, args, kwargs, options=options)
     package_aoti(path, files)
 
 
@@ -166,6 +182,7 @@ def build(
     path: Path,
     metadata: dict[str, Any],
     device: torch.device,
+    derivative: GraphModule | None = None,
 ) -> None:
     """Compiles the program into a package. The caller has the lock of its content.
 
@@ -176,13 +193,17 @@ def build(
         path: the file to write.
         metadata: the package's metadata.
         device: the device to compile for.
+        derivative: the package's second program, `CompiledDerivative`, in the form of `program`.
 
     Raises:
         SpecialisedError: the compiler generated code that is valid for some sizes only.
         CompileError: there is no C++ compiler, or an operator or the generated code does not
             compile.
     """
-    before = len(_guards(program))
+    programs: dict[str, ExportedProgram | GraphModule] = {MODEL: program}
+    if derivative is not None:
+        programs[DERIVATIVE] = derivative
+    before = [len(_guards(each)) for each in programs.values()]
     configs = {
         **options(device),
         "aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata)},
@@ -198,7 +219,7 @@ def build(
             linear_strides(),
             symbols.patch(backed_size_oblivious=True),
         ):
-            _compile(program, str(path), configs)
+            _compile(programs, str(path), configs)
     except Exception as error:
         cause = error
         while (inner := getattr(cause, "inner_exception", None)) is not None:
@@ -214,6 +235,7 @@ def build(
                 f"{message_of(cause)}"
             ) from error
         raise cannot_export(name, "compiled", error) from error
-    if added := _guards(program)[before:]:
-        first = added[0]
-        raise SpecialisedError(f"torch's compiler branches on {first.expr} {first.sloc}")
+    for each, known in zip(programs.values(), before, strict=True):
+        if added := _guards(each)[known:]:
+            first = added[0]
+            raise SpecialisedError(f"torch's compiler branches on {first.expr} {first.sloc}")

@@ -3,24 +3,24 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
-import numpy as np
 import torch
 import torch.utils._pytree as torch_pytree
-from jax.core import Tracer
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from torchcall._call.specs import DTYPE_NAMES, torch_dtype
+from torchcall._call.specs import DTYPE_NAMES
 from torchcall._call.tree import check_keys
+from torchcall._compile._arguments import example_of, named
 from torchcall._compile._build import content_of, shapes_of
 from torchcall._compile._compare import DifferentError, compare_results
 from torchcall._compile._copy import copy_of, training_note
+from torchcall._compile._derivative import VectorJacobianProduct, chosen_inputs
 from torchcall._compile._errors import (
     CompileError,
     SpecialisedError,
@@ -31,7 +31,7 @@ from torchcall._compile._errors import (
 )
 from torchcall._compile._metadata import axis, dtype_name, metadata_of, row
 from torchcall._compile._progress import Progress
-from torchcall._compile._run import check_flags, checked_device, produce, writing
+from torchcall._compile._run import Derivative, check_flags, checked_device, produce, writing
 
 _LARGEST = 1 << 62  # a larger maximum of an axis means that there is none
 
@@ -76,33 +76,41 @@ def run(
     device: str | torch.device,
     cache: bool,
     progress: Progress,
+    gradients: object = None,
 ) -> Path:
     """`torchcall.compile`, with progress reports."""
     place = checked_device(device)
     check_flags(dynamic, cache)
     args = example_of(example, place)
+    chosen = chosen_inputs(gradients, args)
     name = type(module).__name__
     with writing(path, place, progress) as temporary:
         with progress.stage("running the module on the example"):
             subject = Subject(module, name, args, place)
+            product = subject.product(chosen) if chosen else None
         if note := training_note(module):
             progress.note(note)
 
         def attempt(exported: Exported) -> None:
             references = subject.references(exported)
-
-            def compare(evaluate: Callable[..., Any]) -> None:
-                compare_results(references, evaluate)
-
+            metadata, derivative = subject.metadata(exported), None
+            if product is not None:
+                with progress.stage(f"differentiating {name}"):
+                    graph = product.trace(exported.program)
+                    cases = [(what, *product.case(args, x)) for what, args, x in references]
+                derivative = Derivative(graph, partial(compare_results, cases))
+                metadata["content"] = content_of(graph, structure=metadata["content"])
+                metadata["gradients"] = product.gradients
             produce(
                 name,
                 exported.program,
-                subject.metadata(exported),
+                metadata,
                 place,
-                compare,
+                partial(compare_results, references),
                 to=temporary,
                 cache=cache,
                 progress=progress,
+                derivative=derivative,
             )
 
         if dynamic == "auto":
@@ -167,9 +175,9 @@ class Subject:
                 f"torchcall: {name}: compile: expected a module without state, got one that "
                 "changes its buffers"
             )
-        self.inputs = _named("args", args)
+        self.inputs = named("args", args)
         check_keys(out, f"torchcall: {name}: output")
-        self.outputs = _named("output", out)
+        self.outputs = named("output", out)
         for path, value in self.outputs:
             if not isinstance(value, torch.Tensor):
                 raise TypeError(
@@ -190,6 +198,20 @@ class Subject:
         """The module's results, flat."""
         out = self._module(*_copied(args))
         return [leaf.detach() for leaf in torch_pytree.tree_leaves(out)]
+
+    def product(self, chosen: list[int]) -> VectorJacobianProduct:
+        """The vector-Jacobian product with respect to these flat arguments.
+
+        Raises:
+            TypeError, CompileError: the module cannot be differentiated.
+        """
+        spec = torch_pytree.tree_structure(self.args)
+
+        def flat(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+            out = self._positional(*torch_pytree.tree_unflatten(tensors, spec))
+            return torch_pytree.tree_leaves(out)
+
+        return VectorJacobianProduct(self.name, flat, self.inputs, self.outputs, chosen)
 
     def export(self, *, dynamic: bool) -> Exported:
         """Exports the module. `dynamic`: axes may vary if the module allows it.
@@ -324,53 +346,6 @@ def _exported(module: torch.nn.Module, args: tuple[Any, ...], *, dynamic: bool) 
 
         shapes = (torch_pytree.tree_map(axes, args),)
     return export(module, args, dynamic_shapes=shapes, strict=False)
-
-
-def example_of(example: Any, device: torch.device) -> tuple[Any, ...]:
-    """A copy of the example, as tensors on the device.
-
-    Raises:
-        TypeError: it is not a tuple of pytrees of arrays; the message names the leaf.
-        ValueError: a dict has keys of two types.
-    """
-    expected = "torchcall: compile: example: expected a tuple of the positional arguments"
-    if type(example) is not tuple:
-        raise TypeError(f"{expected}, got {type(example).__name__}")
-    check_keys(example, "torchcall: compile: example")
-    named = _named("example", example)
-    if not named:
-        raise TypeError(f"{expected} with at least one array, got none")
-    leaves = [_tensor(name, leaf).to(device).contiguous() for name, leaf in named]
-    return torch_pytree.tree_unflatten(leaves, torch_pytree.tree_structure(example))
-
-
-def _tensor(name: str, value: Any) -> torch.Tensor:
-    if isinstance(value, torch.Tensor):
-        if dtype_name(value.dtype) in DTYPE_NAMES:
-            return value.detach().clone()
-        got = f"dtype {dtype_name(value.dtype)}"
-    elif isinstance(value, Tracer):
-        got = "a traced one; compile outside jit"
-    elif isinstance(value, jax.Array | np.ndarray | np.generic):
-        array = np.array(value)
-        if str(array.dtype) in DTYPE_NAMES:
-            held = array.astype(np.float32) if array.dtype == jax.numpy.bfloat16 else array
-            return torch.from_numpy(np.atleast_1d(held)).reshape(held.shape).to(
-                torch_dtype(str(array.dtype))
-            )  # fmt: skip
-        got = f"dtype {array.dtype}"
-    else:
-        got = type(value).__name__
-    raise TypeError(
-        f"torchcall: compile: {name}: expected an array of a dtype that JAX and torch share, got "
-        f"{got}"
-    )
-
-
-def _named(root: str, tree: Any) -> list[tuple[str, Any]]:
-    """Leaves with their paths, in torch's order."""
-    pairs, _ = torch_pytree.tree_flatten_with_path(tree)
-    return [(root + torch_pytree.keystr(path), leaf) for path, leaf in pairs]
 
 
 def _versions(tensors: list[torch.Tensor]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ def compile(
     dynamic: Literal["auto"] | bool = "auto",
     device: str | torch.device = "cpu",
     cache: bool = True,
+    gradients: bool | int | Sequence[int] | None = None,
 ) -> Path:
     """Compiles any module into an AOTInductor package, which `torchcall.load` loads.
 
@@ -41,6 +43,11 @@ def compile(
         cache: whether to reuse packages from, and store them in, `$TORCHCALL_CACHE`, by default
             `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers
             the operators, the weights, the options, torch and the machine.
+        gradients: with respect to which arguments `jax.grad`, `vjp`, `value_and_grad` and `jacrev`
+            can differentiate a call of the package, once. True: all arrays of floats. A position in
+            `example`, or several: the arrays of floats there. The package then has a second
+            program, so that it takes twice as long to compile. It is compared with the module's
+            gradients by autograd.
 
     Returns:
         The path.
@@ -62,4 +69,5 @@ def compile(
         device=device,
         cache=cache,
         progress=Progress(),
+        gradients=gradients,
     )

@@ -6,11 +6,12 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import Timeout
 from torch._inductor import aoti_load_package
+from torch._inductor.package.package import load_package
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
@@ -21,6 +22,7 @@ from torchcall._compile._errors import CompileError
 from torchcall._compile._folder import cache_folder
 from torchcall._compile._progress import Progress
 from torchcall._compile._shortcuts import shortcuts
+from torchcall._engines.package_file import DERIVATIVE
 
 # torch's exporter and compiler keep their state in module globals.
 _LOCK = threading.RLock()
@@ -80,6 +82,18 @@ def writing(path: str | Path, device: torch.device, progress: Progress) -> Itera
     progress.note(f"wrote {target}")
 
 
+class Derivative(NamedTuple):
+    """The second program of a package, see `CompiledDerivative`.
+
+    Attributes:
+        program: what to compile.
+        compare: raises `DifferentError` if the loaded program's results differ from the module's.
+    """
+
+    program: GraphModule
+    compare: Callable[[Callable[..., Any]], None]
+
+
 def produce(
     name: str,
     program: ExportedProgram | GraphModule,
@@ -90,6 +104,7 @@ def produce(
     to: Path,
     cache: bool,
     progress: Progress,
+    derivative: Derivative | None = None,
 ) -> str:
     """Takes the package from the cache or builds it, and compares its results with the module's.
 
@@ -104,6 +119,7 @@ def produce(
         to: the file to fill.
         cache: whether to use the cache.
         progress: where to report the stages.
+        derivative: the second program, if the package is to have one.
 
     Returns:
         The key of the cache's entry; empty without the cache.
@@ -111,8 +127,15 @@ def produce(
     Raises:
         DifferentError, SpecialisedError, CompileError: it cannot be built, or its results differ.
     """
+
+    def check() -> None:
+        """Raises RuntimeError if a program does not load."""
+        compare(aoti_load_package(str(to)))
+        if derivative is not None:
+            derivative.compare(load_package(str(to), DERIVATIVE))
+
     key = _cache.key_of(metadata, options(device)) if cache else ""
-    if key and _taken(key, to, compare, progress):
+    if key and _taken(key, to, check, progress):
         return key
     with contextlib.ExitStack() as stack:
         lock = lock_of(metadata["content"])
@@ -121,48 +144,47 @@ def produce(
         except Timeout:
             with progress.stage("waiting for another process that compiles it"):
                 stack.enter_context(lock.acquire())
-        if key and _taken(key, to, compare, progress):  # made in the meantime
+        if key and _taken(key, to, check, progress):  # made in the meantime
             return key
-        operators = sum(node.op == "call_function" for node in program.graph.nodes)
-        expected = _expected_time(operators)
+        programs = [program] if derivative is None else [program, derivative.program]
+        nodes = [node for each in programs for node in each.graph.nodes]
+        operators = sum(node.op == "call_function" for node in nodes)
+        expected = _expected_time(operators, len(programs))
         with progress.stage(f"compiling {operators} operators ({expected} if quiet)"):
-            build(name, program, to, metadata, device)
+            build(name, program, to, metadata, device, derivative and derivative.program)
         with progress.stage("checking its results against the module"):
             try:
-                package = aoti_load_package(str(to))
+                check()
             except RuntimeError as error:
                 raise CompileError(
                     f"torchcall: {name}: compile: expected a package that loads, got an error: "
                     f"{error}"
                 ) from error
-            compare(package)
         if key:
             _cache.store(key, to)
         return key
 
 
-def _taken(
-    key: str, to: Path, compare: Callable[[Callable[..., Any]], None], progress: Progress
-) -> bool:
+def _taken(key: str, to: Path, check: Callable[[], None], progress: Progress) -> bool:
     """Fills the file with the cache's package, if there is one whose results are the module's."""
     entry = _cache.find(key, to)
     if entry is None:
         return False
     with progress.stage("checking the package from the cache"):
         try:
-            compare(aoti_load_package(str(to)))
+            check()
         except (DifferentError, RuntimeError):  # not valid here: build it again
             entry.unlink(missing_ok=True)
             return False
     return True
 
 
-def _expected_time(operators: int) -> str:
+def _expected_time(operators: int, programs: int = 1) -> str:
     """The processor time that torch's compiler takes on a quiet machine, an AMD EPYC.
 
     A busy machine takes twice the processor time, and longer by the clock.
     """
-    seconds = 10 + operators / 30
+    seconds = 10 * programs + operators / 30
     if seconds > 90:
         return f"about {seconds / 60:.0f} min"
     return f"about {10 * round(seconds / 10)} s"

@@ -13,7 +13,7 @@ import jax
 import torch
 
 from torchcall import _bridge
-from torchcall._call.call import Call, IndexCheck
+from torchcall._call.call import Call, CompiledDerivative, IndexCheck
 from torchcall._call.specs import is_static, torch_dtype
 from torchcall._call.tree import Node, items_of
 from torchcall._cuda import observation as _observation
@@ -318,6 +318,7 @@ class EagerCall:
         self.index_checks: list[IndexCheck] = []
         self.device: str | None = None
         self.no_derivatives = ""
+        self.derivative: CompiledDerivative | None = None
         self.copies = [not share_inputs] * len(call.arrays)
 
     def infer_outputs(self, change: Callable[[Any], Any] | None = None) -> Any:

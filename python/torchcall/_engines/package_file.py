@@ -13,7 +13,10 @@ FORMAT = 2
 
 METADATA_KEY = "torchcall"
 _LARGEST_METADATA = 1 << 20  # bytes; torchcall writes about one thousand
-_MODEL = "model"  # torch's name for a package's model
+MODEL = "model"
+"""torch's name for a package's only program."""
+DERIVATIVE = "derivative"
+"""The name of the second program of a package with gradients, see `CompiledDerivative`."""
 
 
 @dataclass(frozen=True)
@@ -49,20 +52,23 @@ def read_package(path: Path) -> PackageMetadata:
     entries = check_archive(path, PACKAGE)
     libraries = (name for name in entries if name.endswith(".so"))
     models = {name.split("/")[2] for name in libraries if name.startswith("data/aotinductor/")}
-    if _MODEL not in models:
+    if MODEL not in models:
         found = ", ".join(sorted(models))
         raise _refusal(path, f"one without a model named 'model'; its models: {found}")
     with zipfile.ZipFile(path) as archive:
         fields = _fields(path, archive, entries)
     if not fields.get("AOTI_DEVICE_KEY"):
         raise _refusal(path, "one whose metadata has no device")
-    own = fields.get(METADATA_KEY)
+    text = fields.get(METADATA_KEY)
+    own = None if text is None else _own_metadata(path, text)
+    if own is not None and own.get("gradients") and DERIVATIVE not in models:
+        raise _refusal(path, f"one with gradients but without a model named {DERIVATIVE!r}")
     return PackageMetadata(
         device=fields["AOTI_DEVICE_KEY"],
         platform=fields.get("AOTI_PLATFORM") or None,
         machine=fields.get("AOTI_MACHINE") or None,
         isa=fields.get("AOTI_CPU_ISA") or None,
-        torchcall=None if own is None else _own_metadata(path, own),
+        torchcall=own,
     )
 
 
@@ -81,7 +87,7 @@ def _fields(
     path: Path, archive: zipfile.ZipFile, entries: dict[str, zipfile.ZipInfo]
 ) -> dict[str, str]:
     """The metadata that torch stores beside the compiled library."""
-    folder = f"data/aotinductor/{_MODEL}/"
+    folder = f"data/aotinductor/{MODEL}/"
     found = [name for name in entries if name.startswith(folder)]
     found = [name for name in found if name.endswith("_metadata.json")]
     # One file per source. torch reads the wrapper's, if kernels have files, too.
@@ -142,7 +148,28 @@ def _own_metadata(path: Path, text: str) -> dict[str, Any]:
     for row in own["inputs"]:
         if not _has_valid_checks(row, names):
             raise _refusal(path, f"one whose torchcall metadata has an input {row!r}")
+    if not _has_valid_gradients(own):
+        raise _refusal(path, f"one whose torchcall metadata has 'gradients': {own['gradients']!r}")
     return own
+
+
+def is_float(row: dict[str, Any]) -> bool:
+    """Whether an input or output has real floating-point entries."""
+    return row["dtype"].startswith(("float", "bfloat"))
+
+
+def _has_valid_gradients(own: dict[str, Any]) -> bool:
+    """Whether `gradients`, if given, is a list of names of float inputs, the cotangents fit.
+
+    The sizes of outputs are then those of inputs.
+    """
+    names = own.get("gradients", [])
+    floats = [row["name"] for row in own["inputs"] if is_float(row)]
+    if not isinstance(names, list) or not all(name in floats for name in names):
+        return False
+    known = {size for row in own["inputs"] for size in row["shape"]}
+    sizes = {size for row in own["outputs"] for size in row["shape"] if isinstance(size, str)}
+    return not names or sizes <= known
 
 
 def _is_axis(axis: object) -> bool:

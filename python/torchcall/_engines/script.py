@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from torchcall import _bridge
-from torchcall._call.call import Call, IndexCheck
+from torchcall._call.call import Call, CompiledDerivative, IndexCheck
 from torchcall._call.specs import is_static
 from torchcall._call.tree import TENSOR, TUPLE, Node, UnsupportedNodeError, encode, scalar_node
 from torchcall._engines.archive import TORCHSCRIPT, check_archive
@@ -113,6 +113,7 @@ class ScriptCall:
         self.index_checks: list[IndexCheck] = []
         self.device: str | None = None
         self.no_derivatives = ""
+        self.derivative: CompiledDerivative | None = None
         model.check_arguments(self.arguments, len(call.arrays))
 
     def infer_outputs(self, change: Callable[[Any], Any] | None = None) -> Any:

@@ -5,20 +5,17 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch._dynamo.source import LocalSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from torchcall._compile._copy import scripted_parts
-from torchcall._compile._errors import CompileError, SpecialisedError, Watch, cannot_export
-from torchcall._engines.fake_scripts import traceable_scripts
+from torchcall._compile._errors import CompileError, SpecialisedError
+from torchcall._compile._program import as_program, trace_fakes
 from torchcall.mliap._compile._form import INPUTS, B, E, Graph, N, Sizes
 from torchcall.mliap._compile._gradients import PotentialModule
 from torchcall.mliap._compile._simplify import simplify, written_inputs
@@ -63,19 +60,7 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
         fakes.append(
             mode.from_tensor(example[key], symbolic_context=context, source=LocalSource(key))
         )
-    watch = Watch()
-    try:
-        with mode, traceable_scripts(inline_functions=True), watch:
-            # The inputs are fake already: "real" leaves them unchanged.
-            traceable = make_fx(
-                potential.flat,
-                decomposition_table=_DECOMPOSITIONS,
-                tracing_mode="real",
-                _allow_non_fake_inputs=True,
-            )
-            module = traceable(*fakes)
-    except Exception as error:
-        raise cannot_export(potential.name, "traced", error, watch) from error
+    module = trace_fakes(potential.name, "traced", potential.flat, mode, fakes)
     module.eval()
     if written := [list(INPUTS)[k] for k in written_inputs(module)]:
         raise CompileError(
@@ -96,33 +81,6 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
             f"{error}; the module has parts in TorchScript ({parts[0]}{more}), which converts "
             "symbolic sizes to constants"
         ) from error
-
-
-def _addcmul(
-    start: torch.Tensor, first: torch.Tensor, second: torch.Tensor, *, value: float = 1
-) -> torch.Tensor:
-    """`aten::addcmul`. torch's own shape function fails if a weight is expanded to a symbol."""
-    product = first * second
-    return start + (product if value == 1 else value * product)
-
-
-def _slice_backward(
-    gradient: torch.Tensor, sizes: list[int], dim: int, start: int, end: int, step: int
-) -> torch.Tensor:
-    """`aten::slice_backward`. torch's compiler fails if `[:]` selects all of a symbolic size."""
-    # Comparing a symbol would make it a condition of the package.
-    constant = isinstance(start, int) and isinstance(end, int)
-    if constant and (start, end, step) == (0, _NO_END, 1):
-        return gradient.clone()
-    zeros = gradient.new_zeros(sizes)
-    return torch.slice_scatter(zeros, gradient, dim, start, end, step)
-
-
-_NO_END = 2**63 - 1
-_DECOMPOSITIONS: dict[Any, Any] = {
-    torch.ops.aten.addcmul.default: _addcmul,
-    torch.ops.aten.slice_backward.default: _slice_backward,
-}
 
 
 def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
@@ -199,15 +157,5 @@ def program_of(traced: Traced, example: Graph, outputs: list[str]) -> torch.fx.G
         example: a graph of the sizes with which it was traced.
         outputs: the names of its outputs, in order.
     """
-    module = traced.module
-    for name, value in list(vars(module).items()):  # constants that tracing stored as attributes
-        if isinstance(value, torch.Tensor):
-            delattr(module, name)
-            module.register_buffer(name, value.detach())
     arguments = ({key: example[key] for key in INPUTS},)
-    _, inputs = pytree.tree_flatten((arguments, {}))
-    _, results = pytree.tree_flatten(dict.fromkeys(outputs, 0))
-    module.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(["input"], inputs, results)))
-    module.recompile()
-    module.meta["example"] = arguments
-    return module
+    return as_program(traced.module, ["input"], arguments, dict.fromkeys(outputs, 0))

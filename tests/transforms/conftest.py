@@ -1,0 +1,3 @@
+"""The package that tests of packages use."""
+
+from compiled_tree import tree  # noqa: F401
