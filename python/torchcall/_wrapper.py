@@ -20,6 +20,7 @@ from torchcall._call.exported import Model
 from torchcall._call.plan import MOST_PLANS, CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
+from torchcall._call.sharding import ShardingRule
 from torchcall._call.specs import is_static
 from torchcall._call.threads import measured_threads, warm_up
 from torchcall._call.tree import check_keys
@@ -60,6 +61,10 @@ class TorchModuleWrapper:
             as axis 0 of every result; an argument that is not mapped gets an axis of size 1
             ("expand_dims") or is repeated. "torch": `torch.func.vmap`, eager models only. A package
             has fixed ranks, so it takes "sequential" only.
+        sharding_rule: the axes that `jit` over sharded arrays divides among devices, as a string or
+            `SdyShardingRule` of `jax.experimental.custom_partitioning`, operands and outputs in
+            JAX's order: in "b i, j -> b", each device calls the model on its part of "b". An axis
+            that some output lacks, or that is part of a compound, is gathered.
         share_inputs: True hands an eager model XLA's own memory instead of copies of its inputs,
             which saves a copy of each input that is not cast. Such a model must not write to its
             inputs, and must not retain them after the call: no tensor, view, NumPy array or DLPack
@@ -99,6 +104,7 @@ class TorchModuleWrapper:
         output_spec: Any = None,
         freeze: bool = False,
         vmap_method: Literal["sequential", "expand_dims", "broadcast_all", "torch"] = "sequential",
+        sharding_rule: Any = None,
         share_inputs: bool = False,
         threads: int | Literal["auto"] | None = None,
         cuda_graph: Literal["auto", "off", "require"] = "auto",
@@ -123,6 +129,7 @@ class TorchModuleWrapper:
             "output_spec": output_spec,
             "freeze": freeze,
             "vmap_method": vmap_method,
+            "sharding_rule": ShardingRule.of(sharding_rule),
             "share_inputs": share_inputs,
             "threads": checked_threads(threads),
             "cuda_graph": cuda_graph,
@@ -329,9 +336,8 @@ class TorchModuleWrapper:
             prepared = self._prepared.get(key)
             if prepared is None:
                 call = describe_call(treedef, specs, self._options, options)
-                engine_call = self._source.prepare_call(self._model, call)
-                prepared = prepare(self._model, self._name, call, engine_call)
-                prepared = self._remember(key, prepared)
+                engine_call = partial(self._source.prepare_call, self._model)
+                prepared = self._remember(key, prepare(self._model, self._name, call, engine_call))
         except (ValueError, TypeError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(self._say(str(error))) from error.__cause__

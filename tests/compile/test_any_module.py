@@ -2,13 +2,16 @@
 
 import pickle
 import warnings
+from pathlib import Path
 
+import compiled_tree
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 from compiled_tree import arguments, load, reference
+from models import run_python
 
 import torchcall
 from torchcall.mliap import TorchMliap
@@ -35,6 +38,42 @@ def test_a_package_is_mapped_one_by_one(tree):
         )
     with pytest.raises(ValueError, match="vmap_method: expected 'sequential' for a model"):
         load(tree, vmap_method="expand_dims")
+
+
+ON_EIGHT_DEVICES = """
+    import sys
+    sys.path.insert(0, {here!r})
+    import jax, jax.numpy as jnp, numpy as np
+    from jax.sharding import PartitionSpec as P
+    from compiled_tree import arguments, load, reference
+
+    f = load({path!r}, sharding_rule="n a, k, m c -> k b, c, ")
+    x, more = arguments(5, 3, 6)
+    xs = np.stack([k * x for k in range(8)])
+    expected = jax.tree.map(lambda *rows: np.stack(rows), *[reference(x, more) for x in xs])
+    one = lambda xs, more: jax.tree.map(lambda out: out[None], f(xs[0], more))
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.NamedSharding(mesh, P("i"))
+    mapped = jax.shard_map(one, mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i"))
+    calls = {{
+        "shard_map": jax.jit(mapped),
+        "pmap": jax.pmap(f, in_axes=(0, None)),
+        "jit": jax.jit(jax.vmap(f, (0, None))),
+    }}
+    for name, call in calls.items():
+        before = f.stats()["calls"]
+        found = jax.block_until_ready(call(jax.device_put(xs, split), more))
+        assert f.stats()["calls"] == before + 8, name
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=name)
+    print("done")
+"""
+
+
+def test_devices_divide_calls_of_a_package(tree, tmp_path):
+    program = ON_EIGHT_DEVICES.format(here=str(Path(compiled_tree.__file__).parent), path=str(tree))
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    assert run_python(tmp_path, program, **flags).stdout == "done\n"
 
 
 def test_wrong_arguments_are_errors_that_name_the_operand(tree):

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from torchcall._call.narrowing import Narrowing
+from torchcall._call.sharding import ShardingRule
 from torchcall._call.specs import is_static
 from torchcall._call.tree import Node
 
@@ -97,6 +98,7 @@ class Call:
         cuda_graph: the wrapper's option.
         threads: the wrapper's option.
         vmap_method: the wrapper's option.
+        sharding_rule: the wrapper's option.
         options: internal options.
     """
 
@@ -109,6 +111,7 @@ class Call:
     cuda_graph: str
     threads: int | str | None
     vmap_method: str
+    sharding_rule: ShardingRule | None
     options: CallOptions
 
     @property

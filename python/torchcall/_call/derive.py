@@ -5,6 +5,7 @@ from typing import Literal
 
 from torchcall._call.narrowing import Axis
 from torchcall._call.plan import CallPlan, Operand, PlanSpec
+from torchcall._call.sharding import Factors, Sharding
 from torchcall._call.tree import NONE, TENSOR, TUPLE, Node
 
 _VMAP_METHODS = {
@@ -55,9 +56,18 @@ def vjp_plan(
         NotImplementedError: the engine does not have these gradients.
     """
     require_gradients(plan, inputs)
+
+    def sharding(of_plan: Sharding) -> Sharding:
+        return of_plan.derived(
+            of_plan.factors.of_gradients(inputs, outputs, keeps_outputs=keeps_outputs),
+            lambda part, _: vjp_plan(
+                part, inputs, outputs, cotangents_mapped, keeps_outputs=keeps_outputs
+            ),
+        )
+
     key = "vjp", tuple(inputs), tuple(outputs), str(cotangents_mapped), keeps_outputs
     return plan.derived(
-        key, lambda spec: _vjp(spec, inputs, outputs, cotangents_mapped, keeps_outputs)
+        key, lambda spec: _vjp(spec, inputs, outputs, cotangents_mapped, keeps_outputs), sharding
     )
 
 
@@ -184,9 +194,20 @@ def mapped_plan(plan: CallPlan, size: int, mapped: Sequence[bool]) -> tuple[Call
     method = "sequential" if spec.lengths or spec.index_checks else spec.vmap_method
     unmapped = _UNMAPPED.get(method, "as it is")
     forms: list[Form] = ["mapped" if has else unmapped for has in mapped]
+
+    def sharding(of_plan: Sharding) -> Sharding:
+        factors = of_plan.factors
+        new = factors.new_factor()
+        return of_plan.derived(
+            factors.with_loop(new)
+            if method == "sequential"
+            else _wider_factors(factors, new, forms),
+            lambda part, parts: mapped_plan(part, size // parts.get(new, 1), mapped)[0],
+        )
+
     if method == "sequential":
         return plan.derived(
-            ("loop", size, tuple(mapped)), lambda spec: _loop(spec, size, mapped)
+            ("loop", size, tuple(mapped)), lambda spec: _loop(spec, size, mapped), sharding
         ), forms
     # Gradients are wanted per element, so each needs its own operand; and cotangents fit outputs.
     n_cotangents = sum(len(outputs) for _, outputs, _ in spec.derivatives)
@@ -194,7 +215,7 @@ def mapped_plan(plan: CallPlan, size: int, mapped: Sequence[bool]) -> tuple[Call
     for i in {*cotangents, *(i for inputs, _, _ in spec.derivatives for i in inputs)}:
         forms[i] = "mapped" if mapped[i] else "repeated"
     key = "wider", size, tuple(forms)
-    return plan.derived(key, lambda spec: _wider(spec, size, forms)), forms
+    return plan.derived(key, lambda spec: _wider(spec, size, forms), sharding), forms
 
 
 def _loop(spec: PlanSpec, size: int, mapped: Sequence[bool]) -> PlanSpec:
@@ -219,3 +240,9 @@ def _wider(spec: PlanSpec, size: int, forms: Sequence[Form]) -> PlanSpec:
         eager_runner=runner,
         reuses_last=False,
     )
+
+
+def _wider_factors(factors: Factors, new: str, forms: Sequence[Form]) -> Factors:
+    leading = {"mapped": (new,), "repeated": (new,), "one": (None,), "as it is": ()}
+    operands = [(*leading[form], *own) for form, own in zip(forms, factors.operands, strict=True)]
+    return Factors(operands, [(new, *own) for own in factors.outputs], factors.loops)

@@ -4,12 +4,15 @@ JAX tracks over which axes of a mesh a value varies. A primitive's operands must
 axes, and its results vary over them too. The attributes are read here only.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.core import ShapedArray
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from torchcall._call.sharding import Axes
 
 
 def _varying(x: Any) -> frozenset[Any]:
@@ -29,13 +32,73 @@ def aligned(operands: Sequence[Any]) -> list[Any]:
     ]
 
 
-def results(specs: Sequence[jax.ShapeDtypeStruct], operands: Sequence[Any]) -> list[ShapedArray]:
-    """The types of a call's results, from those of its operands. Results are not sharded."""
+def results(
+    specs: Sequence[jax.ShapeDtypeStruct],
+    operands: Sequence[Any],
+    given: Sequence[Axes] = (),
+    made: Sequence[Axes] = (),
+) -> list[ShapedArray]:
+    """The types of a call's results, from those of its operands.
+
+    Args:
+        specs: shapes and dtypes of the results.
+        operands: types of the operands.
+        given: per operand, the factors of its axes. Without them, results are not sharded.
+        made: per result, the factors of its axes.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return [ShapedArray(spec.shape, spec.dtype) for spec in specs]
-    more: dict[str, Any] = {"sharding": NamedSharding(mesh, PartitionSpec())}
+    more: dict[str, Any] = {}
     varying = [x for x in operands if _varying(x)]
     if varying:
         more["manual_axis_type"] = varying[0].manual_axis_type
-    return [ShapedArray(spec.shape, spec.dtype, **more) for spec in specs]
+    axes = axes_of_factors(given, operands) if given else {}
+    shardings = [
+        NamedSharding(mesh, partition_spec(axes, factors))
+        for factors in (made or [()] * len(specs))
+    ]
+    return [
+        ShapedArray(spec.shape, spec.dtype, sharding=sharding, **more)
+        for spec, sharding in zip(specs, shardings, strict=True)
+    ]
+
+
+def axes_of_factors(factors: Sequence[Axes], arrays: Sequence[Any]) -> dict[str, tuple[str, ...]]:
+    """The mesh's axes along which each factor is divided, by the first array that is.
+
+    Args:
+        factors: per array, the factors of its axes.
+        arrays: with a shape and a `NamedSharding`.
+    """
+    axes: dict[str, tuple[str, ...]] = {}
+    used: set[str] = set()
+    for own, array in zip(factors, arrays, strict=True):
+        sharding = array.sharding
+        for factor, size, names in zip(own, array.shape, sharding.spec, strict=False):
+            if factor is None or names is None or factor in axes:
+                continue
+            names = (names,) if isinstance(names, str) else tuple(names)
+            parts = count(sharding.mesh, names)
+            if parts > 1 and used.isdisjoint(names) and size > 0 and size % parts == 0:
+                axes[factor] = names
+                used.update(names)
+    return axes
+
+
+def count(mesh: Any, names: Sequence[str]) -> int:
+    """The number of devices along axes of a mesh."""
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def partition_spec(axes: Mapping[str, tuple[str, ...]], factors: Axes) -> PartitionSpec:
+    """How an array is sharded whose axes have these factors."""
+    return PartitionSpec(*(None if factor is None else axes.get(factor) for factor in factors))
+
+
+def resharded(value: Any, to: ShapedArray) -> Any:
+    """A value as the type of a result has it, where a mesh has explicit axes."""
+    mesh = to.sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types:
+        return value
+    return jax.sharding.reshard(value, to.sharding)

@@ -13,6 +13,7 @@ from torchcall import _bridge
 from torchcall._call.call import CompiledDerivative, IndexCheck
 from torchcall._call.content import content_of
 from torchcall._call.narrowing import Axis
+from torchcall._call.sharding import Sharding
 from torchcall._call.specs import is_symbolic
 from torchcall._call.tree import Node
 
@@ -93,6 +94,7 @@ class CallPlan:
         outputs: shape and dtype of each output.
         operand_shapes: shape of each operand, by name.
         spec: what the native plan needs.
+        sharding: what programs for several devices need, if the wrapper has a rule.
         threads: torch's threads in a call, 0: the process's budget.
         thread_times: seconds per call by number of threads, as warm-up measured them last; None if
             it never did.
@@ -103,6 +105,7 @@ class CallPlan:
         spec: what the native plan needs.
         device: as above.
         compiled: makes the jitted function that runs a plan outside any program.
+        sharding: as above.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class CallPlan:
         spec: PlanSpec,
         device: str | None,
         compiled: "Callable[[CallPlan], Callable[..., Any]]",
+        sharding: Sharding | None = None,
     ) -> None:
         described = spec._replace(eager_runner=None)  # its address differs between processes
         self._description = repr((tuple(described), model.options))
@@ -142,6 +146,7 @@ class CallPlan:
         if isinstance(spec.threads, int):
             self.set_threads(spec.threads)
         self.spec = spec
+        self.sharding = sharding
         self._derived: OrderedDict[Any, tuple[CallPlan, Callable[..., Any]]] = OrderedDict()
         self._compiled = compiled
         self._eager: Callable[[], Callable[..., Any] | None] = lambda: None
@@ -153,17 +158,28 @@ class CallPlan:
         """
         self._eager = weakref.ref(compiled)
 
-    def derived(self, key: Any, change: Callable[[PlanSpec], PlanSpec]) -> "CallPlan":
+    def derived(
+        self,
+        key: Any,
+        change: Callable[[PlanSpec], PlanSpec],
+        sharding: Callable[[Sharding], Sharding],
+    ) -> "CallPlan":
         """A plan of the same model, which this one remembers.
 
         Args:
             key: equal for equal changes.
             change: makes its specification from this one's.
+            sharding: makes its `sharding` from this one's.
         """
         found = self._derived.get(key)
         if found is None:
             made = CallPlan(
-                self.model, self.model_name, change(self.spec), self.device, self._compiled
+                self.model,
+                self.model_name,
+                change(self.spec),
+                self.device,
+                self._compiled,
+                None if self.sharding is None else sharding(self.sharding),
             )
             made.set_threads(self.threads)
             run = self._compiled(made)

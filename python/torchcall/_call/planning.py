@@ -1,6 +1,7 @@
 """From the arguments of one call to its plan: names, casts, structure, outputs."""
 
-from collections.abc import Hashable, Mapping
+import dataclasses
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from torchcall import _bridge
 from torchcall._call.call import Call, CallOptions, EngineCall
 from torchcall._call.narrowing import Axis, Narrowing, is_axis
 from torchcall._call.plan import CallPlan, Operand, PlanSpec
+from torchcall._call.sharding import Factors, Sharding, divided
 from torchcall._call.specs import (
     DTYPE_NAMES,
     describe,
@@ -83,16 +85,68 @@ def describe_call(
         cuda_graph=wrapper_options["cuda_graph"],
         threads=wrapper_options["threads"],
         vmap_method=wrapper_options["vmap_method"],
+        sharding_rule=wrapper_options["sharding_rule"],
         options=options,
     )
 
 
-def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: EngineCall) -> Prepared:
+def prepare(
+    model: _bridge.Model, model_name: str, call: Call, engine_call: Callable[[Call], EngineCall]
+) -> Prepared:
     """Makes the plan of a call.
+
+    Args:
+        model: the native model.
+        model_name: what errors call it.
+        call: the call.
+        engine_call: what the engine adds to a call.
 
     Raises:
         ValueError, TypeError: an operand, output or option is invalid; the message names it.
     """
+    spec, structure, device = _plan_spec(model, call, engine_call(call))
+    sharding = None
+    if call.sharding_rule is not None:
+        if call.selects_outputs or spec.lengths or spec.gradient_of:
+            raise ValueError(
+                "sharding_rule: expected None for a potential, because edges connect atoms along "
+                "the axes of its arrays; call it inside jax.shard_map, on whole systems"
+            )
+        factors = Factors.of(call.sharding_rule, spec.operands, spec.outputs)
+
+        def shard(parts: Mapping[str, int]) -> CallPlan:
+            part = _part_of(call, spec, structure, factors, parts)
+            try:
+                spec_of_part, _, _ = _plan_spec(model, part, engine_call(part))
+            except (ValueError, TypeError) as error:
+                raise type(error)(f"torchcall: {model_name}: one device's part: {error}") from None
+            return CallPlan(model, model_name, spec_of_part, device, compiled)
+
+        sharding = Sharding(factors, shard)
+    return Prepared(CallPlan(model, model_name, spec, device, compiled, sharding), structure)
+
+
+def _part_of(
+    call: Call, spec: PlanSpec, structure: Any, factors: Factors, parts: Mapping[str, int]
+) -> Call:
+    """The call on one device's part of the arrays."""
+    specs = list(call.specs)
+    for i, axes in zip(call.arrays, factors.operands, strict=True):
+        shape = divided(specs[i].shape, axes, parts)
+        specs[i] = jax.ShapeDtypeStruct(shape, specs[i].dtype)
+    outputs = [
+        jax.ShapeDtypeStruct(divided(output.shape, axes, parts), jax.numpy.dtype(output.dtype))
+        for output, axes in zip(spec.outputs, factors.outputs, strict=True)
+    ]
+    return dataclasses.replace(
+        call, specs=specs, output_spec=jax.tree.unflatten(structure, outputs), sharding_rule=None
+    )
+
+
+def _plan_spec(
+    model: _bridge.Model, call: Call, engine_call: EngineCall
+) -> tuple[PlanSpec, Any, str | None]:
+    """What a plan needs, the structure of its outputs, and the device of the engine's code."""
     narrowing = call.options.narrowing
     axes = (None,) * len(call.names) if narrowing is None else narrowing.inputs
     operands = [
@@ -128,7 +182,7 @@ def prepare(model: _bridge.Model, model_name: str, call: Call, engine_call: Engi
         gradient_of=call.options.gradient_of,
         derivative=engine_call.derivative,
     )
-    return Prepared(CallPlan(model, model_name, spec, engine_call.device, compiled), structure)
+    return spec, structure, engine_call.device
 
 
 def _operand(

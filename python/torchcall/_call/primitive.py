@@ -1,4 +1,4 @@
-"""The JAX primitive of a call. Its only parameter is the plan, compared by identity."""
+"""The JAX primitives of a call. Their only parameter is the plan, compared by identity."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -17,6 +17,9 @@ from torchcall._targets import EXPORTED
 
 call_p = core.Primitive("torchcall")
 call_p.multiple_results = True
+# A call whose wrapper has a sharding rule. `partition` lowers it.
+sharded_p = core.Primitive("torchcall_sharded")
+sharded_p.multiple_results = True
 
 
 def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:
@@ -31,7 +34,8 @@ def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:
 
 def call(plan: CallPlan, operands: Sequence[Any]) -> list[jax.Array]:
     """`bind` of operands that have the plan's dtypes."""
-    return call_p.bind(*aligned(operands), plan=plan)
+    primitive = call_p if plan.sharding is None else sharded_p
+    return primitive.bind(*aligned(operands), plan=plan)
 
 
 def compiled(plan: CallPlan) -> Callable[..., list[jax.Array]]:
@@ -48,6 +52,7 @@ def compiled(plan: CallPlan) -> Callable[..., list[jax.Array]]:
     return jax.jit(torchcall)
 
 
+@sharded_p.def_impl
 @call_p.def_impl
 def _impl(*operands: Any, plan: CallPlan) -> list[jax.Array]:
     with jax.disable_jit(False):
@@ -57,6 +62,15 @@ def _impl(*operands: Any, plan: CallPlan) -> list[jax.Array]:
 @call_p.def_abstract_eval
 def _abstract_eval(*operands: Any, plan: CallPlan) -> list[ShapedArray]:
     return results(plan.outputs, operands)
+
+
+@sharded_p.def_abstract_eval
+def _sharded_abstract_eval(*operands: Any, plan: CallPlan) -> list[ShapedArray]:
+    assert plan.sharding is not None
+    factors = plan.sharding.factors
+    return results(
+        plan.outputs, operands, factors.all_operands(plan.spec.loops), factors.all_outputs()
+    )
 
 
 def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:

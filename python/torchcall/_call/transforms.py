@@ -17,12 +17,13 @@ from jax.core import ShapedArray
 from jax.extend import core
 from jax.interpreters import ad, batching, mlir
 
+from torchcall._call import partition
 from torchcall._call.derive import differentiable, mapped_plan, require_gradients, vjp_plan
 from torchcall._call.meshes import aligned, results
 from torchcall._call.plan import CallPlan
-from torchcall._call.primitive import call, call_p, compiled, refuse
+from torchcall._call.primitive import call, call_p, compiled, refuse, sharded_p
 
-__all__ = ["compiled"]  # which `planning` takes from here, so that the rules are registered
+__all__ = ["compiled", "partition"]  # `planning` imports this, so that all rules are registered
 
 # The outputs of floating point, for tangents of the operands `inputs`.
 tangent_p = core.Primitive("torchcall_tangent")
@@ -41,8 +42,15 @@ def _zero_tangent(primal: Any) -> ad.Zero:
 def _tangent_abstract_eval(
     *operands: Any, plan: CallPlan, inputs: tuple[int, ...]
 ) -> list[ShapedArray]:
-    del inputs
-    return results([plan.outputs[j] for j in _differentiable_outputs(plan)], operands)
+    outputs = _differentiable_outputs(plan)
+    specs = [plan.outputs[j] for j in outputs]
+    if plan.sharding is None:
+        return results(specs, operands)
+    given = plan.sharding.factors.all_operands(plan.spec.loops)
+    made = plan.sharding.factors.all_outputs()
+    return results(
+        specs, operands, [*given, *(given[i] for i in inputs)], [made[j] for j in outputs]
+    )
 
 
 def _tangent_call(
@@ -199,9 +207,10 @@ def _transpose(cotangents: Any, *operands: Any, plan: CallPlan) -> NoReturn:
     refuse(plan, "linear_transpose", "a model is not linear in general; use jax.vjp")
 
 
-ad.primitive_jvps[call_p] = _jvp
-ad.primitive_transposes[call_p] = _transpose
+for primitive in (call_p, sharded_p):
+    ad.primitive_jvps[primitive] = _jvp
+    ad.primitive_transposes[primitive] = _transpose
+    batching.primitive_batchers[primitive] = _batch
 ad.primitive_jvps[tangent_p] = _tangent_jvp
 ad.primitive_transposes[tangent_p] = _tangent_transpose
-batching.primitive_batchers[call_p] = _batch
 batching.primitive_batchers[tangent_p] = _tangent_batch

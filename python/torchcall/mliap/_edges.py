@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from torchcall._call.meshes import aligned
 from torchcall.mliap._table import Index, ParticleId
 
 
@@ -55,6 +56,8 @@ def compact(
 ) -> tuple[Int[Array, "2 e"], Array, Int[Array, ""]]:
     """Moves the valid edges to the front, in order, and counts them. Other slots are arbitrary."""
     count = jnp.sum(valid, dtype=jnp.int32)
+    # Inside `shard_map`, both branches must vary over the same axes of the mesh.
+    index, offsets, valid = aligned([index, offsets, valid])
 
     def move() -> tuple[Array, Array]:
         e = valid.shape[0]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from torchcall._call.meshes import aligned
 from torchcall.mliap._graph import AtomGraph, ListedGraph, check_graph, listed, without_list
 from torchcall.mliap._input import AtomGraphInput
 from torchcall.mliap._table import Table
@@ -219,9 +220,11 @@ def _in_order(graph: AtomGraph) -> _Ordered:
         system = jnp.zeros(n, jnp.int32)
         return _Ordered(graph.positions, numbers, system, row, index)
     system = jnp.where((graph.batch >= 0) & (graph.batch < b), graph.batch, b)
+    # Inside `shard_map`, both branches must vary over the same axes of the mesh.
+    positions, numbers, system, row, index = aligned([graph.positions, numbers, system, row, index])
 
     def unchanged() -> _Ordered:
-        return _Ordered(graph.positions, numbers, system, row, index)
+        return _Ordered(positions, numbers, system, row, index)
 
     def sort() -> _Ordered:
         _, order = lax.sort((system, row), num_keys=2)
@@ -230,7 +233,7 @@ def _in_order(graph: AtomGraph) -> _Ordered:
         # Indices out of range stay out of range.
         known = (index >= 0) & (index < n)
         moved = jnp.where(known, rows[jnp.where(known, index, 0)].astype(index.dtype), n)
-        return _Ordered(graph.positions[order], numbers[order], system[order], rows, moved)
+        return _Ordered(positions[order], numbers[order], system[order], rows, moved)
 
     def sort_if_needed() -> _Ordered:
         return lax.cond(jnp.all(system[1:] >= system[:-1]), unchanged, sort)

@@ -1,0 +1,118 @@
+"""Programs in which the devices divide a call among themselves, by the wrapper's sharding rule.
+
+XLA's partitioner asks for the program of one device when it has settled how each array is sharded.
+Inside `shard_map` a call is of one device already.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax._src import dispatch  # no public name
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.interpreters import mlir
+from jax.sharding import Mesh, NamedSharding
+
+from torchcall._call.meshes import axes_of_factors, count, partition_spec, resharded
+from torchcall._call.plan import CallPlan
+from torchcall._call.primitive import call_p, sharded_p
+from torchcall._call.sharding import Axes, Sharding, in_jax
+
+
+class Registrations(list[Any]):
+    """The registered plans of the parts, which a program holds like that of a whole call."""
+
+    def __init__(self, plan: CallPlan) -> None:
+        super().__init__()
+        self._plan = plan
+
+    def __reduce__(self) -> Any:
+        if not self:  # a program for one device
+            return list, ()
+        raise TypeError(
+            f"torchcall: {self._plan.model_name}: cannot serialise a program that divides calls by "
+            "sharding_rule; leave the option out, or call the model inside jax.shard_map"
+        )
+
+
+def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    held = Registrations(plan)
+    ctx.module_context.add_keepalive(held)
+
+    def lowered(*given: Any) -> list[Any]:
+        if ctx.module_context.lowering_parameters.for_export:
+            return call_p.bind(*given, plan=plan)
+        values = _partitioned(plan, held, given)
+        return [resharded(v, aval) for v, aval in zip(values, ctx.avals_out, strict=True)]
+
+    return mlir.lower_fun(lowered, multiple_results=True)(ctx, *operands)
+
+
+mlir.register_lowering(sharded_p, _lower)
+# As JAX's own custom_partitioning, whose rule needs the devices.
+dispatch.prim_requires_devices_during_lowering.add(sharded_p)
+
+
+def _partitioned(plan: CallPlan, held: Registrations, operands: Sequence[Any]) -> Any:
+    sharding = plan.sharding
+    assert sharding is not None
+    given = sharding.factors.all_operands(plan.spec.loops)
+    made = sharding.factors.all_outputs()
+
+    def partition(mesh: Any, args: Any, results: Any) -> Any:
+        mesh, axes = _axes_of_factors(mesh, [*made, *given], [*results, *args])
+        lower = _part(plan, sharding, held, mesh, axes)
+        specs = [NamedSharding(mesh, partition_spec(axes, factors)) for factors in (*made, *given)]
+        return mesh, lower, specs[: len(made)], tuple(specs[len(made) :])
+
+    def infer(mesh: Any, args: Any, results: Any) -> Any:
+        del results
+        mesh, axes = _axes_of_factors(mesh, given, args)
+        return [NamedSharding(mesh, partition_spec(axes, factors)) for factors in made]
+
+    def torchcall(*operands: Any) -> list[Any]:
+        return call_p.bind(*operands, plan=plan)
+
+    call = custom_partitioning(torchcall)
+    call.def_partition(
+        partition, infer_sharding_from_operands=infer, sharding_rule=in_jax(given, made)
+    )
+    return call(*operands)
+
+
+def _part(
+    plan: CallPlan,
+    sharding: Sharding,
+    held: Registrations,
+    mesh: Mesh,
+    axes: Mapping[str, tuple[str, ...]],
+) -> Any:
+    """The program of one device."""
+    shard = plan
+    if axes:
+        shard = sharding.shard({f: count(mesh, names) for f, names in axes.items()})
+    held.append(shard.register())
+
+    def lower(*operands: Any) -> list[Any]:
+        values = call_p.bind(*operands, plan=shard)
+        missing = [
+            [name for f, names in axes.items() if f not in factors for name in names]
+            for factors in sharding.factors.all_outputs()
+        ]
+        # A gradient by an operand that every part used.
+        return [
+            jax.lax.psum(value, tuple(names)) if names else value
+            for value, names in zip(values, missing, strict=True)
+        ]
+
+    return lower
+
+
+def _axes_of_factors(
+    mesh: Mesh, factors: Sequence[Axes], arrays: Sequence[Any]
+) -> tuple[Mesh, dict[str, tuple[str, ...]]]:
+    """The mesh's axes along which each factor is divided; none for shardings without names."""
+    if not mesh.empty:
+        return mesh, axes_of_factors(factors, arrays)
+    devices = sorted(arrays[0].sharding.device_set, key=lambda device: device.id)
+    return Mesh(devices, ("devices",)), {}
