@@ -47,7 +47,7 @@ ON_EIGHT_DEVICES = """
     from jax.sharding import PartitionSpec as P
     from compiled_tree import arguments, load, reference
 
-    f = load({path!r}, sharding_rule="n a, k, m c -> k b, c, ")
+    f = load({path!r}, sharding_rule="n a, k, m c -> k b, c, , ")
     x, more = arguments(5, 3, 6)
     xs = np.stack([k * x for k in range(8)])
     expected = jax.tree.map(lambda *rows: np.stack(rows), *[reference(x, more) for x in xs])

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
 
+from torchcall._call.meshes import aligned
 from torchcall.mliap._graph import AtomGraph
 
 
@@ -84,6 +85,8 @@ def _join(values: Array, lengths: Int[Array, " R"], axis: int, free: Array) -> A
             then those of `free`.
     """
     parts = values.shape[axis]
+    # Inside `shard_map`, the carry must vary over the same axes of the mesh as what is placed.
+    values, lengths, free = aligned([values, lengths, free])
     starts = jnp.cumsum(lengths) - lengths
 
     def place(k: Array, joined: Array) -> Array:
