@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
@@ -42,6 +43,11 @@ class EnergyAndGradients(NamedTuple):
     energy: Float[Array, " b"]
     position_gradients: Float[Array, "n 3"]
     cell_gradients: Float[Array, "b 3 3"] | None
+
+
+export.register_namedtuple_serialization(
+    EnergyAndGradients, serialized_name="torchcall.mliap.EnergyAndGradients"
+)
 
 
 def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields, replace
 from functools import reduce
 from operator import or_
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
@@ -149,6 +150,21 @@ _STATIC = ["list_cutoff", "list_skin"]
 _DATA = [f.name for f in fields(AtomGraph) if f.name not in (*_STATIC, "_listed")]
 for _kind in (AtomGraph, ListedGraph):
     jax.tree_util.register_dataclass(_kind, _DATA, _STATIC, drop_fields=["_listed"])
+
+
+def _from_children(static: Any, data: Any) -> AtomGraph:
+    values = zip((*_DATA, *_STATIC), (*data, *static), strict=True)
+    return AtomGraph(**dict(values))  # pyright: ignore[reportArgumentType]
+
+
+# For arguments and results of exported programs.
+export.register_pytree_node_serialization(
+    AtomGraph,
+    serialized_name="torchcall.mliap.AtomGraph",
+    serialize_auxdata=lambda static: json.dumps(static).encode(),
+    deserialize_auxdata=lambda text: tuple(json.loads(bytes(text))),
+    from_children=_from_children,
+)
 
 
 def listed(graph: AtomGraph) -> AtomGraph:

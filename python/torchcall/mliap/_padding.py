@@ -97,7 +97,8 @@ def pad_with(
 
 
 def _capacity(name: str, given: int | None, least: int, why: str) -> int:
-    least = max(2, least)
+    # A symbolic size has a lower bound, which settles this comparison but not that of max().
+    least = least if least >= 2 else 2
     if given is None:
         return least
     if given < least:
