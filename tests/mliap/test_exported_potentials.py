@@ -33,10 +33,10 @@ CHILD = """
 
     cases = pickle.loads(Path("cases").read_bytes())
     models = [potential(*pair) for pair in {pairs}]
-    for kind, name, blob, arguments in cases:
+    for name, blob, arguments in cases:
         run = export.deserialize(bytearray(blob)).call
         for given, expected in arguments:
-            close(run(given), expected, kind + ", " + name)
+            close(run(given), expected, name)
     print("right")
 """
 
@@ -99,41 +99,45 @@ def pairs(tmp_path, package):  # noqa: F811
     return list(zip(KINDS, map(str, (script, package)), strict=True))
 
 
-def test_potentials_run_in_another_process_for_any_sizes(tmp_path, pairs):
+def test_potentials_run_in_another_process(tmp_path, pairs):
     systems = list(reference.systems().values())
     # Two batches of other sizes than each other.
     batches = [systems[:2], systems[3:6]]
     given = [graphs.atom_graph(batch, slots=2 * k) for k, batch in enumerate(batches)]
     values = [in_torch(batch) for batch in batches]
-    cases = []
-    for kind, path in pairs:
-        model = potential(kind, path)
+    totals = [(energies.sum(), rest) for energies, *rest in values]
+    script, package = (potential(*pair) for pair in pairs)
+    n_moved = len(reference.systems()["slab"].positions)
+    x, v = graphs.atom_graph([reference.systems()["slab"]]), np.sin(np.arange(3.0 * n_moved))
 
-        def add(name, f, spec, arguments, kind=kind):
-            cases.append((kind, name, bytes(exported(f, spec).serialize()), arguments))
+    def displaced(graph):
+        def of(shift):
+            return energy(script, replace(graph, positions=graph.positions + shift))
 
-        totals = [(x[0].sum(), x[1:]) for x in values]
-        add("gradients", gradients(model), given[0], [(given[0], totals[0])])
-        pairs_of = list(zip(given, totals, strict=True))
-        add("gradients of any size", gradients(model), of_any_size(), pairs_of)
-        results = [
-            (graph, jax.tree.map(np.asarray, x)) for graph, x in zip(given, values, strict=True)
-        ]
-        add(
-            "energies and gradients of any size",
-            lambda graph, model=model: tuple(energy_and_gradients(model, graph)),
+        return jax.vmap(of)(jnp.arange(3.0))
+
+    def hessian_product(graph):
+        def of(positions):
+            return jax.grad(lambda x: energy(script, replace(graph, positions=x)).sum())(positions)
+
+        return jax.jvp(of, (graph.positions,), (v.reshape(-1, 3),))[1]
+
+    programs = {
+        "for any sizes": (gradients(script), of_any_size(), zip(given, totals, strict=True)),
+        "mapped": (displaced, given[0], [(given[0], np.tile(values[0][0], (3, 1)))]),
+        "neighbours": with_a_list(script),
+        "second derivatives": (hessian_product, x, [(x, hessian_product(x))]),
+        "a package": (gradients(package), given[0], [(given[0], totals[0])]),
+        "a package for any sizes": (
+            lambda graph: tuple(energy_and_gradients(package, graph)),
             of_any_size(),
-            results,
-        )
-        add(
-            "vmap",
-            lambda graph, model=model: jax.vmap(
-                lambda shift: energy(model, replace(graph, positions=graph.positions + shift))
-            )(jnp.arange(3.0)),
-            given[0],
-            [(given[0], np.tile(values[0][0], (3, 1)))],
-        )
-        add("a neighbour list", *with_a_list(model))
+            [(given[0], values[0])],
+        ),
+    }
+    cases = [
+        (name, bytes(exported(f, spec).serialize()), jax.tree.map(np.asarray, list(arguments)))
+        for name, (f, spec, arguments) in programs.items()
+    ]
     (tmp_path / "cases").write_bytes(pickle.dumps(cases))
     code = CHILD.format(pairs=pairs[::-1], folder=str(Path(__file__).parent))
     assert run_python(tmp_path, code).stdout == "right\n"

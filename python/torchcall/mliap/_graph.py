@@ -152,9 +152,8 @@ for _kind in (AtomGraph, ListedGraph):
     jax.tree_util.register_dataclass(_kind, _DATA, _STATIC, drop_fields=["_listed"])
 
 
-def _from_children(static: Any, data: Any) -> AtomGraph:
-    values = zip((*_DATA, *_STATIC), (*data, *static), strict=True)
-    return AtomGraph(**dict(values))  # pyright: ignore[reportArgumentType]
+def _from_children(aux_data: Any, children: Any) -> AtomGraph:
+    return AtomGraph(**dict(zip((*_DATA, *_STATIC), (*children, *aux_data), strict=True)))
 
 
 # For arguments and results of exported programs.
