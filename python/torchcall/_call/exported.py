@@ -72,8 +72,13 @@ def program_of(plan: CallPlan) -> str:
     content = plan.content()
     if not content:
         raise no_content(plan, "export a program")
-    spec = plan.spec._replace(eager_runner=None)
+    spec = plan.spec
     spec = spec._replace(
+        # Not needed to run the call.
+        eager_runner=None,
+        derivative=None,
+        no_derivatives="",
+        gradient_of=(),
         operands=[_plain(operand) for operand in spec.operands],
         outputs=[_plain(output) for output in spec.outputs],
         loops=[(_size(size), mapped) for size, mapped in spec.loops],
@@ -104,7 +109,7 @@ class ExportedCall:
         self.has_sizes: bool = program["has_sizes"]
         self._name: str = program["name"]
         self._model = model
-        spec = {"eager_runner": None, **program["spec"]}
+        spec = dict(program["spec"])
         spec["operands"] = [Operand(*row) for row in spec["operands"]]
         spec["outputs"] = [Operand(*row) for row in spec["outputs"]]
         self._spec = PlanSpec(**spec)
