@@ -105,7 +105,7 @@ def test_potentials_run_in_another_process(tmp_path, pairs):
     batches = [systems[:2], systems[3:6]]
     given = [graphs.atom_graph(batch, slots=2 * k) for k, batch in enumerate(batches)]
     values = [in_torch(batch) for batch in batches]
-    totals = [(energies.sum(), rest) for energies, *rest in values]
+    totals = [(energies.sum(), tuple(rest)) for energies, *rest in values]
     script, compiled = (potential(*pair) for pair in pairs)
     n_moved = len(reference.systems()["slab"].positions)
     x, v = graphs.atom_graph([reference.systems()["slab"]]), np.sin(np.arange(3.0 * n_moved))
@@ -127,7 +127,6 @@ def test_potentials_run_in_another_process(tmp_path, pairs):
         "mapped": (displaced, given[0], [(given[0], np.tile(values[0][0], (3, 1)))]),
         "neighbours": with_a_list(script),
         "second derivatives": (hessian_product, x, [(x, hessian_product(x))]),
-        "a package": (gradients(compiled), given[0], [(given[0], totals[0])]),
         "a package for any sizes": (
             lambda graph: tuple(energy_and_gradients(compiled, graph)),
             of_any_size(),
