@@ -1,5 +1,7 @@
 """Comparison of a loaded potential with a network's own ASE calculator."""
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ase
@@ -12,6 +14,7 @@ import numpy as np
 from torchcall.mliap import (
     AtomGraph,
     TorchMliap,
+    energy,
     energy_and_gradients,
     geometry_from_ase,
     neighbor_list,
@@ -187,3 +190,39 @@ def _trajectory(model: TorchMliap, atoms: ase.Atoms, dtype: Any, steps: int) -> 
     positions, overflowed = run(model, positions, velocities, neighbors)
     assert not bool(overflowed)
     return np.asarray(positions)
+
+
+def check_second_derivatives(
+    model: TorchMliap, atoms: ase.Atoms, forces: Callable[[np.ndarray], np.ndarray]
+) -> None:
+    """A Hessian-vector product in float64 against differences of `forces(positions)` in eV/Å."""
+    graph = graph_of(model, [atoms], np.float64)
+    direction = np.random.default_rng(0).normal(size=graph.positions.shape)
+
+    def total(positions):
+        return energy(model, dataclasses.replace(graph, positions=positions)).sum()
+
+    def push(positions, direction):
+        return jax.jvp(jax.grad(total), (positions,), (direction,))[1]
+
+    found = np.asarray(jax.jit(push)(graph.positions, jnp.asarray(direction)))
+
+    def difference(step):
+        ends = [forces(atoms.positions + sign * step * direction) for sign in (1, -1)]
+        return (ends[1] - ends[0]) / (2 * step)
+
+    step = 1e-4  # Richardson: the error is of fourth order
+    expected = (4 * difference(step / 2) - difference(step)) / 3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * abs(expected).max())
+
+
+def forces_of(calculator: Any, atoms: ase.Atoms) -> Callable[[np.ndarray], np.ndarray]:
+    """Forces by the network's own calculator, a function of the positions."""
+
+    def forces(positions: np.ndarray) -> np.ndarray:
+        moved = atoms.copy()
+        moved.positions = positions
+        moved.calc = calculator
+        return np.asarray(moved.get_forces())
+
+    return forces

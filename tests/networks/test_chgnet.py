@@ -10,7 +10,16 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import FLOAT32, FLOAT64, check_dynamics, check_structures, evaluate, reference
+from parity import (
+    FLOAT32,
+    FLOAT64,
+    check_dynamics,
+    check_second_derivatives,
+    check_structures,
+    evaluate,
+    forces_of,
+    reference,
+)
 from structures import structures
 
 from torchcall import models
@@ -96,6 +105,15 @@ def test_float64_results_are_those_of_the_calculator(version):
     with jax.enable_x64(True):
         model = models.load(f"chgnet-{version}", engine="script", dtype=torch.float64)
         check_structures(model, calculator(version, torch.float64), SYSTEMS, FLOAT64)
+
+
+@pytest.mark.usefixtures("float64_chgnet")
+@pytest.mark.parametrize("engine", ["eager", "script"])
+def test_second_derivatives(engine):
+    with jax.enable_x64(True):
+        model = models.load("chgnet", engine=engine, dtype=torch.float64)
+        forces = forces_of(calculator(dtype=torch.float64), SYSTEMS["bulk"])
+        check_second_derivatives(model, SYSTEMS["bulk"], forces)
 
 
 def test_atoms_without_bonds_and_without_neighbours(chgnet_model):

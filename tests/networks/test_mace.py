@@ -9,7 +9,15 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import FLOAT32, FLOAT64, check_dynamics, check_structures, evaluate
+from parity import (
+    FLOAT32,
+    FLOAT64,
+    check_dynamics,
+    check_second_derivatives,
+    check_structures,
+    evaluate,
+    forces_of,
+)
 from structures import structures
 
 from torchcall import models
@@ -84,6 +92,15 @@ def test_results_equal_those_of_maces_calculator(files, name, dtype, engine):
         model = models.load(files / f"{name}.model", head="dft", dtype=dtype, engine=engine)
         expected = calculator(files / f"{name}.model", dtype, "dft")
         check_structures(model, expected, SYSTEMS, tolerance)
+
+
+@pytest.mark.parametrize("engine", ["eager", "script"])
+def test_second_derivatives(files, engine):
+    path = files / "ScaleShiftMACE.model"
+    with jax.enable_x64(True):
+        model = models.load(path, head="dft", dtype="float64", engine=engine)
+        forces = forces_of(calculator(path, "float64", "dft"), SYSTEMS["bulk"])
+        check_second_derivatives(model, SYSTEMS["bulk"], forces)
 
 
 @pytest.mark.parametrize("name", CLASSES)

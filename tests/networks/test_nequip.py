@@ -10,7 +10,15 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import FLOAT32, FLOAT64, check_dynamics, check_structures, evaluate
+from parity import (
+    FLOAT32,
+    FLOAT64,
+    check_dynamics,
+    check_second_derivatives,
+    check_structures,
+    evaluate,
+    forces_of,
+)
 from structures import structures
 
 from torchcall import models
@@ -111,6 +119,15 @@ def test_float64_models(name):
         check_structures(models.load(source), calculator(source), SYSTEMS, FLOAT64)
     with pytest.raises(ValueError, match="expected None or float64"):
         models.load(source, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("engine", ["eager", "script"])
+def test_second_derivatives(engine):
+    source = network(next(iter(NETWORKS)), "float64")
+    with jax.enable_x64(True):
+        model = models.load(source, engine=engine)
+        forces = forces_of(calculator(source), SYSTEMS["bulk"])
+        check_second_derivatives(model, SYSTEMS["bulk"], forces)
 
 
 @pytest.fixture(scope="module")

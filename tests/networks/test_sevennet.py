@@ -6,7 +6,15 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import FLOAT32, Tolerance, check_dynamics, check_structures, evaluate, graph_of
+from parity import (
+    FLOAT32,
+    Tolerance,
+    check_dynamics,
+    check_second_derivatives,
+    check_structures,
+    evaluate,
+    graph_of,
+)
 from structures import structures
 
 from torchcall import models
@@ -93,6 +101,21 @@ def test_a_deployed_model_and_a_module_are_recognised(tmp_path, capsys):
 def test_float64_arithmetic_agrees_with_float32():
     model = models.load("7net-0", engine="eager", dtype=torch.float64)
     check_structures(model, calculator("7net-0"), SYSTEMS, FLOAT32)
+
+
+@pytest.mark.parametrize("engine", ["eager", "script"])
+def test_second_derivatives(engine):
+    """Against differences of our forces: SevenNet's calculator has float32 only."""
+    with jax.enable_x64(True):
+        model = models.load("7net-0", engine=engine, dtype=torch.float64)
+        bulk = SYSTEMS["bulk"]
+
+        def forces(positions):
+            moved = bulk.copy()
+            moved.positions = positions
+            return evaluate(model, [moved], np.float64).forces
+
+        check_second_derivatives(model, bulk, forces)
 
 
 def test_wrong_modalities_and_names_are_errors():
