@@ -135,6 +135,7 @@ bench: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transforms.py --json benchmarks/results/transforms.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/output_copies.py --json benchmarks/results/output_copies.json
 	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json
 	@$(BIN)/python benchmarks/threads.py --json benchmarks/results/threads.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_shares.py --json benchmarks/results/step_shares.json
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/latency.py --json benchmarks/results/latency.json

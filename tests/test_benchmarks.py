@@ -98,6 +98,17 @@ def test_threads_times_one_call_and_two_at_once(tmp_path):
     assert "auto chose 1 from {1: " in done.stdout
 
 
+@pytest.mark.slow  # three processes
+def test_scaling_times_devices_and_processes(tmp_path):
+    path = tmp_path / "scaling.json"
+    done = run("scaling.py", "--quick", "--only", "TorchScript", "--json", path)
+    assert done.returncode == 0, done.stderr
+    rows = checked_document(path)["rows"]
+    assert {row["method"] for row in rows} == {"one device", "two devices", "two processes"}
+    verdicts = [line for line in done.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
+    assert len(verdicts) == 2
+
+
 @pytest.mark.slow  # jax-md compiles about a hundred small programs
 @pytest.mark.parametrize("without", ["jax-md", ""])
 def test_neighbor_list_times_every_method(without, tmp_path):
