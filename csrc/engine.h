@@ -17,7 +17,7 @@ extern "C" {
 #endif
 
 // Raised whenever a struct or a signature below changes.
-#define TC_ABI_VERSION 10
+#define TC_ABI_VERSION 11
 
 typedef struct TcModel TcModel;
 typedef struct TcPlan TcPlan;
@@ -99,6 +99,13 @@ typedef struct {
   uint64_t allowed[2];
 } TcIndexCheck;
 
+// An input that the model uses in the place of a parameter of its module. Parameters are the first
+// inputs, and are no arguments of the model. A parameter with several names has an entry for each.
+typedef struct {
+  int64_t input;
+  const char* name;  // as in "layers.0.weight"
+} TcParameter;
+
 // A vector-Jacobian product: the gradients of Σ ⟨cotangent, output⟩ over some outputs of a function
 // with respect to some of its inputs. The result is a function again: of the same inputs, followed
 // by one cotangent per output of the list, and with one output per input of the list, which follow
@@ -155,6 +162,8 @@ typedef struct {
   int32_t selects_outputs;  // dicts may hold further keys, and floats are cast to the outputs'
   const TcIndexCheck* index_checks;
   int64_t num_index_checks;
+  const TcParameter* parameters;  // of a TorchScript module; ordered by input
+  int64_t num_parameters;
   // Applied to the model one after the other; the plan's inputs and outputs are the last one's.
   const TcDerivative* derivatives;
   int64_t num_derivatives;

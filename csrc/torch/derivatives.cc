@@ -19,7 +19,10 @@ at::Tensor Conjugate(const at::Tensor& tensor) {
 }  // namespace
 
 Derivatives::Derivatives(const TcPlanSpec& spec, const Tree& results, bool strict)
-    : num_model_inputs_(spec.num_inputs), strict_(strict) {
+    : num_model_inputs_(spec.num_inputs),
+      num_parameters_(spec.num_parameters > 0 ? spec.parameters[spec.num_parameters - 1].input + 1
+                                              : 0),
+      strict_(strict) {
   std::vector<int64_t> outputs;
   CollectTensors(results, outputs);
   num_model_outputs_ = outputs.size();
@@ -110,7 +113,9 @@ std::vector<at::Tensor> Derivatives::Apply(const Level& level, std::vector<at::T
       outputs.push_back(Conjugate(gradients[i].to(dtype)));
       continue;
     }
-    if (strict_ && is_first) {
+    // Forces do not depend on all parameters.
+    const bool is_argument = static_cast<size_t>(level.inputs[i]) >= num_parameters_;
+    if (strict_ && is_first && is_argument) {
       throw std::invalid_argument(
           form.inputs.at(level.inputs[i]).name +
           ": expected outputs that depend on it, got no gradient: the model, which differentiates "

@@ -18,8 +18,8 @@ namespace torchcall {
 class Derivatives {
  public:
   // `results` is the structure of the model's outputs. `strict`: the model differentiates inside,
-  // so a missing gradient is an error. It is what a model returns that detaches its inputs or
-  // differentiates without create_graph, and zero would look right.
+  // so a missing gradient by an argument is an error. It is what a model returns that detaches its
+  // inputs or differentiates without create_graph, and zero would look right.
   Derivatives(const TcPlanSpec& spec, const Tree& results, bool strict);
 
   bool empty() const { return levels_.empty(); }
@@ -50,6 +50,7 @@ class Derivatives {
   std::vector<Level> levels_;
   size_t num_model_inputs_;
   size_t num_model_outputs_;
+  size_t num_parameters_;  // inputs before the model's arguments
   bool strict_;
 };
 

@@ -240,7 +240,17 @@ class PyPlan {
       derivatives.push_back({inputs.data(), static_cast<int64_t>(inputs.size()), outputs.data(),
                              static_cast<int64_t>(outputs.size()), keeps});
     }
+    // The names of each of the first operands.
+    const auto py_parameters = Field<std::vector<std::vector<std::string>>>(spec, "parameters");
+    std::vector<TcParameter> parameters;
+    for (size_t i = 0; i < py_parameters.size(); ++i) {
+      for (const std::string& name : py_parameters[i]) {
+        parameters.push_back({static_cast<int64_t>(i), name.c_str()});
+      }
+    }
     TcPlanSpec native = {};
+    native.parameters = parameters.data();
+    native.num_parameters = static_cast<int64_t>(parameters.size());
     native.derivatives = derivatives.data();
     native.num_derivatives = static_cast<int64_t>(derivatives.size());
     native.lengths = lengths.data();

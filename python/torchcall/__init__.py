@@ -8,15 +8,18 @@ if TYPE_CHECKING:
     from torchcall._call.exported import export_checks
     from torchcall._compile import CompileError, compile
     from torchcall._doctor import doctor
+    from torchcall._functional import FunctionalModule, functional
     from torchcall._threads import set_num_threads
     from torchcall._wrapper import TorchModuleWrapper, load
 
 __all__ = [
     "CompileError",
+    "FunctionalModule",
     "TorchModuleWrapper",
     "compile",
     "doctor",
     "export_checks",
+    "functional",
     "load",
     "mliap",
     "models",
@@ -26,10 +29,12 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "CompileError": "_compile",
+    "FunctionalModule": "_functional",
     "TorchModuleWrapper": "_wrapper",
     "compile": "_compile",
     "doctor": "_doctor",
     "export_checks": "_call.exported",
+    "functional": "_functional",
     "load": "_wrapper",
     "set_num_threads": "_threads",
 }

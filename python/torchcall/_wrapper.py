@@ -277,7 +277,7 @@ class TorchModuleWrapper:
         if self._fallback:
             options += f", fallback={textwrap.shorten(self._fallback, 100)!r}"
         calls = self._model.stats()["calls"]
-        return f"TorchModuleWrapper({self._name}, {self._source.engine}{options}, calls={calls})"
+        return f"{type(self).__name__}({self._name}, {self._source.engine}{options}, calls={calls})"
 
     def __deepcopy__(self, memo: Any) -> "TorchModuleWrapper":
         del memo
@@ -331,7 +331,7 @@ class TorchModuleWrapper:
     ) -> Prepared:
         self._refuse_fork()
         try:
-            specs = leaf_specs(treedef, leaves)
+            specs = leaf_specs(treedef, leaves, options)
             key = plan_key(treedef, specs, options)
             prepared = self._prepared.get(key)
             if prepared is None:

@@ -319,7 +319,11 @@ class Follower {
 
   void UpdateStatistic(const Value* value) {
     for (const size_t input : origins_[value].self) {
-      if (!IsSelf(input)) use_.inputs[input].tensors_written = true;
+      if (IsSelf(input)) {
+        use_.updates_statistics = true;
+      } else {
+        use_.inputs[input].tensors_written = true;
+      }
     }
   }
   void WriteTensor(const Value* value) {

@@ -19,7 +19,8 @@ struct InputUse {
 struct GraphUse {
   std::vector<InputUse> inputs;  // per graph input, `self` included
   bool differentiates = false;
-  bool changes_state = false;  // writes to something reachable from `self`
+  bool changes_state = false;       // writes to something reachable from `self`
+  bool updates_statistics = false;  // of a norm, in training mode: running means and variances
   bool draws_random_numbers = false;
 };
 

@@ -64,6 +64,8 @@ class ScriptModel : public Model {
   std::shared_ptr<const ModelInstance> Hold(c10::Device device) const;
   const c10::FunctionSchema& schema() const { return *schema_; }
   bool is_method() const { return is_method_; }
+  // The source, null for a function.
+  const torch::jit::Module* module() const { return origin_.module ? &*origin_.module : nullptr; }
   const GraphUse& use() const { return use_; }
   Autograd autograd() const { return autograd_; }
   // Whether the model differentiates inside.

@@ -9,6 +9,7 @@
 #include "../plan.h"
 #include "../tree.h"
 #include "model.h"
+#include "parameters.h"
 #include "values.h"
 
 namespace torchcall {
@@ -30,8 +31,10 @@ class ScriptPlan : public ContextPlan {
     Arguments(const ScriptModel& model, const TcPlanSpec& spec);
     Tree call;
     ArgumentBuilder builder;  // points into `call`
+    ParameterSlots parameters;
     // Build the arguments for every call, because the model changes a container or an input.
     bool rebuild = false;
+    bool owns_state = false;  // calls get a copy of everything that the module may change
   };
 
   ScriptPlan(std::shared_ptr<ScriptModel> model, const TcPlanSpec& spec, CallForm form,
@@ -40,6 +43,8 @@ class ScriptPlan : public ContextPlan {
   static std::unique_ptr<Arguments> Analyse(const ScriptModel& model, const TcPlanSpec& spec,
                                             CallForm& form);
   std::unique_ptr<CallContext> NewContext(TcPlace place) const override;
+  // The module of a call whose parameters are inputs.
+  BoundModule Bind(const ModelInstance& instance, const std::vector<at::Tensor>& inputs) const;
 
   std::shared_ptr<ScriptModel> model_;
   std::unique_ptr<Arguments> arguments_;

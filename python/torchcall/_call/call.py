@@ -66,6 +66,7 @@ class CallOptions:
         gradient_of: per output, the operand (an array, in JAX's order) by which it is the gradient
             of one function of the operands, in increasing order; empty if that is not known. The
             outputs' Jacobian is then symmetric, which makes their tangents cheaper.
+        has_parameters: whether the first argument is not the model's, but its parameters by name.
     """
 
     outputs: Any = None
@@ -73,6 +74,7 @@ class CallOptions:
     index_checks: tuple[IndexCheck, ...] = ()
     reuses_last: bool = False
     gradient_of: tuple[int, ...] = ()
+    has_parameters: bool = False
 
     def key(self) -> Any:
         """A hashable key, equal for calls that can use the same plan."""
@@ -80,8 +82,14 @@ class CallOptions:
         outputs = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         narrowing = None if self.narrowing is None else self.narrowing.key()
         return (
-            outputs, treedef, narrowing, self.index_checks, self.reuses_last, self.gradient_of
-        )  # fmt: skip
+            outputs,
+            treedef,
+            narrowing,
+            self.index_checks,
+            self.reuses_last,
+            self.gradient_of,
+            self.has_parameters,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +156,7 @@ class EngineCall(Protocol):
         arguments: the model's arguments, a tuple (positional) and a dict (keywords) in preorder.
         copies: per operand, whether the model always gets a private copy.
         index_checks: checks that the model itself requires.
+        parameters: see `PlanSpec`.
         device: "cpu" or "cuda" for code that runs there alone, else None.
         no_derivatives: why the engine cannot differentiate, and what to do, or "".
         derivative: what an engine that cannot differentiate has instead, or None.
@@ -156,6 +165,7 @@ class EngineCall(Protocol):
     arguments: list[Node]
     copies: list[bool]
     index_checks: list[IndexCheck]
+    parameters: list[list[str]]
     device: str | None
     no_derivatives: str
     derivative: CompiledDerivative | None

@@ -192,8 +192,12 @@ def mapped_plan(plan: CallPlan, size: int, mapped: Sequence[bool]) -> tuple[Call
     """
     spec = plan.spec
     method = "sequential" if spec.lengths or spec.index_checks else spec.vmap_method
+    n = len(spec.parameters)
+    if n > 0 and method in _UNMAPPED and not _fixes_parameters(spec, mapped):
+        method = "sequential"
     unmapped = _UNMAPPED.get(method, "as it is")
     forms: list[Form] = ["mapped" if has else unmapped for has in mapped]
+    forms[:n] = ["mapped" if has else "as it is" for has in mapped[:n]]
 
     def sharding(of_plan: Sharding) -> Sharding:
         factors = of_plan.factors
@@ -216,6 +220,16 @@ def mapped_plan(plan: CallPlan, size: int, mapped: Sequence[bool]) -> tuple[Call
         forms[i] = "mapped" if mapped[i] else "repeated"
     key = "wider", size, tuple(forms)
     return plan.derived(key, lambda spec: _wider(spec, size, forms), sharding), forms
+
+
+def _fixes_parameters(spec: PlanSpec, mapped: Sequence[bool]) -> bool:
+    """Whether all elements of an axis use the same parameters, so that one call serves them all.
+
+    Gradients by parameters are wanted per element. A loop inside does not get a further axis.
+    """
+    n = len(spec.parameters)
+    differentiated = any(i < n for inputs, _, _ in spec.derivatives for i in inputs)
+    return not (any(mapped[:n]) or differentiated or spec.loops)
 
 
 def _loop(spec: PlanSpec, size: int, mapped: Sequence[bool]) -> PlanSpec:

@@ -42,6 +42,8 @@ class PlanSpec(NamedTuple):
         arguments, results: the pytrees that the model takes and returns, in preorder.
         selects_outputs: whether dicts may have further keys, and floats are cast.
         index_checks: range checks of integer operands.
+        parameters: per operand that is a parameter of the module, its names. These are the first
+            operands, and no arguments of the model.
         eager_runner: what runs an eager model, or None.
         cuda_graph: the wrapper's option.
         graph_refusal: why calls cannot be replays of a CUDA graph, or "".
@@ -64,6 +66,7 @@ class PlanSpec(NamedTuple):
     results: list[Node]
     selects_outputs: bool
     index_checks: list[IndexCheck]
+    parameters: list[list[str]]
     eager_runner: Any
     cuda_graph: str
     graph_refusal: str

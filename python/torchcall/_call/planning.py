@@ -37,7 +37,7 @@ class Prepared:
         plan.set_eager(self.run)
 
 
-def leaf_specs(treedef: Any, leaves: list[Any]) -> list[Any]:
+def leaf_specs(treedef: Any, leaves: list[Any], options: CallOptions) -> list[Any]:
     """Per leaf: the shape and dtype of an array, or the Python value itself.
 
     Raises:
@@ -48,7 +48,8 @@ def leaf_specs(treedef: Any, leaves: list[Any]) -> list[Any]:
         try:
             specs.append(leaf if is_static(leaf) else shape_dtype("", leaf))
         except TypeError:
-            specs.append(shape_dtype(_leaf_names(treedef)[i], leaf))
+            names = _leaf_names(treedef, options.has_parameters)
+            specs.append(shape_dtype(names[i], leaf))
     return specs
 
 
@@ -74,7 +75,7 @@ def describe_call(
     Raises:
         ValueError: `input_spec` does not fit the arguments.
     """
-    names = _leaf_names(treedef)
+    names = _leaf_names(treedef, options.has_parameters)
     return Call(
         treedef=treedef,
         specs=specs,
@@ -170,6 +171,7 @@ def _plan_spec(
         results=engine_call.results(output_tree),
         selects_outputs=call.selects_outputs,
         index_checks=list(dict.fromkeys([*engine_call.index_checks, *call.options.index_checks])),
+        parameters=engine_call.parameters,
         eager_runner=engine_call.eager_runner(output_tree, len(lengths)),
         cuda_graph=call.cuda_graph,
         graph_refusal=_graph_refusal(model),
@@ -247,11 +249,17 @@ def _output_tree(call: Call, engine_call: EngineCall) -> Any:
     return specs
 
 
-def _leaf_names(treedef: Any) -> list[str]:
+def _leaf_names(treedef: Any, has_parameters: bool) -> list[str]:
     indexed = jax.tree.unflatten(treedef, range(treedef.num_leaves))
-    paths, _ = jax.tree_util.tree_flatten_with_path(indexed)
+    if has_parameters:
+        (parameters, *args), kwargs = indexed
+        trees = {"parameters": parameters, "operand args": args, "operand kwargs": kwargs}
+    else:
+        trees = dict(zip(("operand args", "operand kwargs"), indexed, strict=True))
     return [
-        path_name(("operand args", "operand kwargs")[path[0].idx], path[1:]) for path, _ in paths
+        path_name(root, path)
+        for root, tree in trees.items()
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
     ]
 
 

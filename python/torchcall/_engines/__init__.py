@@ -10,6 +10,7 @@ from torchcall._call.call import Call, EngineCall
 from torchcall._call.plan import PlanSpec
 from torchcall._engines.archive import is_package
 from torchcall._engines.eager import EagerSource
+from torchcall._engines.functional import EagerFunctional, ScriptFunctional
 from torchcall._engines.package import PackageSource
 from torchcall._engines.script import FileSource, LiveSource
 
@@ -59,6 +60,8 @@ def source_of(module: object, *, share_inputs: bool = False) -> ModelSource:
         FileNotFoundError, ValueError: the file does not exist or is not a usable model, or the
             engine does not support `share_inputs`.
     """
+    if isinstance(module, EagerFunctional):
+        return module
     if callable(module) and not isinstance(
         module, type | torch.jit.ScriptModule | torch.jit.ScriptFunction
     ):
@@ -73,7 +76,7 @@ def source_of(module: object, *, share_inputs: bool = False) -> ModelSource:
 
 
 def _compiled_source(module: object) -> ModelSource:
-    if isinstance(module, PackageSource):  # already read
+    if isinstance(module, PackageSource | ScriptFunctional):  # already read
         return module
     if isinstance(module, str | Path):
         path = Path(module)

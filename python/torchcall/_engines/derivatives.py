@@ -27,14 +27,17 @@ class Derivatives:
         strict: whether the model differentiates inside, so that a missing gradient is an error. It
             is what a model returns that detaches its inputs or differentiates without
             create_graph, and zero would look right.
+        n_parameters: number of operands, the first ones, that are parameters of a module. Forces,
+            for example, do not depend on all of them.
 
     Attributes:
         cotangents: the operands after the model's.
     """
 
-    def __init__(self, operands: list[Differentiable], strict: bool) -> None:
+    def __init__(self, operands: list[Differentiable], strict: bool, n_parameters: int = 0) -> None:
         self._operands = operands
         self._strict = strict
+        self._n_parameters = n_parameters
         self._levels: list[tuple[list[int], list[int], bool, int]] = []
         self.cotangents: list[Differentiable] = []
 
@@ -46,7 +49,7 @@ class Derivatives:
         keeps_outputs: bool,
     ) -> "Derivatives":
         """These and one more, see `TcDerivative` of csrc/engine.h."""
-        result = Derivatives(self._operands, self._strict)
+        result = Derivatives(self._operands, self._strict, self._n_parameters)
         first = len(self._operands) + len(self.cotangents)
         result._levels = [*self._levels, (inputs, outputs, keeps_outputs, first)]
         result.cotangents = [*self.cotangents, *cotangents]
@@ -54,7 +57,7 @@ class Derivatives:
 
     def reshaped(self, shapes: list[list[int]]) -> "Derivatives":
         """These with cotangents of other shapes."""
-        result = Derivatives(self._operands, self._strict)
+        result = Derivatives(self._operands, self._strict, self._n_parameters)
         result._levels = self._levels
         result.cotangents = [
             operand._replace(shape=tuple(shape))
@@ -75,10 +78,13 @@ class Derivatives:
         return leaves
 
     def model_inputs(self, leaves: list[Any]) -> list[Any]:
-        """What the model gets: copies of leaves, because torch refuses writes to leaves."""
+        """What the model gets: copies of leaves, because torch refuses writes to leaves.
+
+        Modules do not write to their parameters.
+        """
         return [
-            x.clone() if x is not None and x.requires_grad else x
-            for x in leaves[: len(self._operands)]
+            x.clone() if x is not None and x.requires_grad and i >= self._n_parameters else x
+            for i, x in enumerate(leaves[: len(self._operands)])
         ]
 
     def gradients(
@@ -130,7 +136,7 @@ class Derivatives:
                 handle.remove()
         results = list(outputs) if keeps_outputs else []
         for i, leaf, gradient in zip(inputs, wrt, found, strict=True):
-            if gradient is None and strict:
+            if gradient is None and strict and i >= self._n_parameters:
                 raise GradientError(
                     f"{operands[i].name}: expected outputs that depend on it, got no gradient: the "
                     "model, which differentiates inside, does not use it or detaches it; remove "

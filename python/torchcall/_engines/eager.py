@@ -42,10 +42,17 @@ class EagerRunner:
         outputs: pytree of `jax.ShapeDtypeStruct` and None that the callable must return.
         n_lengths: number of lengths, operands after the call's own that the callable does not get.
         shared: per array, whether the callable's tensor refers to XLA's memory.
+        n_parameters: number of arrays, the first ones, that are parameters of a module.
     """
 
     def __init__(
-        self, replicas: Replicas, call: Call, outputs: Any, n_lengths: int, shared: list[bool]
+        self,
+        replicas: Replicas,
+        call: Call,
+        outputs: Any,
+        n_lengths: int,
+        shared: list[bool],
+        n_parameters: int = 0,
     ) -> None:
         self._replicas = replicas
         self._treedef = call.treedef
@@ -66,6 +73,7 @@ class EagerRunner:
         self._shares = shared
         self._vmaps: list[tuple[int | None, ...]] = []  # outermost first
         self._strict = call.requires_grad
+        self._n_parameters = n_parameters
         given = [(call.specs[i], call.names[i]) for i in call.arrays]
         self._operands = [
             Differentiable(spec.shape, torch_dtype(str(spec.dtype)), name) for spec, name in given
@@ -84,7 +92,7 @@ class EagerRunner:
             level: (inputs, outputs, keeps_outputs), see `TcDerivative` of csrc/engine.h.
         """
         result = copy.copy(self)
-        known = self._derivatives or Derivatives(self._operands, self._strict)
+        known = self._derivatives or Derivatives(self._operands, self._strict, self._n_parameters)
         operands = [
             Differentiable(tuple(x.shape), torch_dtype(x.dtype), x.name) for x in cotangents
         ]
@@ -316,6 +324,7 @@ class EagerCall:
         self._call = call
         self.arguments: list[Node] = []
         self.index_checks: list[IndexCheck] = []
+        self.parameters: list[list[str]] = []
         self.device: str | None = None
         self.no_derivatives = ""
         self.derivative: CompiledDerivative | None = None
@@ -350,7 +359,7 @@ class EagerCall:
             not copied and call.casts[i] in (None, str(call.specs[i].dtype))
             for i, copied in zip(call.arrays, self.copies, strict=True)
         ]
-        return EagerRunner(self._replicas, call, outputs, n_lengths, shared)
+        return EagerRunner(self._replicas, call, outputs, n_lengths, shared, len(self.parameters))
 
 
 def _without_compilation() -> AbstractContextManager[Any]:

@@ -67,6 +67,7 @@ class PackageCall:
         self.copies = [metadata is None] * len(order)
         self.index_checks: list[IndexCheck] = []
         self._axes: dict[str, int] = {}
+        self.parameters: list[list[str]] = []
         self.derivative: CompiledDerivative | None = None
         self.no_derivatives = _FOREIGN
         if metadata is not None:

@@ -102,19 +102,35 @@ class FileSource(ScriptSource):
 
 
 class ScriptCall:
-    """A call of a TorchScript model. C++ finds the inputs that the model writes to."""
+    """A call of a TorchScript model. C++ finds the inputs that the model writes to.
 
-    def __init__(self, source: ScriptSource, model: _bridge.Model, call: Call) -> None:
+    Args:
+        source: where to find the model in Python.
+        model: the native model.
+        call: its arguments.
+        parameters: see `PlanSpec`; these operands precede those of `call`.
+    """
+
+    def __init__(
+        self,
+        source: ScriptSource,
+        model: _bridge.Model,
+        call: Call,
+        parameters: list[list[str]] | None = None,
+    ) -> None:
         self._source = source
         self._model = model
         self._call = call
-        self.arguments = _arguments(call)
-        self.copies = [False] * len(call.arrays)
+        self.parameters = parameters or []
+        first = len(self.parameters)
+        self.arguments = _arguments(call, first)
+        n_inputs = first + len(call.arrays)
+        self.copies = [False] * n_inputs
         self.index_checks: list[IndexCheck] = []
         self.device: str | None = None
         self.no_derivatives = ""
         self.derivative: CompiledDerivative | None = None
-        model.check_arguments(self.arguments, len(call.arrays))
+        model.check_arguments(self.arguments, n_inputs)
 
     def infer_outputs(self, change: Callable[[Any], Any] | None = None) -> Any:
         """The outputs that tracing the model with fake tensors finds.
@@ -158,13 +174,14 @@ def _is_off_cpu(module: Any) -> bool:
     return any(t.device.type != "cpu" for t in (*module.parameters(), *module.buffers()))
 
 
-def _arguments(call: Call) -> list[Node]:
+def _arguments(call: Call, first: int) -> list[Node]:
+    """The arguments, whose tensors are the inputs from `first` on."""
     for name, spec in zip(call.names, call.specs, strict=True):
         try:
             _ = is_static(spec) and scalar_node(spec)
         except UnsupportedNodeError as error:
             raise UnsupportedNodeError(f"{name}: {error}") from None
-    position = iter(range(len(call.specs)))
+    position = itertools.count(first)
     remaining = iter(call.specs)
 
     def node(_: Any) -> Node:
