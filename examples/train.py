@@ -44,6 +44,8 @@ class Network(torch.nn.Module):
     `forward` takes an `AtomGraphInput` and returns energies (B,) in eV.
     """
 
+    centres: torch.Tensor
+
     def __init__(self, functions: int = 12, hidden: int = 16) -> None:
         super().__init__()
         self.cutoff = CUTOFF
@@ -77,7 +79,7 @@ def clusters(count: int, seed: int) -> tuple[dict[str, Any], jax.Array, jax.Arra
         atoms.positions *= generator.uniform(0.98, 1.1)
         atoms.rattle(0.15, rng=generator)
         members.append(atoms)
-    positions, cell, pbc, batch = geometry_from_ase(members)
+    positions, cell, pbc, batch = map(jnp.asarray, geometry_from_ase(members))
     numbers = jnp.full(len(positions), 18, jnp.int32)
     neighbors = neighbor_list(CUTOFF).allocate(positions, cell, pbc, batch)
     graph = AtomGraph.from_neighbors(neighbors, positions, cell, numbers)

@@ -63,8 +63,8 @@ def functional(
         module: a `torch.nn.Module`, a `torch.jit.ScriptModule`, or the path of a TorchScript
             archive. What `torch.compile` returned is not compiled here. A frozen TorchScript module
             has no parameters.
-        **options: those of `TorchModuleWrapper`, except `freeze`. `input_spec` and `output_spec`
-            are for a call of `apply`, in which the parameters are the first argument. With
+        **options: those of `TorchModuleWrapper`, except `freeze`. `input_spec`, `output_spec` and
+            `sharding_rule` are for a call of `apply`: the parameters are its first argument. With
             `vmap_method` "expand_dims" or "broadcast_all", parameters that are not mapped stay as
             they are; where they are mapped, or differentiated per element, calls are sequential.
 

@@ -10,6 +10,7 @@ from torchcall.mliap._adapters import (
 )
 from torchcall.mliap._check import CheckReport, check_model
 from torchcall.mliap._chunks import RunError, run_chunks
+from torchcall.mliap._committee import CommitteeOut, committee, committee_statistics
 from torchcall.mliap._compile import compile
 from torchcall.mliap._energy import EnergyAndGradients, energy, energy_and_gradients
 from torchcall.mliap._energy_torch import edge_vectors, with_gradients
@@ -70,6 +71,7 @@ __all__ = [
     "AtomGraphInput",
     "CachedOut",
     "CheckReport",
+    "CommitteeOut",
     "ComposedPatch",
     "EdgeArrays",
     "Edges",
@@ -105,6 +107,8 @@ __all__ = [
     "View",
     "WithPatch",
     "check_model",
+    "committee",
+    "committee_statistics",
     "compile",
     "edge_vectors",
     "edges_from_jax_md",

@@ -19,7 +19,7 @@ Engine = Literal["auto", "eager", "script", "package"]
 Script = Callable[[torch.nn.Module], torch.jit.ScriptModule]
 _ENGINES = ("auto", "eager", "script", "package")
 # TorchScript's compiler fails if two threads compile classes of one name.
-_SCRIPTING = threading.RLock()
+SCRIPTING = threading.RLock()
 
 
 class EnergySource(NamedTuple):
@@ -83,7 +83,7 @@ def energy_source(
     if engine == "eager":
         return EnergySource(eager, length)
     try:
-        with _SCRIPTING:
+        with SCRIPTING:
             return EnergySource((script or torch.jit.script)(eager), length)
     except Exception as error:
         if engine == "script":

@@ -73,9 +73,10 @@ def narrowing(outputs: tuple[str, ...]) -> Narrowing:
         "edge_index": Axis(1, 1),
         "cell_offsets": edges,
     }
+    of_atoms = {"position_gradients", "position_gradients_deviation"}
     return Narrowing(
         names=("n_atoms", "n_edges"),
         # In the order of the leaves of a dict.
         inputs=tuple(inputs.get(key) for key in sorted(AtomGraphInput.__annotations__)),
-        outputs={key: atoms if key == "position_gradients" else None for key in outputs},
+        outputs={key: atoms if key in of_atoms else None for key in outputs},
     )
