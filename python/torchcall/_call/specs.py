@@ -49,7 +49,7 @@ def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
         dtype = jax.typeof(value).dtype  # as a jitted function would take it
     except TypeError:
         dtype = value.dtype
-    if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(dtype, jax.dtypes.prng_key):
         raise TypeError(
             f"{name}: expected numbers, got a random key, {dtype}; pass jax.random.key_data(key), "
             "or numbers that are drawn with the key"
