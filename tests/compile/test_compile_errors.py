@@ -34,6 +34,7 @@ OPTIONS = [
     ({"dynamic": "yes"}, "dynamic: expected 'auto' or True or False, got 'yes'"),
     ({"dynamic": None}, "dynamic: expected 'auto' or True or False, got None"),
     ({"cache": "no"}, "cache: expected True or False, got 'no'"),
+    ({"second_derivatives": 1}, "second_derivatives: expected True or False, got 1"),
 ]
 
 

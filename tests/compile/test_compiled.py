@@ -49,6 +49,7 @@ def test_the_metadata_of_a_package_are_complete(package):
     assert by_name["batch"]["rows_of"] == "cell"
     assert by_name["atomic_numbers"]["members"] == [6, 14]
     assert len(own["content"]) == 64
+    assert own["gradients"] == ["pos", "cell"]
 
 
 def test_a_package_returns_the_modules_results_for_any_shapes(loaded):
@@ -106,7 +107,9 @@ def test_the_same_module_comes_from_the_cache(package, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHCALL_CACHE", str(package.parent / "cache"))
     monkeypatch.setattr(run, "build", None)
     graph = reference.graph([reference.systems()["triclinic"]])
-    path = torchcall.mliap.compile(Energy(), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF)
+    path = torchcall.mliap.compile(
+        Energy(), tmp_path / "m.pt2", example=graph, cutoff=CUTOFF, second_derivatives=True
+    )
     assert path.read_bytes() == package.read_bytes()
 
 

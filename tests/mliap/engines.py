@@ -10,6 +10,7 @@ import reference
 import torch
 from filelock import FileLock
 from reference import CUTOFF
+from torch._inductor import config as inductor
 
 import torchcall
 from torchcall.mliap import TorchMliap
@@ -37,13 +38,18 @@ class Energy(torch.nn.Module):
 
 @pytest.fixture(scope="session")
 def package(tmp_path_factory):
-    """The potential's package: float64, dynamic shapes; shared by all test processes."""
+    """The potential's package: float64, dynamic shapes, with second derivatives.
+
+    Shared by all test processes.
+    """
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     path = folder / "lennard_jones.pt2"
     threads = torch.get_num_threads()
-    with FileLock(folder / "lennard_jones.lock"), pytest.MonkeyPatch.context() as patch:
+    # The code around the kernels takes half of the time to compile.
+    quick = inductor.patch({"aot_inductor.compile_wrapper_opt_level": "O0"})
+    with FileLock(folder / "lennard_jones.lock"), pytest.MonkeyPatch.context() as patch, quick:
         if path.exists():
             return path
         patch.setenv("TORCHCALL_CACHE", str(folder / "cache"))
@@ -51,7 +57,12 @@ def package(tmp_path_factory):
         torch.set_num_threads(1)  # serial code sums in a fixed order
         try:
             return torchcall.mliap.compile(
-                Energy(), path, example=example, cutoff=CUTOFF, dynamic=True
+                Energy(),
+                path,
+                example=example,
+                cutoff=CUTOFF,
+                dynamic=True,
+                second_derivatives=True,
             )
         finally:
             torch.set_num_threads(threads)

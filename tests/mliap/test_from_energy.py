@@ -229,8 +229,9 @@ def test_engine_package_uses_a_small_example(package, graph, monkeypatch):  # no
     ((module, path, options),) = calls
     assert (type(module), path, options["dynamic"]) == (Pairs, None, True)
     assert options["example"]["pos"].dtype == torch.float64
-    TorchMliap.from_energy(Pairs(), engine="package", example=graph)
+    TorchMliap.from_energy(Pairs(), engine="package", example=graph, second_derivatives=True)
     assert calls[1][2]["example"] is graph
+    assert [options["second_derivatives"] for *_, options in calls] == [False, True]
     assert calls[1][2]["dynamic"] == "auto"
     assert not calls[1][2]["progress"].shown
     for verbose in (True, False):

@@ -70,6 +70,7 @@ def _run(options: argparse.Namespace) -> Path:
         dynamic={"static": False, "dynamic": True}.get(options.shapes, "auto"),
         cache=not options.no_cache,
         progress=progress,
+        second_derivatives=options.second_derivatives,
     )
 
 

@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="cast to it (default: the weights' dtype)",
     )
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--second-derivatives", action="store_true", help="also for jax.hessian(energy)")
     shapes = parser.add_mutually_exclusive_group()
     for name, text in (
         ("static", "compile for the example's padded sizes only"),

@@ -14,6 +14,7 @@ from torchcall._compile._build import require_all_sizes
 from torchcall._compile._errors import CompileError, SpecialisedError, message_of
 from torchcall._compile._metadata import dtype_name
 from torchcall._compile._program import as_program, trace_fakes
+from torchcall._engines.derivatives import twice_differentiable, written
 
 Named = list[tuple[str, torch.Tensor]]
 
@@ -52,14 +53,37 @@ def chosen_inputs(gradients: object, args: tuple[Any, ...]) -> list[int]:
 
 
 class _DifferentiatesInside(TorchFunctionMode):
-    """Records whether torch's autograd is called while the mode is active."""
+    """Records whether torch's autograd is called while the mode is active.
+
+    A `torch.autograd.Function` whose backward torch cannot differentiate, in a derivative that is
+    to be differentiated again, is an error: torch would go on without it.
+    """
 
     found = False
     _calls = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
 
+    def __init__(self, leaves: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         self.found = self.found or func in self._calls
-        return func(*args, **(kwargs or {}))
+        if func is not torch.autograd.grad or not kwargs.get("create_graph"):
+            return func(*args, **kwargs)
+        outputs = args[0] if args else kwargs["outputs"]
+        roots = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        if kwargs.get("grad_outputs") is None and len(args) < 3:
+            # torch marks a gradient as not differentiable only if its cotangent requires grad.
+            kwargs["grad_outputs"] = [torch.ones_like(x, requires_grad=True) for x in roots]
+        handles = [
+            node.register_hook(twice_differentiable(node, self._leaves)) for node in written(roots)
+        ]
+        try:
+            return func(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class VectorJacobianProduct:
@@ -73,6 +97,8 @@ class VectorJacobianProduct:
         inputs: examples, with their names.
         outputs: the module's, with their names.
         chosen: the inputs with respect to which.
+        differentiates: whether the module differentiates inside; None: whether it calls torch's
+            autograd from Python.
 
     Raises:
         TypeError: an output is complex.
@@ -86,8 +112,10 @@ class VectorJacobianProduct:
         inputs: Named,
         outputs: Named,
         chosen: list[int],
+        differentiates: bool | None = None,
     ) -> None:
         self._name = name
+        self._differentiates = differentiates
         self._module = module
         self._inputs = inputs
         self._chosen = chosen
@@ -107,7 +135,8 @@ class VectorJacobianProduct:
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The product."""
-        outputs, leaves = self._outputs(tensors[: len(self._inputs)])
+        given, leaves = self._with_leaves(tensors[: len(self._inputs)])
+        outputs = self._module(given)
         found = self._differentiated(outputs, leaves, tensors[len(self._inputs) :])
         gradients = [
             torch.zeros_like(leaf) if gradient is None else gradient
@@ -155,14 +184,14 @@ class VectorJacobianProduct:
         given, results = self.case(tuple(example), self._module(_cloned(example)))
         return as_program(graph, [f"input{i}" for i in range(len(given))], given, tuple(results))
 
-    def _outputs(
+    def _with_leaves(
         self, inputs: Sequence[torch.Tensor]
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The module's outputs, and the chosen inputs as leaves."""
+        """The inputs, of which the chosen ones are leaves that require grad; and these."""
         given = list(inputs)
         for i in self._chosen:
             given[i] = given[i].detach().requires_grad_()
-        return self._module(given), [given[i] for i in self._chosen]
+        return given, [given[i] for i in self._chosen]
 
     def _differentiated(
         self,
@@ -184,18 +213,20 @@ class VectorJacobianProduct:
         their inputs or do not pass create_graph, and zero would look right.
         """
         where = f"torchcall: {self._name}: compile: gradients"
+        advice = "; pass create_graph=True to torch.autograd.grad, and do not detach"
         try:
-            with _DifferentiatesInside() as inside:
-                outputs, leaves = self._outputs(_cloned([value for _, value in self._inputs]))
+            given, leaves = self._with_leaves(_cloned([value for _, value in self._inputs]))
+            with _DifferentiatesInside(leaves) as inside:
+                outputs = self._module(given)
             floats = [output for output in outputs if output.is_floating_point()]
             found = self._differentiated(outputs, leaves, [torch.ones_like(x) for x in floats])
         except Exception as error:
             raise CompileError(
-                f"{where}: expected a module that autograd can differentiate, got an error\n"
-                f"{message_of(error)}"
+                f"{where}: expected a module that autograd can differentiate, got an error"
+                f"{advice if 'second time' in str(error) else ''}\n{message_of(error)}"
             ) from error
-        advice = "; pass create_graph=True to torch.autograd.grad, and do not detach"
-        if inside.found:
+        differentiates = inside.found if self._differentiates is None else self._differentiates
+        if differentiates:
             for name, output in zip(self._floats, floats, strict=True):
                 if not output.requires_grad:
                     raise CompileError(
@@ -203,11 +234,11 @@ class VectorJacobianProduct:
                         f"although the module differentiates inside{advice}"
                     )
         missing = [name for name, x in zip(self.gradients, found, strict=True) if x is None]
-        if missing and (inside.found or len(missing) == len(found)):
+        if missing and (differentiates or len(missing) == len(found)):
             raise CompileError(
                 f"{where}: {missing[0]}: expected outputs that autograd can differentiate with "
                 "respect to it, got outputs that do not depend on it, or are detached"
-                f"{advice if inside.found else ''}"
+                f"{advice if differentiates else ''}"
             )
 
 

@@ -68,7 +68,7 @@ class Derivatives:
     def leaves(self, tensors: list[Any]) -> list[Any]:
         """The operands, of which those that any derivative needs require grad.
 
-        So do cotangents whose gradients are differentiated again, see `_twice_differentiable`.
+        So do cotangents whose gradients are differentiated again, see `twice_differentiable`.
         """
         leaves = list(tensors)
         for k, (inputs, outputs, _, first) in enumerate(self._levels):
@@ -129,7 +129,7 @@ class Derivatives:
         if roots and is_last:
             found = torch.autograd.grad(roots, wrt, vectors, allow_unused=True)
         elif roots:
-            checks = [(node, _twice_differentiable(node, leaves)) for node in _written(roots)]
+            checks = [(node, twice_differentiable(node, leaves)) for node in written(roots)]
             handles = [node.register_hook(check) for node, check in checks]
             found = torch.autograd.grad(roots, wrt, vectors, create_graph=True, allow_unused=True)
             for handle in handles:
@@ -147,7 +147,7 @@ class Derivatives:
         return tuple(results)
 
 
-def _written(roots: list[torch.Tensor]) -> Iterator[Any]:
+def written(roots: list[torch.Tensor]) -> Iterator[Any]:
     """The nodes of a graph that are `torch.autograd.Function`s."""
     found: set[Any] = set()
     waiting: list[Any] = [root.grad_fn for root in roots]
@@ -161,7 +161,7 @@ def _written(roots: list[torch.Tensor]) -> Iterator[Any]:
             yield node
 
 
-def _twice_differentiable(node: Any, leaves: list[Any]) -> Callable[[Any, Any], None]:
+def twice_differentiable(node: Any, leaves: list[Any]) -> Callable[[Any, Any], None]:
     """A hook that raises if the node's gradients do not depend on its cotangents.
 
     torch would go on without them, and second derivatives would be too small or zero. Gradients

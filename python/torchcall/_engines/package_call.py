@@ -22,8 +22,13 @@ _WITHOUT_GRADIENTS = (
     f"or {_MODULE}"
 )
 _ONE_DERIVATIVE = (
-    "the package has gradients in reverse mode only, once (jax.grad, jax.vjp, jax.jacrev), and "
-    f"forward mode where its one output is a single number; for other derivatives {_MODULE}"
+    "the package's outputs have one derivative, in reverse mode (jax.grad, jax.vjp, jax.jacrev), "
+    "and in forward mode where the one output is a single number; for other derivatives "
+    f"{_MODULE}"
+)
+_SECOND_DERIVATIVES_ONLY = (
+    "the package has second derivatives of the energy, not further ones; for these wrap the module "
+    'itself (TorchMliap.from_energy with engine="script" or "eager")'
 )
 
 
@@ -229,7 +234,7 @@ def _derivative(metadata: dict[str, Any], order: list[int]) -> CompiledDerivativ
             if is_float(row)
         ],
         [operands[name] for name in metadata["gradients"]],
-        _ONE_DERIVATIVE,
+        _SECOND_DERIVATIVES_ONLY if metadata["user"].get("kind") == "mliap" else _ONE_DERIVATIVE,
     )
 
 

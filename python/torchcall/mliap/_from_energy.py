@@ -45,6 +45,7 @@ def energy_source(
     example: Any,
     script: Script | None,
     verbose: bool | None = None,
+    second_derivatives: bool = False,
 ) -> EnergySource:
     """Prepares a module that returns energies; see `TorchMliap.from_energy` for the arguments.
 
@@ -78,7 +79,9 @@ def energy_source(
         copied = copied.to(dtype=floats)
     check_energy(copied, name)
     if engine == "package":
-        return EnergySource(_package(module, length, floats, example, verbose), length)
+        return EnergySource(
+            _package(module, length, floats, example, verbose, second_derivatives), length
+        )
     eager = with_gradients(copied)
     if engine == "eager":
         return EnergySource(eager, length)
@@ -102,6 +105,7 @@ def _package(
     dtype: torch.dtype | None,
     example: Any,
     verbose: bool | None,
+    second_derivatives: bool,
 ) -> Path:
     # torch's compiler takes seconds to import: import it only for compilation.
     from torchcall._compile._errors import CompileError, ExportError, ToolchainError
@@ -124,6 +128,7 @@ def _package(
             dynamic=True if small else "auto",
             cache=True,
             progress=Progress(verbose),
+            second_derivatives=second_derivatives,
         )
     except CompileError as error:
         if not small or isinstance(error, ExportError | ToolchainError):

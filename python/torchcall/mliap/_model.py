@@ -129,6 +129,7 @@ class TorchMliap:
         dtype: Any = None,
         engine: Engine = "auto",
         example: Any = None,
+        second_derivatives: bool = False,
         narrow: Literal["auto", False] = "auto",
         _script: Script | None = None,
         _verbose: bool | None = None,
@@ -156,6 +157,8 @@ class TorchMliap:
                 elsewhere (notebooks, batch jobs) nothing is printed until it returns.
             example: for "package" only: see `torchcall.mliap.compile`. None: a small structure;
                 the package then serves any shapes, or compilation is an error.
+            second_derivatives: for "package" only, see `torchcall.mliap.compile`; other engines
+                have them always.
             narrow: see the attributes.
             **options: options of `TorchModuleWrapper`, except `input_spec` and `output_spec`.
 
@@ -174,6 +177,7 @@ class TorchMliap:
             example=example,
             script=_script,
             verbose=_verbose,
+            second_derivatives=second_derivatives,
         )
         if isinstance(source.model, Path):
             return cls.from_package(source.model, narrow=narrow, **options)

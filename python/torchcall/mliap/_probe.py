@@ -19,6 +19,7 @@ from torchcall._call.planning import describe_call
 from torchcall._call.specs import torch_dtype_name
 from torchcall._compile._copy import inference_copy
 from torchcall._engines.fakes import InferenceError, infer_outputs
+from torchcall._engines.package import PackageSource
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._energy_torch import weights_dtype
 from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
@@ -129,8 +130,16 @@ def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
 
     Modules that fake tensors cannot trace fail in their first call, if at all.
     """
-    if wrapper._source.engine == "AOTInductor":
-        return ""
+    source = wrapper._source
+    if isinstance(source, PackageSource):
+        own = source.metadata.torchcall
+        if own is None or own.get("gradients"):
+            return ""
+        return (
+            "expected a package that has them, got one without; compile it again with "
+            "torchcall.mliap.compile(..., second_derivatives=True), or use the module itself "
+            "(TorchMliap.from_energy with another engine)"
+        )
 
     def probed(module: Any) -> Any:
         def forward(graph: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """The function that is compiled: energy, position gradients and lattice gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -68,7 +68,7 @@ class PotentialModule:
             energy = checked_energy(self.name, out, n_atoms=sizes[N], n_systems=sizes[B])
             check_attached(self.name, energy, followed)
         result = self.evaluate(example)
-        self._check_finite(result, example)
+        check_finite(self.name, result, example)
         return result
 
     def outputs(self) -> list[str]:
@@ -83,11 +83,19 @@ class PotentialModule:
 
     def flat(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Maps the inputs, in order, to the outputs, in order. This function is traced."""
+        found = (value.detach() for value in self._results(tensors))
+        return tuple(value.to(self.dtype).contiguous() for value in found)
+
+    def differentiable(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """`flat`, with outputs that are differentiable in those inputs that require grad."""
+        return [value.to(self.dtype).contiguous() for value in self._results(tensors)]
+
+    def _results(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         graph = dict(zip(INPUTS, tensors, strict=True))
         if self._writes:  # otherwise the package would write to the caller's memory
             graph = {key: tensor.clone() for key, tensor in graph.items()}
         result = self._own_gradients(graph) if self.differentiates else self._derived(graph)
-        return tuple(result[key].detach().to(self.dtype).contiguous() for key in self.outputs())
+        return [result[key] for key in self.outputs()]
 
     def _own_gradients(self, graph: Graph) -> dict[str, torch.Tensor]:
         out = self.module(dict(graph))
@@ -95,18 +103,27 @@ class PotentialModule:
         check_outputs(self.name, out, shapes)
         return out
 
-    def _check_finite(self, result: dict[str, torch.Tensor], graph: Graph) -> None:
-        """Checks real systems only: callers do not see phantoms, the rows of the last system."""
-        real = graph["cell"].shape[0] - 1
-        for key, value in result.items():
-            rows = int((graph["batch"] < real).sum()) if key == "position_gradients" else real
-            bad = ~torch.isfinite(value[:rows]).reshape(rows, -1).all(1)
-            if bool(bad.any()):
-                what = "atom" if key == "position_gradients" else "system"
-                raise CompileError(
-                    f"torchcall: {self.name}: output [{key!r}]: expected finite numbers for the "
-                    f"example, got NaN or infinity for {what} {int(bad.nonzero()[0])}"
-                )
+
+def check_finite(name: str, result: dict[str, torch.Tensor], graph: Graph) -> None:
+    """Checks results per atom or per system for the example.
+
+    Only those of real systems: callers do not see phantoms, the rows of the last system.
+
+    Raises:
+        CompileError: one is not finite.
+    """
+    real = graph["cell"].shape[0] - 1
+    n_atoms = int((graph["batch"] < real).sum())
+    for key, value in result.items():
+        per_atom = value.shape == graph["pos"].shape
+        rows = n_atoms if per_atom else real
+        bad = ~torch.isfinite(value[:rows]).reshape(rows, -1).all(1)
+        if bool(bad.any()):
+            where = f"{'atom' if per_atom else 'system'} {int(bad.nonzero()[0])}"
+            raise CompileError(
+                f"torchcall: {name}: output [{key!r}]: expected finite numbers for the example, "
+                f"got NaN or infinity for {where}"
+            )
 
 
 def failed_on_example(potential: PotentialModule, error: Exception, example: Graph) -> CompileError:

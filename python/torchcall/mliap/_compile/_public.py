@@ -50,23 +50,20 @@ def compile(
         cache: whether to reuse packages from, and store them in, `$TORCHCALL_CACHE`, by default
             `torchcall/packages` in the user's cache folder (`~/.cache` on Linux). The key covers
             the traced operators, the weights, the options, torch and the machine.
-        second_derivatives: must be False in this version.
+        second_derivatives: whether the package also has the derivatives of its gradients, for
+            `jax.hessian(energy)` and `jax.jvp(jax.grad(energy), …)`. It then takes about three
+            times as long to compile. A module that differentiates inside must do so with
+            `create_graph=True` and not detach.
 
     Returns:
         The path.
 
     Raises:
-        NotImplementedError: second derivatives are requested.
         TypeError, ValueError: an argument is wrong; the message names it.
         OSError: the path cannot be written.
         CompileError: the module cannot be compiled; the message names the operation and
             alternatives.
     """
-    if second_derivatives:
-        raise NotImplementedError(
-            "torchcall: compile: second_derivatives: expected False, got "
-            f"{second_derivatives!r}: packages have no second derivatives in this version"
-        )
     # torch's compiler takes seconds to import: import it only for compilation.
     from torchcall._compile._progress import Progress
     from torchcall.mliap._compile._run import run
@@ -81,4 +78,5 @@ def compile(
         dynamic=dynamic,
         cache=cache,
         progress=Progress(),
+        second_derivatives=second_derivatives,
     )

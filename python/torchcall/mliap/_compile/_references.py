@@ -6,22 +6,25 @@ import torch
 
 from torchcall._compile._compare import TOLERANCE, DifferentError, compare_tensors, largest
 from torchcall.mliap._compile._cases import Case
+from torchcall.mliap._compile._derivative import PotentialDerivative
 from torchcall.mliap._compile._form import Graph
 from torchcall.mliap._compile._gradients import Evaluate, PotentialModule
 
 
 class References:
-    """Results of the eager module for each case, computed once.
+    """Results of the eager module, or of its derivative, for each case, computed once.
 
     Args:
-        potential: the module.
+        potential: what evaluates a graph.
         cases: the example, then the example with displaced atoms, then others.
 
     Raises:
         DifferentError: the module itself fails for a shape.
     """
 
-    def __init__(self, potential: PotentialModule, cases: Iterable[Case]) -> None:
+    def __init__(
+        self, potential: PotentialModule | PotentialDerivative, cases: Iterable[Case]
+    ) -> None:
         self.cases = list(cases)
         self.results: list[dict[str, torch.Tensor]] = []
         for case in self.cases:

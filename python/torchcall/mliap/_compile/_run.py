@@ -11,9 +11,18 @@ from torchcall._compile._cache import find
 from torchcall._compile._compare import DifferentError
 from torchcall._compile._copy import training_note
 from torchcall._compile._errors import CompileError, SpecialisedError, ToolchainError
+from torchcall._compile._program import as_program
 from torchcall._compile._progress import Progress
-from torchcall._compile._run import caching, check_flags, checked_device, produce, writing
+from torchcall._compile._run import (
+    Derivative,
+    caching,
+    check_flags,
+    checked_device,
+    produce,
+    writing,
+)
 from torchcall.mliap._compile._cases import Case, dynamic_cases, resized, static_cases
+from torchcall.mliap._compile._derivative import PotentialDerivative
 from torchcall.mliap._compile._example import checked_cutoff, checked_dtype, example_tensors
 from torchcall.mliap._compile._form import (
     INPUTS,
@@ -43,6 +52,7 @@ def run(
     dynamic: Literal["auto"] | bool,
     cache: bool,
     progress: Progress,
+    second_derivatives: bool = False,
 ) -> Path:
     """`torchcall.mliap.compile`, reporting to `progress`.
 
@@ -54,13 +64,18 @@ def run(
     length = checked_cutoff(getattr(module, "cutoff", None) if cutoff is None else cutoff)
     floats, place = checked_dtype(dtype), checked_device(device)
     check_flags(dynamic, cache)
+    if not isinstance(second_derivatives, bool):
+        raise ValueError(
+            "torchcall: compile: second_derivatives: expected True or False, got "
+            f"{second_derivatives!r}"
+        )
     output = caching(place) if path is None else writing(path, place, progress)
     with output as temporary:
         with progress.stage("running the module on the example"):
             potential = PotentialModule(module, floats, place)
             graph = example_tensors(example, cutoff=length, dtype=floats, device=place)
             try:
-                potential.inspect(graph)
+                results = potential.inspect(graph)
             except (CompileError, TypeError, ValueError) as error:
                 if str(error).startswith("torchcall: "):
                     raise
@@ -69,7 +84,13 @@ def run(
                 raise failed_on_example(potential, error, graph) from error
         if note := training_note(module):
             progress.note(note)
-        key = _write(_Job(potential, graph, length, temporary, cache, progress), dynamic)
+        derivative = None
+        if second_derivatives:
+            with progress.stage("differentiating it twice on the example"):
+                derivative = PotentialDerivative(potential, graph, results)
+        key = _write(
+            _Job(potential, derivative, graph, length, temporary, cache, progress), dynamic
+        )
         if path is not None:
             return Path(path)
         if (entry := find(key)) is None:
@@ -79,6 +100,7 @@ def run(
 
 class _Job(NamedTuple):
     potential: PotentialModule
+    derivative: PotentialDerivative | None
     example: Graph
     cutoff: float
     temporary: Path
@@ -133,6 +155,7 @@ def _attempt(job: _Job, *, dynamic: bool) -> str:
         traced = trace(potential, example, dynamic=dynamic)
         references = References(potential, _cases(job, traced, dynamic=dynamic))
         references.compare(graph_function(traced.module, potential.outputs()))
+    second = job.derivative and _second_program(job, job.derivative, example, dynamic=dynamic)
     device = example["pos"].device
     metadata = metadata_of(
         name=potential.name,
@@ -144,6 +167,9 @@ def _attempt(job: _Job, *, dynamic: bool) -> str:
         capacity=None if dynamic else sizes_of(example),
         content=content_of(traced.module),
     )
+    if job.derivative is not None and second is not None:
+        metadata["content"] = content_of(second.program, structure=metadata["content"])
+        metadata["gradients"] = job.derivative.product.gradients
     return produce(
         potential.name,
         program_of(traced, example, potential.outputs()),
@@ -153,6 +179,23 @@ def _attempt(job: _Job, *, dynamic: bool) -> str:
         to=job.temporary,
         cache=job.cache,
         progress=progress,
+        derivative=second,
+    )
+
+
+def _second_program(
+    job: _Job, derivative: PotentialDerivative, example: Graph, *, dynamic: bool
+) -> Derivative:
+    shapes = "any shapes" if dynamic else "fixed shapes"
+    with job.progress.stage(f"tracing the second derivatives for {shapes}"):
+        traced = trace(job.potential, example, dynamic=dynamic, derivative=derivative)
+        references = References(derivative, _cases(job, traced, dynamic=dynamic))
+        references.compare(derivative.function(traced.module))
+    given = derivative.given(example)
+    names = [f"input{k}" for k in range(len(given))]
+    return Derivative(
+        as_program(traced.module, names, given, tuple(derivative.keys)),
+        lambda program: references.compare(derivative.function(program)),
     )
 
 

@@ -16,7 +16,8 @@ from torch.fx.experimental.symbolic_shapes import (
 from torchcall._compile._copy import scripted_parts
 from torchcall._compile._errors import CompileError, SpecialisedError
 from torchcall._compile._program import as_program, trace_fakes
-from torchcall.mliap._compile._form import INPUTS, B, E, Graph, N, Sizes
+from torchcall.mliap._compile._derivative import PotentialDerivative
+from torchcall.mliap._compile._form import INPUTS, OUTPUTS, B, E, Graph, N, Sizes
 from torchcall.mliap._compile._gradients import PotentialModule
 from torchcall.mliap._compile._simplify import simplify, written_inputs
 
@@ -37,14 +38,21 @@ class Traced:
     excluded: list[Sizes]
 
 
-def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Traced:
-    """Traces the potential with fake tensors.
+def trace(
+    potential: PotentialModule,
+    example: Graph,
+    *,
+    dynamic: bool,
+    derivative: PotentialDerivative | None = None,
+) -> Traced:
+    """Traces the potential, or its derivative, with fake tensors.
 
     Args:
         potential: a potential whose `inspect` has run.
         example: only its shapes matter. If `dynamic`, those of the three axes differ from one
             another and from all small numbers, so that no size is mistaken for another.
         dynamic: whether numbers of atoms, edges and systems are symbols.
+        derivative: what to trace instead of the potential.
 
     Raises:
         SpecialisedError: the module fixes a size that should be a symbol.
@@ -54,15 +62,24 @@ def trace(potential: PotentialModule, example: Graph, *, dynamic: bool) -> Trace
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=env)
     symbolic, fixed = DimDynamic.DUCK, DimDynamic.STATIC
     fakes = []
-    for key, form in INPUTS.items():
+    inputs: list[Any] = [(key, form, example[key]) for key, form in INPUTS.items()]
+    if derivative is not None:
+        given = derivative.given(example)[len(INPUTS) :]
+        inputs += [
+            (f"cotangent of {key}", OUTPUTS[key], value)
+            for key, value in zip(potential.outputs(), given, strict=True)
+        ]
+    for key, form, value in inputs:
         dims = [symbolic if dynamic and isinstance(n, str) else fixed for n in form]
         context = StatelessSymbolicContext(dynamic_sizes=dims)
-        fakes.append(
-            mode.from_tensor(example[key], symbolic_context=context, source=LocalSource(key))
-        )
-    module = trace_fakes(potential.name, "traced", potential.flat, mode, fakes)
+        fakes.append(mode.from_tensor(value, symbolic_context=context, source=LocalSource(key)))
+    if derivative is None:
+        module = trace_fakes(potential.name, "traced", potential.flat, mode, fakes)
+    else:
+        stage = "differentiated twice"
+        module = trace_fakes(potential.name, stage, derivative.product, mode, fakes)
     module.eval()
-    if written := [list(INPUTS)[k] for k in written_inputs(module)]:
+    if written := [inputs[k][0] for k in written_inputs(module)]:
         raise CompileError(
             f"torchcall: {potential.name}: compile: expected a module that does not change its "
             f"input, got one that writes to {', '.join(written)} for some shapes only; give it "
@@ -92,7 +109,7 @@ def _excluded_sizes(env: ShapeEnv, fakes: list[torch.Tensor]) -> list[Sizes]:
     Raises:
         SpecialisedError: an axis became a constant, or a range of sizes is excluded.
     """
-    by_key = dict(zip(INPUTS, fakes, strict=True))
+    by_key = dict(zip(INPUTS, fakes, strict=False))  # cotangents have no other axes
     axes = {
         N: by_key["pos"].shape[0],
         E: by_key["cell_offsets"].shape[0],
