@@ -58,6 +58,25 @@ def test_a_folder_that_cannot_be_written_is_not_used(tmp_path, monkeypatch):
     assert jax.config.jax_compilation_cache_dir is None
 
 
+TWO_MODELS = """
+    import jax, numpy as np, torch, torchcall
+    from models import Scale
+    from torchcall._compilation_cache import use_compilation_cache
+
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert use_compilation_cache() is not None
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    factors = {factors}
+    scripts = {{factor: torch.jit.script(Scale(factor)) for factor in factors}}
+    models = {{factor: torchcall.TorchModuleWrapper(scripts[factor]) for factor in factors}}
+    x = np.ones(3, np.float32)
+    for factor, f in models.items():
+        np.testing.assert_array_equal(jax.jit(lambda x: f(x) + 1)(x), factor * x + 1)
+    first, second = models.values()
+    both = jax.jit(lambda x: first(x) - 3 * second(x))(x)
+    np.testing.assert_array_equal(both, factors[0] * x - 3 * factors[1] * x)
+"""
+
 PROGRAM = """
     import sys
     import jax, numpy as np, torch, torchcall
@@ -91,3 +110,9 @@ def test_a_stored_program_calls_the_model_of_its_process(tmp_path, where):
         hits.append(int(done.stdout))
     assert hits == ([0, 1, 0] if where == "file" else [0, 1, 1])
     assert os.listdir(tmp_path / "cache" / "programs")
+
+
+def test_stored_programs_of_live_models_follow_the_order_in_which_they_are_made(tmp_path):
+    for factors in ((2.0, 5.0), (5.0, 2.0)):
+        code = TWO_MODELS.format(factors=factors)
+        run_python(tmp_path, code, TORCHCALL_CACHE=str(tmp_path / "cache"))

@@ -137,11 +137,14 @@ class PyModel {
   }
   void Replace(PyModel& fresh) {
     ErrorText error;
-    if (TorchHalf().model_replace(get(), fresh.get(), error.sink()) != TC_OK) {
-      throw std::invalid_argument(error.text());
+    counters_->replacements.fetch_add(1);
+    const bool replaced = TorchHalf().model_replace(get(), fresh.get(), error.sink()) == TC_OK;
+    if (replaced) {
+      counters_->set_content(fresh.counters_->content());
+      counters_->generation.fetch_add(1);
     }
-    counters_->set_content(fresh.counters_->content());
-    counters_->generation.fetch_add(1);
+    counters_->replacements.fetch_add(1);
+    if (!replaced) throw std::invalid_argument(error.text());
     file = fresh.file;
   }
   nb::bytes Serialize() {

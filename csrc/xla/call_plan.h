@@ -63,8 +63,8 @@ class NativePlan {
   const std::string& model_name() const { return model_name_; }
   // Digest of the model's code and weights as they are now; see CallCounters.
   std::string content() const { return counters_->content(); }
-  // Incremented when code or weights are replaced.
-  int64_t generation() const { return counters_->generation.load(std::memory_order_acquire); }
+  // See CallCounters.
+  int64_t replacements() const { return counters_->replacements.load(); }
 
  private:
   struct Loop {

@@ -22,6 +22,8 @@ class CallCounters {
   std::atomic<uint64_t> cuda_devices{0};  // bit i: a call ran on CUDA device i
   // Incremented when code or weights are replaced: earlier graphs are stale.
   std::atomic<int64_t> generation{0};
+  // Incremented before and after code, weights and digest are replaced: odd meanwhile.
+  std::atomic<int64_t> replacements{0};
 
   // Records why calls run without a CUDA graph. The first reason is retained.
   void NoteFallback(const std::string& reason) {

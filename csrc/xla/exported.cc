@@ -4,12 +4,14 @@
 #include <nanobind/stl/vector.h>
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -68,22 +70,30 @@ class ExportedCall {
   ExportedCall(const ExportedCall&) = delete;
   ExportedCall& operator=(const ExportedCall&) = delete;
 
-  // Throws std::runtime_error if there is no plan for these buffers, or if the model no longer has
-  // the weights that the program was exported with.
-  NativePlan& Plan(ffi::RemainingArgs operands, ffi::RemainingRets results) {
+  // Fails if there is no plan for these buffers, or if the model no longer has the weights that the
+  // program was exported with. Repeats a call during which they were replaced.
+  ffi::Error Run(ffi::RemainingArgs operands, ffi::RemainingRets results, TcPlace place,
+                 int64_t run_id) {
     NativePlan* plan = made_.load(std::memory_order_acquire);
     if (plan == nullptr) plan = Make(operands, results);
-    const int64_t generation = plan->generation();
-    if (generation != generation_.load(std::memory_order_relaxed)) {
-      if (plan->content() != content_) {
-        throw std::runtime_error(
-            "torchcall: " + plan->model_name() +
-            ": expected the weights that the program was exported with, got others: refresh() "
-            "replaced them; wrap the file that it was exported with");
+    for (;;) {
+      const int64_t before = plan->replacements();
+      if (before % 2 != 0) {
+        std::this_thread::sleep_for(std::chrono::microseconds(50));
+        continue;
       }
-      generation_.store(generation, std::memory_order_relaxed);
+      if (before != checked_.load(std::memory_order_relaxed)) {
+        if (plan->content() != content_) {
+          throw std::runtime_error(
+              "torchcall: " + plan->model_name() +
+              ": expected the weights that the program was exported with, got others: refresh() "
+              "replaced them; wrap the file that it was exported with");
+        }
+        checked_.store(before, std::memory_order_relaxed);
+      }
+      ffi::Error error = Execute(*plan, operands, results, place, run_id);
+      if (plan->replacements() == before) return error;
     }
-    return *plan;
   }
 
  private:
@@ -117,7 +127,7 @@ class ExportedCall {
   std::mutex mutex_;
   std::shared_ptr<NativePlan> plan_;
   std::atomic<NativePlan*> made_{nullptr};
-  std::atomic<int64_t> generation_{-1};  // of the model's weights when they were compared last
+  std::atomic<int64_t> checked_{-1};  // replacements of the weights when they were compared last
 };
 
 // A type per platform, as in handler.cc.
@@ -144,13 +154,11 @@ ffi::ErrorOr<std::unique_ptr<ExportedState<platform>>> Instantiate(std::string_v
 
 ffi::Error Run(ExportedCall& call, ffi::RemainingArgs operands, ffi::RemainingRets results,
                TcPlace place, int64_t run_id) {
-  NativePlan* plan = nullptr;
   try {
-    plan = &call.Plan(operands, results);
+    return call.Run(operands, results, place, run_id);
   } catch (const std::exception& e) {
     return ffi::Error(ffi::ErrorCode::kFailedPrecondition, e.what());
   }
-  return Execute(*plan, operands, results, place, run_id);
 }
 
 ffi::Error ExecuteOnCpu(CpuState* state, ffi::RunId run, ffi::RemainingArgs operands,

@@ -7,6 +7,7 @@ process that runs it makes the plan from the text and from a wrapper of a model 
 
 import itertools
 import json
+import threading
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -57,10 +58,12 @@ class Model:
         self.native = native
         self.name = name
         self.check = check
-        _models.add(self)
+        with _models_lock:
+            _models.add(self)
 
 
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
+_models_lock = threading.Lock()  # a set cannot be listed while another thread adds to it
 
 
 def program_of(plan: CallPlan) -> str:
@@ -105,8 +108,8 @@ class ExportedCall:
     """
 
     def __init__(self, program: dict[str, Any], model: Model) -> None:
-        self.content: str = program["content"]
-        self.has_sizes: bool = program["has_sizes"]
+        self.content = str(program["content"])
+        self.has_sizes = bool(program["has_sizes"])
         self._name: str = program["name"]
         self._model = model
         spec = dict(program["spec"])
@@ -128,12 +131,14 @@ class ExportedCall:
             if shapes is not None:
                 self._model.check(spec)
             plan = _bridge.NativePlan(self._model.native, self._name, spec)
+            if isinstance(spec.threads, int):
+                plan.set_threads(spec.threads)
+            return _bridge.NativeRegistration(plan, _PLAN_ID)
         except ValueError as error:
             text = str(error)
             return text if text.startswith("torchcall:") else f"torchcall: {self._name}: {text}"
-        if isinstance(spec.threads, int):
-            plan.set_threads(spec.threads)
-        return _bridge.NativeRegistration(plan, _PLAN_ID)
+        except Exception as error:
+            return _unreadable(error)
 
 
 def load_exported(text: str, platform: str) -> ExportedCall | str:
@@ -142,7 +147,21 @@ def load_exported(text: str, platform: str) -> ExportedCall | str:
     Returns:
         The call, or the text of an error.
     """
-    program = json.loads(text)
+    try:
+        return _load(json.loads(text), platform)
+    except Exception as error:
+        return _unreadable(error)
+
+
+def _unreadable(error: Exception) -> str:
+    """The error of a text that another version wrote, or that was changed."""
+    return (
+        "torchcall: cannot run an exported program: expected one that this version of torchcall "
+        f"exported, got one that it cannot read ({type(error).__name__}: {error}); export it again"
+    )
+
+
+def _load(program: dict[str, Any], platform: str) -> ExportedCall | str:
     name = program["name"]
 
     def refuse(expected: str, got: str, instead: str) -> str:
@@ -166,7 +185,9 @@ def load_exported(text: str, platform: str) -> ExportedCall | str:
     obstacle = _native.prepare_cuda() if platform == "cuda" else None
     if obstacle is not None:
         return refuse("a torch with CUDA", obstacle, "install one")
-    found = _find(program, list(_models))
+    with _models_lock:
+        models = list(_models)
+    found = _find(program, models)
     if isinstance(found, Model):
         return ExportedCall(program, found)
     return refuse(*found)
@@ -178,7 +199,8 @@ def _find(program: dict[str, Any], models: list[Model]) -> Model | tuple[str, st
     wrap = "wrap the file that it was exported with, and keep the wrapper"
     same_code = [m for m in models if m.native.fingerprint == program["fingerprint"]]
     contents = {model: content_of(model.native) for model in same_code}
-    same = [model for model, content in contents.items() if content == program["content"]]
+    wanted = program["content"]
+    same = [model for model, content in contents.items() if content and content == wanted]
     options = tuple(program["options"])
     for model in same:
         if model.native.options == options:

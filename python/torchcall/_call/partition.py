@@ -36,12 +36,15 @@ class Registrations(list[Any]):
 
 
 def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    def whole(*given: Any) -> list[Any]:
+        return call_p.bind(*given, plan=plan)
+
+    if ctx.module_context.lowering_parameters.for_export:
+        return mlir.lower_fun(whole, multiple_results=True)(ctx, *operands)
     held = Registrations(plan)
     ctx.module_context.add_keepalive(held)
 
     def lowered(*given: Any) -> list[Any]:
-        if ctx.module_context.lowering_parameters.for_export:
-            return call_p.bind(*given, plan=plan)
         values = _partitioned(plan, held, given)
         return [resharded(v, aval) for v, aval in zip(values, ctx.avals_out, strict=True)]
 
