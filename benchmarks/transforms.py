@@ -6,7 +6,9 @@ The module is a small network, scripted: 64 inputs, two hidden layers of 64, one
 gradient" is `jax.value_and_grad` by the inputs; torch's own loop calls the module and
 `torch.autograd.grad` from Python. "64 calls" maps the module over 64 inputs: `jax.vmap` of a
 torchcall wrapper, by a loop in C++ (`sequential`) or by one call of the module on all of them
-(`expand_dims`), and `jax.lax.map` over wrap_torch2jax.
+(`expand_dims`), and `jax.lax.map` over wrap_torch2jax. "Parameters as arguments" compares `apply`
+of `torchcall.functional` with the wrapper: the value alone, and `jax.value_and_grad` by the inputs
+and by the parameters.
 """
 
 import sys
@@ -68,6 +70,36 @@ def peer(module: torch.nn.Module, x: jax.Array, depth: int) -> Callable[[jax.Arr
     return torch2jax(module, example, output_shapes=shape, depth=depth)
 
 
+def time_functional(report: Report, x: jax.Array) -> None:
+    """Times calls that get the parameters beside those of the wrapper."""
+    module = torch.jit.script(Network().eval())
+    fixed = torchcall.TorchModuleWrapper(module)
+    parameters, apply = torchcall.functional(module)
+
+    def by_parameters(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        value, gradients = jax.value_and_grad(apply)(p, x)
+        return value + sum(g.sum() for g in jax.tree.leaves(gradients))
+
+    def by_inputs(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return both(lambda x: apply(p, x))(x)
+
+    def count() -> int:
+        return apply.stats()["calls"]
+
+    given = (parameters, x)
+    case = "parameters as arguments"
+    runs = {
+        TORCHCALL: jitted_loop(fixed, (x,), lambda: fixed.stats()["calls"]),
+        "apply": jitted_loop(apply, given, count),
+        "torchcall, gradient": jitted_loop(both(fixed), (x,), lambda: fixed.stats()["calls"]),
+        "apply, gradient by the input": jitted_loop(by_inputs, given, count),
+        "apply, gradients by parameters": jitted_loop(by_parameters, given, count),
+    }
+    found = report.time(case, runs)
+    us = {name: timing.us_median for name, timing in found.items()}
+    report.claim(case, "apply / torchcall", us["apply"] / us[TORCHCALL], 1.5)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Times both cases."""
     options = parser(__doc__ or "").parse_args(argv)
@@ -105,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     found = report.time(case, runs)
     us = {name: timing.us_median for name, timing in found.items()}
     report.claim(case, "wrap_torch2jax / expand_dims", us[WRAP] / us[WIDE], 10, at_most=False)
+    time_functional(report, x)
     return report.finish()
 
 

@@ -17,6 +17,7 @@ from torchcall.mliap import (
     TorchMliap,
     committee,
     committee_statistics,
+    edge_vectors,
     energy,
     energy_and_gradients,
 )
@@ -98,6 +99,50 @@ def test_the_mean_is_differentiated_with_the_members_gradients():
     assert made.wrapper.stats()["calls"] == 1
 
 
+class Springs(torch.nn.Module):
+    """E = Σ exp(−r² / width²) over edges."""
+
+    def __init__(self, width: float) -> None:
+        super().__init__()
+        self.width = torch.nn.Parameter(torch.tensor(width))
+
+    def forward(self, input: dict[str, torch.Tensor]) -> torch.Tensor:
+        per_edge = torch.exp(-edge_vectors(input).square().sum(1) / self.width.square())
+        system = input["batch"][input["edge_index"][0]]
+        return torch.zeros_like(input["charge"]).index_add(0, system, per_edge)
+
+
+def test_second_derivatives_are_the_means_of_the_members():
+    springs = [Springs(width).double() for width in (2.0, 3.0)]
+    models = [TorchMliap.from_energy(spring, CUTOFF) for spring in springs]
+    graph = batch()
+
+    def product(model):
+        def total(positions):
+            return energy(model, dataclasses.replace(graph, positions=positions)).sum()
+
+        moves = jnp.cos(graph.positions)
+        return jax.jit(lambda x: jax.jvp(jax.grad(total), (x,), (moves,))[1])
+
+    found = product(committee(models))(graph.positions)
+    expected = np.mean([product(model)(graph.positions) for model in models], 0)
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_statistics_are_one_custom_call_also_beside_the_gradient_of_the_mean():
+    graph, made = batch(), committee([member(seed) for seed in range(2)])
+
+    def mean(positions):
+        graph_ = dataclasses.replace(graph, positions=positions)
+        return energy(made, graph_).sum(), committee_statistics(made, jax.lax.stop_gradient(graph_))
+
+    text = jax.jit(committee_statistics).lower(made, graph).as_text()
+    assert text.count("stablehlo.custom_call @torchcall") == 1
+    (_, out), gradient = jax.jit(jax.value_and_grad(mean, has_aux=True))(graph.positions)
+    np.testing.assert_allclose(gradient, out.position_gradients, rtol=1e-9, atol=1e-12)
+
+
 def test_mapped_graphs_are_one_call():
     models = [member(seed) for seed in range(2)]
     graph, made = batch(), committee(models)
@@ -157,6 +202,7 @@ def test_errors_name_the_member(package):
     model, graph = member(0), batch()
     longer = TorchMliap.from_module(graphs.script(module(1)), CUTOFF + 1, True)
     without = TorchMliap.from_module(graphs.script(Writing()), CUTOFF, requires_grad=False)
+    fixed = TorchMliap.from_module(graphs.script(module(0)), CUTOFF, True, capacity=(30, 900, 3))
     cases = {
         "expected one or more models": lambda: committee([]),
         f"models[1]: cutoff: expected [{CUTOFF}] Å as in models[0], got [{CUTOFF + 1}]": lambda: (
@@ -165,6 +211,7 @@ def test_errors_name_the_member(package):
         "models[1]: expected a TorchScript or eager model, got a package": lambda: committee(
             [model, TorchMliap.from_package(package)]
         ),
+        "models[1]: capacity: expected a model for any shapes": lambda: committee([model, fixed]),
         "models[1]: compute_cell_gradients: expected True": lambda: committee([model, without]),
         "models[0]: expected a TorchMliap of a torch module, got str": lambda: committee(["a"]),
         "expected a model made by torchcall.mliap.committee": lambda: committee_statistics(

@@ -63,8 +63,8 @@ def committee(models: Sequence[TorchMliap], **options: Any) -> TorchMliap:
 
     Raises:
         ValueError: there are no models; cutoffs or `compute_cell_gradients` differ; no element is
-            known to all; or a model is a package: one call runs one package, so make the committee
-            of its modules, and compile it if necessary.
+            known to all; a model has a capacity; or a model is a package: one call runs one
+            package, so make the committee of its modules, and compile it if necessary.
         TypeError: a member is no `TorchMliap` of a torch module that gets an `AtomGraphInput`.
     """
     first = _checked(models)
@@ -143,6 +143,10 @@ def _checked(models: Sequence[TorchMliap]) -> TorchMliap:
                 f"{where}: cutoff: expected {cutoffs[0].tolist()} Å as in models[0], got "
                 f"{cutoffs[1].tolist()} Å: a member must not get edges beyond its cutoff"
             )
+        if model.capacity is not None:
+            raise ValueError(
+                f"{where}: capacity: expected a model for any shapes, got one for {model.capacity}"
+            )
         if model.compute_cell_gradients != models[0].compute_cell_gradients:
             raise ValueError(
                 f"{where}: compute_cell_gradients: expected {models[0].compute_cell_gradients} as "
@@ -207,7 +211,7 @@ def _traced_jvp(primals: Any, tangents: Any) -> NoReturn:
     del primals, tangents
     raise NotImplementedError(
         "torchcall: committee_statistics: derivatives are not supported; differentiate "
-        "torchcall.mliap.energy, the mean, or apply jax.lax.stop_gradient"
+        "torchcall.mliap.energy, the mean, or apply jax.lax.stop_gradient to the graph"
     )
 
 
