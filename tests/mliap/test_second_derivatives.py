@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-import energies
+import example_energies
 import graphs
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def products(members):
 @pytest.mark.parametrize("name", ["Stillinger-Weber", "message passing"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_hessian_vector_products_equal_those_of_the_twin(members, products, name, engine):
-    model, _ = energies.potential(name, engine)
+    model, _ = example_energies.potential(name, engine)
     members = members[: len(products[name])]
     graph, places = graphs.shuffled(graphs.atom_graph(members, slots=3), 4, padding=2)
     vs = directions(members)
@@ -92,7 +92,7 @@ def test_hessian_vector_products_equal_those_of_the_twin(members, products, name
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_hessian_vector_product_is_one_call(members, engine):
-    model, module = energies.potential("Stillinger-Weber", engine)
+    model, module = example_energies.potential("Stillinger-Weber", engine)
     graph = graphs.atom_graph(members[:1])
     of = total(model, graph)
     v = jnp.asarray(directions(members)[0][0])
@@ -123,7 +123,7 @@ def test_a_hessian_vector_product_is_one_call(members, engine):
 
 
 def test_a_gradient_penalty_maps_over_geometries(members):
-    model, module = energies.potential("Stillinger-Weber", "script")
+    model, module = example_energies.potential("Stillinger-Weber", "script")
     graph, of_twin = (
         graphs.atom_graph(members[:1]),
         reference.twin("Stillinger-Weber", module, members[0]),
@@ -141,7 +141,7 @@ def test_a_gradient_penalty_maps_over_geometries(members):
 
 
 def test_the_gradient_of_a_trajectory_equals_the_twins(members):
-    model, module = energies.potential("Stillinger-Weber", "eager")
+    model, module = example_energies.potential("Stillinger-Weber", "eager")
     graph, member = graphs.atom_graph(members[:1]), members[0]
     own = total(model, graph)
     of_twin = reference.twin("Stillinger-Weber", module, member)
@@ -165,7 +165,7 @@ def test_the_gradient_of_a_trajectory_equals_the_twins(members):
 
 @pytest.mark.slow
 def test_third_derivatives(members):
-    model, module = energies.potential("Stillinger-Weber", "script")
+    model, module = example_energies.potential("Stillinger-Weber", "script")
     graph = graphs.atom_graph(members[:1])
     v = jnp.asarray(np.random.default_rng(0).normal(size=graph.positions.shape))
 
@@ -183,7 +183,7 @@ def test_third_derivatives(members):
 
 def test_force_constants_of_silicon_equal_finite_differences_of_forces(members):
     """Of the gradients that eager torch computes."""
-    model, module = energies.potential("Stillinger-Weber", "script")
+    model, module = example_energies.potential("Stillinger-Weber", "script")
     graph = graphs.atom_graph(members[:1])
     member = members[0]
     found = quick(jax.hessian(lambda x: total(model, graph)(x, graph.cell)))(graph.positions)
@@ -208,7 +208,7 @@ def test_force_constants_of_silicon_equal_finite_differences_of_forces(members):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_float32_positions_and_float64_weights(members, products, engine):
-    model, _ = energies.potential("message passing", engine)
+    model, _ = example_energies.potential("message passing", engine)
     graph = graphs.atom_graph(members[:1], dtype=np.float32)
     tangents = jax.tree.map(lambda v: jnp.asarray(v, jnp.float32), directions(members)[0])
 
@@ -225,7 +225,7 @@ def test_float32_positions_and_float64_weights(members, products, engine):
 
 
 def test_products_are_nan_where_edges_may_be_missing(members):
-    model, _ = energies.potential("Stillinger-Weber", "script")
+    model, _ = example_energies.potential("Stillinger-Weber", "script")
     graph = graphs.atom_graph(members[:1])
     v = jnp.ones_like(graph.positions)
 
