@@ -1,5 +1,7 @@
 """`jit` over sharded arrays: without a rule the whole call, with one a part on each device."""
 
+from typing import Any
+
 import eight
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +61,10 @@ CALLS = """
         xe = jax.device_put(x, P("i"))
         assert jax.jit(wrapper).trace(xe, y).jaxpr.out_avals[1].sharding.spec == P("i", None)
         divided("explicit", wrapper, in_jax, (xe, y))
+
+    # XLA divides each axis of the reshaped array by a part of the mesh's, which has no name.
+    pairs = lambda f: lambda x, y: jax.lax.map(lambda rows: f(rows, y)[1], x.reshape(4, 4, 3))
+    same("lax.map", jax.jit(pairs(wrapper))(xs, ys), pairs(in_jax)(x, y))
 
     # A rule that is not true: the model does not return as many rows as it gets.
     def first(x: torch.Tensor) -> torch.Tensor:
@@ -155,7 +161,7 @@ X, Y = jnp.ones((4, 3)), jnp.ones((3, 5))
 
 
 def test_a_rule_changes_nothing_on_one_device():
-    rules = ["b i, i k -> b k", "... i, i k -> ... k", "b w, v k -> b u"]
+    rules: list[Any] = ["b i, i k -> b k", "... i, i k -> ... k", "b w, v k -> b u"]
     matrix = ArrayMapping("b", "i"), ArrayMapping("i", "k")
     rules.append(SdyShardingRule(matrix, (ArrayMapping("b", "k"),), reduction_factors=("i",)))
     pair = ArrayMapping(CompoundFactor("b", "c"), "i")

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax._src import dispatch  # no public name
+from jax._src import dispatch, sharding_impls  # no public names
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.interpreters import mlir
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from torchcall._call.meshes import axes_of_factors, count, partition_spec, resharded
 from torchcall._call.plan import CallPlan
@@ -78,7 +78,10 @@ def _partitioned(plan: CallPlan, held: Registrations, operands: Sequence[Any]) -
 
     call = custom_partitioning(torchcall)
     call.def_partition(
-        partition, infer_sharding_from_operands=infer, sharding_rule=in_jax(given, made)
+        partition,
+        infer_sharding_from_operands=infer,
+        sharding_rule=in_jax(given, made),
+        decode_shardings=False,  # see _named
     )
     return call(*operands)
 
@@ -116,6 +119,18 @@ def _axes_of_factors(
 ) -> tuple[Mesh, dict[str, tuple[str, ...]]]:
     """The mesh's axes along which each factor is divided; none for shardings without names."""
     if not mesh.empty:
-        return mesh, axes_of_factors(factors, arrays)
+        return mesh, axes_of_factors(factors, [_named(mesh, array) for array in arrays])
     devices = sorted(arrays[0].sharding.device_set, key=lambda device: device.id)
     return Mesh(devices, ("devices",)), {}
+
+
+def _named(mesh: Mesh, array: Any) -> jax.ShapeDtypeStruct:
+    """The array with XLA's sharding by names of the mesh; whole where it has no names.
+
+    XLA can divide an axis of an array by a part of a mesh's axis, as after a reshape.
+    """
+    try:
+        (spec,) = sharding_impls.parse_flatten_op_sharding(array.sharding._hlo_sharding, mesh)
+    except Exception:  # an assertion, or one of several errors
+        spec = PartitionSpec()
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))
