@@ -256,8 +256,40 @@ class Linear(torch.nn.Module):
 def test_constant_gradients_have_zero_second_derivatives(members, engine):
     model = TorchMliap.from_energy(Linear(), CUTOFF, engine=engine)
     graph = graphs.atom_graph(members[:1])
-    hessian = quick(jax.hessian(total(model, graph), (0, 1)))(graph.positions, graph.cell)
-    assert not any(np.asarray(block).any() for block in jax.tree.leaves(hessian))
+    for arguments in (0, 1, (0, 1)):
+        hessian = jax.hessian(total(model, graph), arguments)
+        blocks = jax.tree.leaves(quick(hessian)(graph.positions, graph.cell))
+        assert not any(np.asarray(block).any() for block in blocks)
+
+
+class Cube(torch.autograd.Function):
+    """x³. Its backward is computed outside of torch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        x = ctx.saved_tensors[0].detach().numpy()
+        return torch.from_numpy(3 * x**2 * cotangents[0].detach().numpy())
+
+
+class Cubes(torch.nn.Module):
+    def forward(self, graph):
+        per_atom = Cube.apply(graph["pos"]).sum(1)
+        return torch.zeros_like(graph["charge"]).index_add(0, graph["batch"], per_atom)
+
+
+def test_a_backward_that_torch_cannot_differentiate_is_an_error_and_not_zero(members):
+    model = TorchMliap.from_energy(Cubes(), CUTOFF, engine="eager")
+    graph = graphs.atom_graph(members[:1])
+    of = total(model, graph)
+    first = quick(jax.grad(of))(graph.positions, graph.cell)
+    np.testing.assert_allclose(first, 3 * graph.positions**2, rtol=1e-12)
+    with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="a backward of Cube that"):
+        jax.block_until_ready(quick(jax.hessian(of))(graph.positions, graph.cell))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

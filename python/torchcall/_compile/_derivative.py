@@ -8,13 +8,12 @@ import torch.utils._pytree as torch_pytree
 from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.overrides import TorchFunctionMode
 
 from torchcall._compile._build import require_all_sizes
 from torchcall._compile._errors import CompileError, SpecialisedError, message_of
 from torchcall._compile._metadata import dtype_name
 from torchcall._compile._program import as_program, trace_fakes
-from torchcall._engines.derivatives import twice_differentiable, written
+from torchcall._engines.derivatives import DifferentiatesInside
 
 Named = list[tuple[str, torch.Tensor]]
 
@@ -50,40 +49,6 @@ def chosen_inputs(gradients: object, args: tuple[Any, ...]) -> list[int]:
     if not chosen:
         raise ValueError(f"{expected} with arrays of floats, got a module without such arguments")
     return chosen
-
-
-class _DifferentiatesInside(TorchFunctionMode):
-    """Records whether torch's autograd is called while the mode is active.
-
-    A `torch.autograd.Function` whose backward torch cannot differentiate, in a derivative that is
-    to be differentiated again, is an error: torch would go on without it.
-    """
-
-    found = False
-    _calls = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
-
-    def __init__(self, leaves: list[torch.Tensor]) -> None:
-        super().__init__()
-        self._leaves = leaves
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        self.found = self.found or func in self._calls
-        if func is not torch.autograd.grad or not kwargs.get("create_graph"):
-            return func(*args, **kwargs)
-        outputs = args[0] if args else kwargs["outputs"]
-        roots = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-        if kwargs.get("grad_outputs") is None and len(args) < 3:
-            # torch marks a gradient as not differentiable only if its cotangent requires grad.
-            kwargs["grad_outputs"] = [torch.ones_like(x, requires_grad=True) for x in roots]
-        handles = [
-            node.register_hook(twice_differentiable(node, self._leaves)) for node in written(roots)
-        ]
-        try:
-            return func(*args, **kwargs)
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class VectorJacobianProduct:
@@ -216,7 +181,7 @@ class VectorJacobianProduct:
         advice = "; pass create_graph=True to torch.autograd.grad, and do not detach"
         try:
             given, leaves = self._with_leaves(_cloned([value for _, value in self._inputs]))
-            with _DifferentiatesInside(leaves) as inside:
+            with DifferentiatesInside(leaves) as inside:
                 outputs = self._module(given)
             floats = [output for output in outputs if output.is_floating_point()]
             found = self._differentiated(outputs, leaves, [torch.ones_like(x) for x in floats])

@@ -1,10 +1,12 @@
 """Derivatives of eager models by torch's autograd: csrc/torch/derivatives.h in Python."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
 
 
 class GradientError(Exception):
@@ -87,6 +89,12 @@ class Derivatives:
             for i, x in enumerate(leaves[: len(self._operands)])
         ]
 
+    def inside(self, leaves: list[Any]) -> AbstractContextManager[Any]:
+        """The context in which the model is called."""
+        if not self._strict:
+            return nullcontext()
+        return DifferentiatesInside([x for x in leaves if x is not None and x.requires_grad])
+
     def gradients(
         self, outputs: tuple[torch.Tensor, ...], leaves: list[Any]
     ) -> tuple[torch.Tensor, ...]:
@@ -145,6 +153,43 @@ class Derivatives:
             gradient = torch.zeros_like(leaf) if gradient is None else gradient.conj()
             results.append(gradient.to(operands[i].dtype))  # before a cast, it has another dtype
         return tuple(results)
+
+
+class DifferentiatesInside(TorchFunctionMode):
+    """While active, records whether torch's autograd is called from Python.
+
+    A `torch.autograd.Function` whose backward torch cannot differentiate, in a derivative that is
+    to be differentiated again, is an error: torch would go on without it.
+
+    Args:
+        leaves: the tensors by which outputs are differentiated again.
+    """
+
+    found = False
+    _calls = (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward)
+
+    def __init__(self, leaves: list[torch.Tensor]) -> None:
+        super().__init__()
+        self._leaves = leaves
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        self.found = self.found or func in self._calls
+        if func is not torch.autograd.grad or not kwargs.get("create_graph"):
+            return func(*args, **kwargs)
+        outputs = args[0] if args else kwargs["outputs"]
+        roots = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
+        if kwargs.get("grad_outputs") is None and len(args) < 3:
+            # torch marks a gradient as not differentiable only if its cotangent requires grad.
+            kwargs["grad_outputs"] = [torch.ones_like(x, requires_grad=True) for x in roots]
+        handles = [
+            node.register_hook(twice_differentiable(node, self._leaves)) for node in written(roots)
+        ]
+        try:
+            return func(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def written(roots: list[torch.Tensor]) -> Iterator[Any]:

@@ -174,7 +174,9 @@ class EagerRunner:
             leaves = self._derivatives.leaves(tensors)
             given = self._derivatives.model_inputs(leaves)
             try:
-                return self._derivatives.gradients(self._result(get_module, given), leaves)
+                with self._derivatives.inside(leaves):
+                    outputs = self._result(get_module, given)
+                return self._derivatives.gradients(outputs, leaves)
             finally:
                 detach_state(get_module())
         except (_ResultError, GradientError) as error:

@@ -107,9 +107,10 @@ class EnergyGradients(torch.nn.Module):
         if by_cell is None:
             by_cell = torch.zeros_like(cell)
         if again:
-            # Gradients that are constant have derivatives too, which are zero.
-            by_position = by_position + 0 * pos
-            by_cell = by_cell + 0 * cell
+            # Constant gradients have derivatives too, zero: let all depend on both inputs.
+            nothing = pos[:0].sum() + cell[:0].sum()
+            by_position = by_position + nothing
+            by_cell = by_cell + nothing
         else:
             energy = energy.detach()
         return {
