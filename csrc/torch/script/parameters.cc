@@ -46,11 +46,60 @@ std::vector<size_t> PathOf(const std::string& name, const torch::jit::Module& mo
   return path;
 }
 
+ObjectPtr OwnerOf(ObjectPtr module, const std::vector<size_t>& path) {
+  for (size_t i = 0; i + 1 < path.size(); ++i) module = module->getSlot(path[i]).toObject();
+  return module;
+}
+
 }  // namespace
+
+// Inputs in place of parameters, which attributes may refer to: the weights of torch's recurrent
+// networks are also in a list. In an archive these are other tensors with the same memory.
+class Replacements {
+ public:
+  void Add(const at::Tensor& parameter, const at::Tensor& input) {
+    if (parameter.numel() > 0) entries_.emplace_back(parameter, input);
+  }
+
+  // The input in place of a tensor; undefined if it is no parameter.
+  at::Tensor Of(const at::Tensor& tensor) const {
+    for (const auto& [parameter, input] : entries_) {
+      if (tensor.is_same(parameter) || IsAlias(tensor, parameter)) return input;
+    }
+    return {};
+  }
+
+  // A copy of the value that refers to inputs. Its other tensors are copied if `deep`.
+  c10::IValue Replace(const c10::IValue& value, bool deep) const {
+    c10::IValue::HashIdentityIValueMap memo;
+    bool any = false;
+    value.visit([&](const c10::IValue& part) {
+      if (!part.isTensor() || !part.toTensor().defined()) return false;
+      const at::Tensor input = Of(part.toTensor());
+      any = any || input.defined();
+      if (input.defined()) memo.emplace(part, input);
+      if (!input.defined() && !deep) memo.emplace(part, part);
+      return false;
+    });
+    return any || deep ? value.deepcopy(memo) : value;
+  }
+
+ private:
+  static bool IsAlias(const at::Tensor& a, const at::Tensor& b) {
+    // A detached one is a constant.
+    return a.device() == b.device() && a.dtype() == b.dtype() && a.layout() == b.layout() &&
+           a.layout() == at::kStrided && a.requires_grad() == b.requires_grad() &&
+           a.const_data_ptr() == b.const_data_ptr() && a.sizes() == b.sizes() &&
+           a.strides() == b.strides();
+  }
+
+  std::vector<std::pair<at::Tensor, at::Tensor>> entries_;
+};
 
 class ModuleBinder {
  public:
-  explicit ModuleBinder(bool owns_state) : owns_state_(owns_state) {}
+  ModuleBinder(const Replacements& replacements, bool owns_state)
+      : replacements_(replacements), owns_state_(owns_state) {}
 
   BoundModule Bind(const ObjectPtr& object) {
     bound_.object_ = Copy(object, "");
@@ -71,8 +120,8 @@ class ModuleBinder {
         copy->setSlot(i, Copy(value.toObject(), name + "."));
       } else if (value.isTensor() && value.toTensor().defined()) {
         CopyTensor(copy, i, name);
-      } else if (owns_state_) {
-        copy->setSlot(i, value.deepcopy());
+      } else if (value.isPtrType() && !value.isString()) {
+        copy->setSlot(i, replacements_.Replace(value, owns_state_));
       }
     }
     return copy;
@@ -81,6 +130,10 @@ class ModuleBinder {
   void CopyTensor(const ObjectPtr& owner, size_t slot, const std::string& name) {
     const at::Tensor tensor = owner->getSlot(slot).toTensor();
     if (IsReplaced(*owner->type(), slot, tensor)) return;
+    if (!owner->type()->is_buffer(slot)) {
+      const at::Tensor input = replacements_.Of(tensor);
+      if (input.defined()) return owner->setSlot(slot, input);
+    }
     if (!owns_state_) {
       if (tensor.requires_grad()) owner->setSlot(slot, tensor.detach());
       return;
@@ -92,6 +145,7 @@ class ModuleBinder {
     }
   }
 
+  const Replacements& replacements_;
   bool owns_state_;
   BoundModule bound_;
   std::unordered_map<const c10::ivalue::Object*, ObjectPtr> copies_;
@@ -124,13 +178,14 @@ BoundModule ParameterSlots::Bind(const torch::jit::Module& module,
                                  const std::vector<at::Tensor>& inputs, bool owns_state) const {
   // Not inference tensors: they would have no versions.
   const TorchStateGuard guard(Autograd::kOff);
-  BoundModule bound = ModuleBinder(owns_state).Bind(module._ivalue());
+  Replacements replacements;
   for (const Slot& slot : slots_) {
-    ObjectPtr owner = bound.object();
-    for (size_t i = 0; i + 1 < slot.path.size(); ++i) {
-      owner = owner->getSlot(slot.path[i]).toObject();
-    }
-    owner->setSlot(slot.path.back(), inputs.at(slot.input));
+    const ObjectPtr owner = OwnerOf(module._ivalue(), slot.path);
+    replacements.Add(owner->getSlot(slot.path.back()).toTensor(), inputs.at(slot.input));
+  }
+  BoundModule bound = ModuleBinder(replacements, owns_state).Bind(module._ivalue());
+  for (const Slot& slot : slots_) {
+    OwnerOf(bound.object(), slot.path)->setSlot(slot.path.back(), inputs.at(slot.input));
   }
   return bound;
 }

@@ -13,8 +13,8 @@
 
 namespace torchcall {
 
-// A copy of a module object whose parameters are inputs of a call. Its code and its other tensors
-// are the module's, unless it owns its state.
+// A copy of a module object whose parameters are inputs of a call, also where other attributes and
+// lists refer to them. Its code and its other tensors are the module's, unless it owns its state.
 class BoundModule {
  public:
   const torch::jit::ObjectPtr& object() const { return object_; }

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from torchcall import _bridge
 from torchcall._call.call import Call
 from torchcall._call.specs import describe, is_static, torch_dtype_name, type_name
+from torchcall._engines.containers import attributes_of, hidden_references, renewed
 from torchcall._engines.eager import EagerCall, EagerSource
 from torchcall._engines.names import name_of
 from torchcall._engines.script import FileSource, LiveSource, ScriptCall
@@ -149,6 +150,7 @@ class EagerFunctional(FunctionalSource, EagerSource):
     def __init__(
         self, module: torch.nn.Module, parameters: list[Parameter], *, share_inputs: bool
     ) -> None:
+        _refuse_hidden(module, {name for parameter in parameters for name in parameter.names})
         try:
             copied = _copied(module, {})
         except Exception as error:  # raised by an attribute that cannot be copied
@@ -166,6 +168,16 @@ class EagerFunctional(FunctionalSource, EagerSource):
         prepared = super().prepare_call(model, call)
         prepared.parameters = self.checked_names(call)
         return prepared
+
+
+def _refuse_hidden(module: torch.nn.Module, keys: set[str]) -> None:
+    for attribute, parameter in hidden_references(module, keys):
+        raise ValueError(
+            f"torchcall: {name_of(module)}: functional: {attribute}: expected a module that reads "
+            f"its parameters from its own attributes, got an object or function that refers to "
+            f"{parameter!r} itself, and would use its old value; read it from `self` in `forward`, "
+            "or pass it as an argument"
+        )
 
 
 class _WithParameters(torch.nn.Module):
@@ -209,11 +221,15 @@ class _Copy:
         shared = {id(weight): weight for weight in module.parameters()}
         self._module = _copied(module, dict(shared))
         parts = dict(self._module.named_modules(remove_duplicate=False))
-        self._slots = [(names[0], [_slot(parts, name) for name in names]) for names in keys]
-        self._constants = [
-            (entries, name, entries[name]) for _, slots in self._slots for entries, name in slots
-        ]
+        slots = [(names[0], *_slot(parts, name)) for names in keys for name in names]
+        self._slots = [(key, entries, name, entries[name]) for key, entries, name in slots]
         self._attributes = [(part, dict(vars(part))) for part in self._module.modules()]
+        self._held = [
+            (vars(part), name, value)
+            for part in self._module.modules()
+            for name, value in attributes_of(part).items()
+            if not isinstance(value, bool | int | float | str | None)
+        ]
         self._buffers = [
             (name, entries, key, value, value._version, _statistic(key, value))
             for name, entries, key, value in _buffers(parts)
@@ -222,13 +238,16 @@ class _Copy:
     def __call__(
         self, parameters: dict[str, torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        for key, slots in self._slots:
-            for entries, name in slots:
-                entries[name] = parameters[key]
+        given: dict[int, torch.Tensor] = {}
+        for key, entries, name, constant in self._slots:
+            entries[name] = given[id(constant)] = parameters[key]
+        memo: dict[int, Any] = {}
+        for attributes, name, value in self._held:
+            attributes[name] = renewed(value, given, memo)
         try:
             result = self._module(*args, **kwargs)
         finally:  # a reference to the parameters would retain them
-            for entries, name, constant in self._constants:
+            for _, entries, name, constant in self._slots:
                 entries[name] = constant
             for part, before in self._attributes:
                 now = vars(part)
