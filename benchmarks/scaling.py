@@ -5,7 +5,9 @@
 Velocity Verlet of eight replicas of 64 atoms under a Lennard-Jones potential, at fixed edges, in a
 jitted loop. `shard_map` divides the replicas among the devices, and `vmap` merges those of a
 device into one call. torch has one thread in each call, and XLA one per device. Two processes form
-one mesh by `jax.distributed`. The methods are interleaved; the claim is two devices against one.
+one mesh by `jax.distributed`. Two unconnected processes, which each do all the work of one device,
+show what the machine's two cores give: u = 2 × (one device) / (both unconnected). The methods are
+interleaved.
 """
 
 import argparse
@@ -39,6 +41,7 @@ STEP = 0.02  # of time, in Å (u/eV)^(1/2)
 MASS = 39.948  # u
 SPLIT, WHOLE = PartitionSpec("devices"), PartitionSpec()
 ONE, TWO, PROCESSES = "one device", "two devices", "two processes"
+UNCONNECTED = "one device in each of two unconnected processes"
 ENGINES = ("TorchScript", "eager")
 CHILD = "--child"
 
@@ -94,22 +97,27 @@ def mesh_of(count: int) -> Mesh:
 
 
 def child(port: str, rank: str, engine: str) -> None:
-    """One of two processes: reads numbers of steps, and answers when they are done."""
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", 2, int(rank), initialization_timeout=60)
-    run = steps(potential(engine), mesh_of(2))
+    """One of two processes: reads numbers of steps, and answers when they are done.
+
+    Without a port it does all the work alone.
+    """
+    if port:
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(f"localhost:{port}", 2, int(rank), initialization_timeout=60)
+    torchcall.set_num_threads(1)
+    run = steps(potential(engine), mesh_of(2 if port else 1))
     for line in sys.stdin:
         run(int(line))
         print("done", flush=True)
 
 
 class Processes:
-    """Two processes, each with one device."""
+    """Two processes, each with one device, of one mesh or unconnected."""
 
-    def __init__(self, engine: str) -> None:
+    def __init__(self, engine: str, *, connected: bool) -> None:
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            port = str(free.getsockname()[1])
+            port = str(free.getsockname()[1]) if connected else ""
         self._pair = [
             subprocess.Popen(
                 [sys.executable, __file__, CHILD, port, str(rank), engine],
@@ -149,23 +157,31 @@ def measure(report: Report, engine: str) -> None:
     """Times the three methods for one engine."""
     case = f"{REPLICAS} replicas of {N_ATOMS} atoms, {engine}"
     model = potential(engine)
-    pair = Processes(engine)
+    pairs = {
+        PROCESSES: Processes(engine, connected=True),
+        UNCONNECTED: Processes(engine, connected=False),
+    }
     try:
-        runs: dict[str, Run] = {PROCESSES: pair}
+        runs: dict[str, Run] = dict(pairs)
         results = []
         for name, count in {ONE: 1, TWO: 2}.items():
             run = steps(model, mesh_of(count))
             results.append(run(3))
             runs[name] = lambda calls, run=run: timed(lambda: run(calls))
         np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
-        pair(1)
+        for pair in pairs.values():
+            pair(3)
         us = report.time(case, runs, engines=dict.fromkeys(runs, engine))
     finally:
-        pair.close()
-    ratios = {name: us[ONE].us_median / us[name].us_median for name in (TWO, PROCESSES)}
+        for pair in pairs.values():
+            pair.close()
     if engine == "TorchScript":
-        for name, ratio in ratios.items():
+        machine = 2 * us[ONE].us_median / us[UNCONNECTED].us_median
+        report.claim(case, "u, of two unconnected processes", machine, 1.8, at_most=False)
+        for name in (TWO, PROCESSES):
+            ratio = us[ONE].us_median / us[name].us_median
             report.claim(case, f"one device / {name}", ratio, 1.8, at_most=False)
+            report.claim(case, f"one device / {name}, of u", ratio / machine, 0.9, at_most=False)
 
 
 def main(argv: list[str] | None = None) -> int:
