@@ -13,7 +13,7 @@ import torch
 from graphs import QUICK
 from reference import CUTOFF, one_thread  # noqa: F401
 
-from torchcall.mliap import TorchMliap, energy, energy_and_gradients
+from torchcall.mliap import TorchMliap, committee, energy, energy_and_gradients
 
 pytestmark = pytest.mark.usefixtures("x64")
 ENGINES = ["script", "eager"]
@@ -310,6 +310,21 @@ def test_gradients_that_a_module_detaches_are_an_error_at_trace_time(members, en
         with pytest.raises(NotImplementedError, match=text):
             jax.eval_shape(second, graph.positions, graph.cell)
     assert model.wrapper.stats()["calls"] == before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_gradients_of_which_a_part_is_detached_are_an_error(members, engine):
+    module = reference.potentials()["Stillinger-Weber"]
+    module = graphs.script(module) if engine == "script" else module
+    detached = TorchMliap.from_module(module, CUTOFF, True)
+    attached, _ = example_energies.potential("Stillinger-Weber", engine)
+    graph = graphs.atom_graph(members[:1])
+    text = r"expected a module whose output \['position_gradients'\] autograd can differentiate"
+    of = total(committee([attached, detached]), graph)
+    with pytest.raises(NotImplementedError, match=text):
+        jax.eval_shape(jax.hessian(of), graph.positions, graph.cell)
+    of = total(committee([attached, attached]), graph)
+    assert jax.eval_shape(jax.hessian(of), graph.positions, graph.cell).shape == (8, 3, 8, 3)
 
 
 def test_a_function_of_jax_as_wrapper_is_differentiated_by_jax(members):

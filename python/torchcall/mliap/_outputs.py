@@ -98,6 +98,33 @@ class Followed(TorchDispatchMode):
         return result
 
 
+class WithoutGraph(Followed):
+    """`Followed`; also records what is computed from gradients without a graph of their own.
+
+    These are the results of `torch.autograd.grad` without create_graph that depend on the tensors.
+    """
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        super().__init__(*tensors)
+        self._cut: set[int] = set()
+
+    def is_cut(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor was computed from such gradients."""
+        return tensor.untyped_storage()._cdata in self._cut
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        in_backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+        given = _tensors((args, kwargs))
+        if any(self.is_cut(x) for x in given) or (in_backward and any(map(self.reached, given))):
+            # Shapes and masks have no derivatives.
+            found = [x for x in _tensors(result) if x.is_floating_point() or x.is_complex()]
+            self._cut |= {x.untyped_storage()._cdata for x in found}
+        return result
+
+
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 

@@ -23,7 +23,13 @@ from torchcall._engines.package import PackageSource
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._energy_torch import weights_dtype
 from torchcall.mliap._input import AtomGraphInput, input_dtypes, output_specs
-from torchcall.mliap._outputs import Followed, check_attached, check_outputs, checked_energy
+from torchcall.mliap._outputs import (
+    Followed,
+    WithoutGraph,
+    check_attached,
+    check_outputs,
+    checked_energy,
+)
 
 # (atoms, edges, systems): different from each other and from the sizes of other axes.
 _SIZES = (7, 13, 5)
@@ -144,9 +150,14 @@ def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
     def probed(module: Any) -> Any:
         def forward(graph: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             leaves = {key: graph[key].requires_grad_(True) for key in ("pos", "cell")}
-            out = module(graph | {key: leaf.clone() for key, leaf in leaves.items()})
+            given = {key: leaf.clone() for key, leaf in leaves.items()}
+            with WithoutGraph(*given.values()) as followed:
+                out = module(graph | given)
             for key in ("position_gradients", "cell_gradients"):
-                if key in out and not _depends(out[key], list(leaves.values())):
+                if key not in out:
+                    continue
+                # One that is detached in part would have derivatives that are wrong.
+                if followed.is_cut(out[key]) or not _depends(out[key], list(leaves.values())):
                     raise _Detached(key)
             return out
 
@@ -161,8 +172,8 @@ def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
         if isinstance(error.__cause__, _Detached):
             return (
                 f"expected a module whose output [{str(error.__cause__)!r}] autograd can "
-                "differentiate, got a detached one; pass create_graph=True to torch.autograd.grad "
-                "there and do not detach, or return the energy alone "
+                "differentiate, got one that is detached, or a part of it; pass create_graph=True "
+                "to torch.autograd.grad there and do not detach, or return the energy alone "
                 "(TorchMliap.from_energy); or use finite differences"
             )
     return ""
