@@ -191,6 +191,24 @@ def test_members_do_not_see_each_others_writes_and_may_have_other_dtypes():
     assert out.cell_gradients is None
 
 
+def test_each_capacity_is_another_program():
+    made, graph = committee([member(0)]), batch()
+    committee_statistics(dataclasses.replace(made, capacity=(90, 9000, 5)), graph)
+    small = dataclasses.replace(made, capacity=(3, 90, 5))
+    assert "n_atoms: expected at least" in error_of(lambda: committee_statistics(small, graph))
+
+
+def test_no_graphs():
+    made, graph = committee([member(0)]), batch()
+    none = jnp.zeros((0, *graph.positions.shape))
+
+    def of(positions):
+        return committee_statistics(made, dataclasses.replace(graph, positions=positions))
+
+    out = jax.vmap(of)(none)
+    assert [x.shape for x in out] == [(0, *x.shape) for x in of(graph.positions)]
+
+
 def test_an_incomplete_list_gives_nan():
     made = committee([member(0)])
     graph = dataclasses.replace(batch(), did_overflow=jnp.array(True))
@@ -205,6 +223,10 @@ def test_errors_name_the_member(package):
     fixed = TorchMliap.from_module(graphs.script(module(0)), CUTOFF, True, capacity=(30, 900, 3))
     cases = {
         "expected one or more models": lambda: committee([]),
+        "models: expected a list of TorchMliap, got TorchMliap": lambda: committee(model),
+        "expected a TorchMliap of a torch module, got function": lambda: committee(
+            [dataclasses.replace(model, wrapper=lambda input: input)]
+        ),
         f"models[1]: cutoff: expected [{CUTOFF}] Å as in models[0], got [{CUTOFF + 1}]": lambda: (
             committee([model, longer])
         ),

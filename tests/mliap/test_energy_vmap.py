@@ -227,3 +227,10 @@ def test_graph_without_mapped_fields_takes_one_plain_call(model, replicas):
     count, out = calls_of(model, jax.vmap(one), jnp.zeros(COUNT))
     assert count == 1
     assert len(set(np.asarray(out).tolist())) == 1
+
+
+def test_no_graphs_have_no_energies(model, stacked):
+    none = jax.tree.map(lambda x: x[:0], stacked)
+    found = jax.vmap(lambda graph: of(model, graph))(none)
+    assert [x.shape[0] for x in found] == [0, 0, 0]
+    assert found[1].shape == none.positions.shape

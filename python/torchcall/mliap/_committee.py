@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.core import Tracer
@@ -21,7 +20,7 @@ from torchcall.mliap._energy import EnergyAndGradients, nan_where
 from torchcall.mliap._graph import AtomGraph, check_graph, lacks_edges, listed, without_list
 from torchcall.mliap._hessian import own_rows
 from torchcall.mliap._input import input_dtypes, narrowing
-from torchcall.mliap._merge import merge_graphs
+from torchcall.mliap._merge import evaluate_merged
 from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._programs import Programs
 from torchcall.mliap._table import Table
@@ -124,14 +123,18 @@ def committee_statistics(model: TorchMliap, graph: AtomGraph) -> CommitteeOut:
 
 def _checked(models: Sequence[TorchMliap]) -> TorchMliap:
     """The first of the models, which fit each other."""
+    if not isinstance(models, Sequence):
+        raise TypeError(
+            "torchcall: committee: models: expected a list of TorchMliap, got "
+            f"{type(models).__name__}"
+        )
     if len(models) == 0:
         raise ValueError("torchcall: committee: expected one or more models, got none")
     for k, model in enumerate(models):
         where = f"torchcall: committee: models[{k}]"
         if not isinstance(model, TorchMliap) or not isinstance(model.wrapper, TorchModuleWrapper):
-            raise TypeError(
-                f"{where}: expected a TorchMliap of a torch module, got {type(model).__name__}"
-            )
+            kind = type(model.wrapper if isinstance(model, TorchMliap) else model).__name__
+            raise TypeError(f"{where}: expected a TorchMliap of a torch module, got {kind}")
         if model.wrapper._source.engine == "AOTInductor":
             raise ValueError(
                 f"{where}: expected a TorchScript or eager model, got a package: one call runs one "
@@ -198,7 +201,8 @@ def _program(model: TorchMliap) -> Callable[[Array, AtomGraph], CommitteeOut]:
 
         return torchcall_committee
 
-    return _programs.get(model.wrapper, (keys, model.compute_cell_gradients, model.narrow), make)
+    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity)
+    return _programs.get(model.wrapper, options, make)
 
 
 @jax.custom_jvp
@@ -272,11 +276,4 @@ _merging = custom_vmap(_evaluate)
 def _evaluate_merged(
     axis_size: int, in_batched: list[Any], model: TorchMliap, graph: AtomGraph
 ) -> tuple[CommitteeOut, CommitteeOut]:
-    data = jnp.max(model.cutoff.data, keepdims=True).reshape(1)
-    model = replace(model, cutoff=replace(model.cutoff, keys=model.cutoff.keys[:1], data=data))
-    out = _merging(model, merge_graphs(graph, in_batched[1], axis_size))
-
-    def split(values: Array) -> Array:
-        return values.reshape(axis_size, values.shape[0] // axis_size, *values.shape[1:])
-
-    return jax.tree.map(split, out), jax.tree.map(lambda _: True, out)
+    return evaluate_merged(_merging, axis_size, in_batched[1], model, graph)

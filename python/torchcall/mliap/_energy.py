@@ -24,7 +24,7 @@ from torchcall.mliap._graph import (
     without_list,
 )
 from torchcall.mliap._hessian import hessian_product, own_rows
-from torchcall.mliap._merge import merge_graphs
+from torchcall.mliap._merge import evaluate_merged
 from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._programs import Programs
 from torchcall.mliap._table import Table
@@ -285,12 +285,4 @@ evaluation = custom_vmap(_evaluate)
 def _evaluate_merged(
     axis_size: int, in_batched: list[Any], model: TorchMliap, graph: AtomGraph
 ) -> tuple[EnergyAndGradients, EnergyAndGradients]:
-    # Cutoffs by system only set the phantom's size, so the largest serves the merged graph.
-    data = jnp.max(model.cutoff.data, keepdims=True).reshape(1)
-    model = replace(model, cutoff=replace(model.cutoff, keys=model.cutoff.keys[:1], data=data))
-    out = evaluation(model, merge_graphs(graph, in_batched[1], axis_size))
-
-    def split(values: Array) -> Array:
-        return values.reshape(axis_size, values.shape[0] // axis_size, *values.shape[1:])
-
-    return jax.tree.map(split, out), jax.tree.map(lambda _: True, out)
+    return evaluate_merged(evaluation, axis_size, in_batched[1], model, graph)

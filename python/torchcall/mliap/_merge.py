@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,37 @@ def merge_graphs(graph: AtomGraph, mapped: AtomGraph, count: int) -> AtomGraph:
         return value if is_mapped else jnp.broadcast_to(value, (count, *value.shape))
 
     return _merge(jax.tree.map(spread, graph, mapped))
+
+
+def evaluate_merged(
+    evaluate: Callable[[Any, AtomGraph], Any], count: int, mapped: AtomGraph, model: Any, graph: Any
+) -> tuple[Any, Any]:
+    """The rule of `custom_vmap` of a potential's evaluation: `count` graphs as one.
+
+    Args:
+        evaluate: maps a model and a graph to a pytree of arrays, whose leading axes are atoms or
+            systems.
+        count, mapped, graph: see `merge_graphs`.
+        model: a `TorchMliap`.
+
+    Returns:
+        The arrays with a leading axis of length `count`, and that they have it.
+    """
+    # Cutoffs by system only set the phantom's size, so the largest serves the merged graph.
+    data = jnp.max(model.cutoff.data, keepdims=True).reshape(1)
+    model = replace(model, cutoff=replace(model.cutoff, keys=model.cutoff.keys[:1], data=data))
+    if count == 0:
+        one = jax.tree.map(
+            lambda value, has: jax.ShapeDtypeStruct(value.shape[1 if has else 0 :], value.dtype),
+            graph,
+            mapped,
+        )
+        specs = jax.eval_shape(evaluate, model, one)
+        out = jax.tree.map(lambda spec: jnp.zeros((0, *spec.shape), spec.dtype), specs)
+    else:
+        merged = evaluate(model, merge_graphs(graph, mapped, count))
+        out = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), merged)
+    return out, jax.tree.map(lambda _: True, out)
 
 
 @jax.jit
