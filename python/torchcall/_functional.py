@@ -126,7 +126,8 @@ def _copied(module: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
 def _refuse_statistics(module: torch.nn.Module) -> None:
     for name, part in module.named_modules():
         statistics = dict(part.named_buffers(recurse=False)).get("running_mean")
-        if part.training and statistics is not None:
+        # A frozen module has no mode.
+        if getattr(part, "training", False) and statistics is not None:
             raise ValueError(
                 f"torchcall: {name_of(module)}: functional: {name or 'the module'}: expected a "
                 "module that does not change its buffers, got one that updates running statistics "
@@ -147,8 +148,9 @@ def _array(apply: FunctionalModule, key: str, value: torch.Tensor) -> jax.Array:
             )
         )
     value = value.detach().cpu().contiguous()
-    if dtype == "bfloat16":  # which NumPy does not have
-        return jnp.array(value.view(torch.int16).numpy().view(jnp.bfloat16))
+    if dtype.startswith(("bfloat", "float8")):  # which NumPy does not have
+        bits = torch.int16 if value.itemsize == 2 else torch.uint8
+        return jnp.array(value.view(bits).numpy().view(jnp.dtype(dtype)))
     return jnp.array(value.numpy())
 
 

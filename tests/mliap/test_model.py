@@ -188,6 +188,12 @@ def test_largest_of_several_cutoffs_sets_the_phantom_cell(graph):
     np.testing.assert_array_equal(padded["cell"][1], np.eye(3, dtype=np.float32) * 2 * 4.2)
 
 
+def test_a_frozen_module_has_no_mode_to_warn_of():
+    module = reference.potentials()["Lennard-Jones"].eval()
+    frozen = TorchMliap.from_module(torch.jit.freeze(graphs.script(module)), CUTOFF, True)
+    assert frozen.wrapper.stats()["engine"] == "TorchScript"
+
+
 def test_a_part_in_training_mode_is_a_warning():
     part = torch.nn.Sequential(torch.nn.Linear(3, 1), torch.nn.Dropout(0.5))
 

@@ -108,6 +108,14 @@ def test_frozen_parameters_are_included_integers_and_buffers_are_not(engine):
     np.testing.assert_allclose(gradient, x * parameters["listed.0"] * parameters["listed.1"], 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_parameters_of_eight_bits(dtype):
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.tensor([0.5, -2.0, 3.0]).to(dtype))
+    parameters, _ = torchcall.functional(module)
+    np.testing.assert_array_equal(np.asarray(parameters["weight"], np.float32), [0.5, -2.0, 3.0])
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_parameters(engine, dtype):
@@ -132,6 +140,13 @@ def test_a_module_without_parameters(engine):
     np.testing.assert_allclose(
         jax.grad(lambda x: apply({}, x).sum())(x), 1 - jnp.tanh(x) ** 2, 1e-5
     )
+
+
+def test_a_frozen_module_has_no_parameters():
+    module = nn.Linear(3, 2).eval()
+    parameters, apply = torchcall.functional(torch.jit.freeze(torch.jit.script(module)))
+    assert parameters == {}
+    equals(module, apply, parameters, random(4, 3).astype(jnp.float32))
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -284,7 +299,11 @@ def test_errors_name_the_parameter(engine):
         "parameters['more']: expected the module's parameters ['bias', 'weight'], got": parameters
         | {"more": x},
         "parameters['bias']: expected float32 (2,), got 1.0": parameters | {"bias": 1.0},
-        "parameters: expected a dict of arrays": (weight, x),
+        "parameters: expected a dict of arrays by parameter name, as from torchcall.functional, "
+        "got a tuple": (weight, x),
+        "torchcall.functional, got an array, float32 (3,)": x,
+        "torchcall.functional, got None": None,
+        "torchcall.functional, got nested containers": {"a": parameters},
         "parameters['bias']: expected an array or a Python scalar": parameters | {"bias": object()},
     }
     for message, given in cases.items():

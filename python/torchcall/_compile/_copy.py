@@ -71,7 +71,9 @@ def training_part(module: object) -> str:
             kind: Any = getattr(torch.nn, part.original_name, None)
         else:
             kind = type(part)
-        if part.training and isinstance(kind, type) and issubclass(kind, _CHANGED_BY_TRAINING):
+        # A frozen module has no mode.
+        is_training = getattr(part, "training", False)
+        if is_training and isinstance(kind, type) and issubclass(kind, _CHANGED_BY_TRAINING):
             return f"{name} ({kind.__name__})" if name else kind.__name__
     return ""
 

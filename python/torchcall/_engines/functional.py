@@ -60,10 +60,15 @@ class FunctionalSource:
         """
         tree = jax.tree.unflatten(call.treedef, range(len(call.specs)))[0][0]
         expected = {parameter.names[0]: parameter for parameter in self.parameters}
-        if not isinstance(tree, dict) or any(isinstance(x, dict | list) for x in tree.values()):
+        if not isinstance(tree, dict) or not all(isinstance(x, int) for x in tree.values()):
+            if isinstance(tree, int):  # the number of a leaf
+                spec = call.specs[tree]
+                got = repr(spec) if is_static(spec) else f"an array, {describe(spec)}"
+            else:
+                got = "nested containers" if isinstance(tree, dict) else f"a {type_name(tree)}"
             raise TypeError(
                 "parameters: expected a dict of arrays by parameter name, as from "
-                f"torchcall.functional, got {'nested containers' if tree else type_name(tree)}"
+                f"torchcall.functional, got {got}"
             )
         for key, parameter in expected.items():
             wanted = parameter.form
