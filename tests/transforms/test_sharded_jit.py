@@ -11,6 +11,8 @@ from jax.experimental.custom_partitioning import ArrayMapping, CompoundFactor, S
 from twins import wrapped
 
 WITHOUT = """
+    from contextlib import nullcontext
+
     f = wrapped(Both(), ENGINE)
     same("sharded arguments", f(xs, ys), in_jax(x, y))
     same("sharded, jit", jax.jit(f)(xs, ys), in_jax(x, y))
@@ -20,8 +22,15 @@ WITHOUT = """
     same("grad", jax.jit(jax.grad(square(f), BOTH))(xs, ys), jax.grad(square(in_jax), BOTH)(x, y))
     same("vmap", jax.jit(jax.vmap(f, (0, None)))(xs, ys), in_jax(x, y))
     explicit = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(explicit):
-        same("explicit", jax.jit(f)(jax.device_put(x, P("i")), y), in_jax(x, y))
+    xe = jax.device_put(x, NamedSharding(explicit, P("i")))
+    rows = lambda f: jax.vmap(jax.grad(square(f), BOTH), (0, None))
+    # With the mesh in the context, and with that of the arrays alone.
+    for context in (jax.set_mesh(explicit), nullcontext()):
+        with context:
+            same("explicit", jax.jit(f)(xe, y), in_jax(x, y))
+            found = jax.jit(jax.grad(square(f), BOTH))(xe, y)
+            same("explicit grad", found, jax.grad(square(in_jax), BOTH)(x, y))
+            same("explicit vmap of grad", jax.jit(rows(f))(xe, y), rows(in_jax)(x, y))
     for device in jax.devices()[:3]:
         out = jax.jit(f)(jax.device_put(x, device), jax.device_put(y, device))
         assert out[0].devices() == {device}

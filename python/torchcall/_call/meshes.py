@@ -46,7 +46,7 @@ def results(
         given: per operand, the factors of its axes. Without them, results are not sharded.
         made: per result, the factors of its axes.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = _mesh_of(operands)
     if mesh.empty:
         return [ShapedArray(spec.shape, spec.dtype) for spec in specs]
     more: dict[str, Any] = {}
@@ -62,6 +62,13 @@ def results(
         ShapedArray(spec.shape, spec.dtype, sharding=sharding, **more)
         for spec, sharding in zip(specs, shardings, strict=True)
     ]
+
+
+def _mesh_of(operands: Sequence[Any]) -> Any:
+    """The mesh of the context, or that of the operands: their shardings have one without it."""
+    mesh = jax.sharding.get_abstract_mesh()
+    own = (x.sharding.mesh for x in operands if mesh.empty and not x.sharding.mesh.empty)
+    return next(own, mesh)
 
 
 def axes_of_factors(factors: Sequence[Axes], arrays: Sequence[Any]) -> dict[str, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from jax.interpreters import ad, batching, mlir
 
 from torchcall._call import partition
 from torchcall._call.derive import differentiable, mapped_plan, require_gradients, vjp_plan
-from torchcall._call.meshes import aligned, results
+from torchcall._call.meshes import aligned, resharded, results
 from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call, call_p, compiled, refuse, sharded_p
 
@@ -158,7 +158,10 @@ def _tangent_transpose(
     wanted = [i for i, x in zip(inputs, tangents, strict=True) if ad.is_undefined_primal(x)]
     transposed = vjp_plan(plan, wanted, [j for j, _ in given])
     found = call(transposed, [*primals, *(cotangent for _, cotangent in given)])
-    gradients = {i: _summed(plan, i, gradient) for i, gradient in zip(wanted, found, strict=True)}
+    gradients = {
+        i: resharded(_summed(plan, i, gradient), tangents[inputs.index(i)].aval)
+        for i, gradient in zip(wanted, found, strict=True)
+    }
     return [None] * n + [gradients.get(i) for i in inputs]
 
 
