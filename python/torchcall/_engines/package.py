@@ -68,8 +68,8 @@ class PackageSource:
         self._verified = None
         if _signature(metadata) != _signature(self._metadata):
             raise ValueError(
-                "refresh: expected a package with the same arguments and results, got another "
-                "one; make a new wrapper"
+                "refresh: expected a package with the same arguments, results and gradients, got "
+                "another one; make a new wrapper"
             )
         self._metadata = metadata
         # Packages read this at their first run. It enables the checks compiled into them.

@@ -27,8 +27,8 @@ _ONE_DERIVATIVE = (
     f"{_MODULE}"
 )
 _SECOND_DERIVATIVES_ONLY = (
-    "the package has second derivatives of the energy, not further ones; for these wrap the module "
-    'itself (TorchMliap.from_energy with engine="script" or "eager")'
+    "the package has second derivatives of the energy, not further ones; for these use the module "
+    'itself: engine="script" or "eager" of TorchMliap.from_energy or torchcall.models.load'
 )
 
 

@@ -143,8 +143,8 @@ def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
             return ""
         return (
             "expected a package that has them, got one without; compile it again with "
-            "torchcall.mliap.compile(..., second_derivatives=True), or use the module itself "
-            "(TorchMliap.from_energy with another engine)"
+            "torchcall.mliap.compile(..., second_derivatives=True), or use the module itself: "
+            'engine="script" or "eager" of TorchMliap.from_energy or torchcall.models.load'
         )
 
     def probed(module: Any) -> Any:
