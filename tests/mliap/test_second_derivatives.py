@@ -262,6 +262,35 @@ def test_constant_gradients_have_zero_second_derivatives(members, engine):
         assert not any(np.asarray(block).any() for block in blocks)
 
 
+class PartlyDetached(torch.nn.Module):
+    """½ Σ x², whose position gradients have derivatives, and cell gradients none."""
+
+    def forward(self, graph: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        x = graph["pos"]
+        per_atom = 0.5 * (x * x).sum(1)
+        energy = torch.zeros_like(graph["charge"]).index_add(0, graph["batch"], per_atom)
+        return {
+            "energy": energy,
+            "position_gradients": x * 1,
+            "cell_gradients": torch.zeros_like(graph["cell"]).detach(),
+        }
+
+
+def test_cell_gradients_that_are_not_used_need_no_derivatives(members):
+    wrapper = TorchMliap.from_module(graphs.script(PartlyDetached()), CUTOFF, True).wrapper
+    graph = graphs.atom_graph(members[:1])
+    without = TorchMliap(TorchMliap.from_energy(Linear(), CUTOFF).cutoff, wrapper, False)
+    found = quick(jax.hessian(lambda x: total(without, graph)(x, graph.cell)))(graph.positions)
+    n = graph.positions.size
+    assert_close(found.reshape(n, n), np.eye(n), 1)
+    with pytest.raises(NotImplementedError, match=r"output \['cell_gradients'\]"):
+        jax.eval_shape(
+            jax.hessian(total(replace(without, compute_cell_gradients=True), graph)),
+            graph.positions,
+            graph.cell,
+        )
+
+
 class Cube(torch.autograd.Function):
     """x³. Its backward is computed outside of torch."""
 

@@ -23,7 +23,9 @@ Gradients = tuple[Float[Array, "n 3"], Float[Array, "b 3 3"] | None]
 """By positions and by cells; None unless the model computes these."""
 
 _programs = Programs()
-_refusals: weakref.WeakKeyDictionary[TorchModuleWrapper, str] = weakref.WeakKeyDictionary()
+# Per wrapper, and whether its cell gradients are used: why there are no second derivatives, or "".
+_refusals: weakref.WeakKeyDictionary[TorchModuleWrapper, dict[bool, str]]
+_refusals = weakref.WeakKeyDictionary()
 
 
 def hessian_product(
@@ -52,7 +54,7 @@ def hessian_product(
         return jnp.zeros_like(graph.positions), no_strain
     if not isinstance(model.wrapper, TorchModuleWrapper):
         return _product(model, graph, moves, strains)
-    _require_second_derivatives(model.wrapper)
+    _require_second_derivatives(model.wrapper, model.compute_cell_gradients)
     return _program(model)(model.cutoff.data, graph, moves, strains)
 
 
@@ -110,10 +112,9 @@ def _product(
     return jax.tree.map(lambda x: scale * x, pushed)
 
 
-def _require_second_derivatives(wrapper: TorchModuleWrapper) -> None:
-    if wrapper not in _refusals:
-        _refusals[wrapper] = no_second_derivatives(wrapper)
-    if _refusals[wrapper]:
-        raise NotImplementedError(
-            f"torchcall: {wrapper._name}: second derivatives: {_refusals[wrapper]}"
-        )
+def _require_second_derivatives(wrapper: TorchModuleWrapper, cells: bool) -> None:
+    known = _refusals.setdefault(wrapper, {})
+    if cells not in known:
+        known[cells] = no_second_derivatives(wrapper, cells)
+    if known[cells]:
+        raise NotImplementedError(f"torchcall: {wrapper._name}: second derivatives: {known[cells]}")

@@ -131,10 +131,11 @@ def check_energy(module: torch.nn.Module, name: str) -> None:
         )
 
 
-def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
+def no_second_derivatives(wrapper: TorchModuleWrapper, compute_cell_gradients: bool) -> str:
     """Why the gradients that a module returns have no derivatives; empty if they may have some.
 
-    Modules that fake tensors cannot trace fail in their first call, if at all.
+    Cell gradients count only where they are used. Modules that fake tensors cannot trace fail in
+    their first call, if at all.
     """
     source = wrapper._source
     if isinstance(source, PackageSource):
@@ -147,13 +148,15 @@ def no_second_derivatives(wrapper: TorchModuleWrapper) -> str:
             'engine="script" or "eager" of TorchMliap.from_energy or torchcall.models.load'
         )
 
+    used = ["position_gradients", *(["cell_gradients"] if compute_cell_gradients else [])]
+
     def probed(module: Any) -> Any:
         def forward(graph: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             leaves = {key: graph[key].requires_grad_(True) for key in ("pos", "cell")}
             given = {key: leaf.clone() for key, leaf in leaves.items()}
             with WithoutGraph(*given.values()) as followed:
                 out = module(graph | given)
-            for key in ("position_gradients", "cell_gradients"):
+            for key in used:
                 if key not in out:
                     continue
                 # One that is detached in part would have derivatives that are wrong.
