@@ -1,8 +1,7 @@
 #include "package.h"
 
-#include <sys/stat.h>
-
 #include <ATen/Functions.h>
+#include <sys/stat.h>
 
 #include <charconv>
 #include <stdexcept>
@@ -84,9 +83,8 @@ std::shared_ptr<PackageLoader> PackageModel::loader(c10::Device device) const {
         "for, " +
         c10::DeviceTypeName(home_.type(), true) + ", got one for " + device.str());
   }
-  return loaders_.Get(device, [&] {
-    return std::make_shared<PackageLoader>(path_, state_, device, num_runners_);
-  });
+  return loaders_.Get(
+      device, [&] { return std::make_shared<PackageLoader>(path_, state_, device, num_runners_); });
 }
 
 std::shared_ptr<PackageLoader> PackageModel::Hold(c10::Device device) const {

@@ -37,8 +37,9 @@ struct FileState {
 // The programs that a package may contain.
 enum class Program {
   kModel,
-  // The model's outputs and a vector-Jacobian product. It takes the model's inputs and one cotangent
-  // per output of floats, and returns the outputs and one gradient per differentiable input.
+  // The model's outputs and a vector-Jacobian product. It takes the model's inputs and one
+  // cotangent per output of floats, and returns the outputs and one gradient per differentiable
+  // input.
   kDerivative,
 };
 
@@ -125,10 +126,11 @@ struct PackageArgument {
 
 class PackagePlan : public ContextPlan {
  public:
-  // With a derivative, the plan runs the package's. Then arguments and results are the derivative's.
-  // `spec.arguments` is a tuple of the inputs in the program's order. In the place of a tensor, a
-  // list stands for zeros: of a dtype, and the sizes: a number, or a tuple of an input and an axis.
-  // `spec.results` is a tuple of its results, with None for those that the plan does not use.
+  // With a derivative, the plan runs the package's. Then arguments and results are the
+  // derivative's. `spec.arguments` is a tuple of the inputs in the program's order. In the place of
+  // a tensor, a list stands for zeros: of a dtype, and the sizes: a number, or a tuple of an input
+  // and an axis. `spec.results` is a tuple of its results, with None for those that the plan does
+  // not use.
   PackagePlan(std::shared_ptr<PackageModel> model, const TcPlanSpec& spec);
 
   std::shared_ptr<const void> Hold(DLDevice device) const override {
