@@ -393,9 +393,7 @@ def test_threads_script_classes_of_one_name():
             errors.append(error)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    [worker.start() for worker in workers]
+    [worker.join() for worker in workers]
     assert not errors
     assert len(models) == 4
