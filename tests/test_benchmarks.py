@@ -66,6 +66,7 @@ def test_md_loop_runs_every_method(tmp_path):
     assert {row["method"] for row in rows} == forward_only | JAX_METHODS
 
 
+@pytest.mark.slow
 def test_shares_of_a_step_add_up_to_it(tmp_path):
     path = tmp_path / "step_shares.json"
     done = run("step_shares.py", "--quick", "--json", path)
@@ -122,10 +123,8 @@ def test_neighbor_list_times_every_method(without, tmp_path):
 
 
 # Each row takes a fresh process.
-@pytest.mark.parametrize(
-    "rows",
-    [pytest.param("import torchcall", id="imports"), pytest.param("", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rows", [pytest.param("import torchcall", id="imports"), ""])
 def test_latency_measures_fresh_processes(rows, tmp_path):
     path = tmp_path / "latency.json"
     done = run("latency.py", "--quick", "--only", rows, "--json", path)

@@ -50,7 +50,13 @@ TWINS = """
 """
 
 
-@pytest.mark.parametrize("freeze", [False, True], ids=["files", "frozen modules"])
+@pytest.mark.parametrize(
+    "freeze",
+    [
+        pytest.param(False, id="files"),
+        pytest.param(True, id="frozen modules", marks=pytest.mark.slow),
+    ],
+)
 def test_programs_find_their_own_weights_in_a_process_of_another_order(tmp_path, freeze):
     for factors in ((2.0, 10.0), (7.0, 10.0, 2.0)):
         fresh = len(factors) == 3

@@ -13,7 +13,7 @@ from engines import package  # noqa: F401
 from faulty import CELL, FAULTS, POSITIONS, PRECISION, Faulty
 from reference import CUTOFF, System, one_thread  # noqa: F401
 
-from torchcall.mliap import TorchMliap, check_model
+from torchcall.mliap import TorchMliap, _calls, check_model
 from torchcall.mliap._check._trial import Trial
 
 DTYPES = ["float64", "float32"]
@@ -244,7 +244,7 @@ def test_an_accepted_undeclared_element_is_found(faulty, monkeypatch):
     module.fault = ""
     # As if nothing checked the numbers.
     monkeypatch.setattr(TorchMliap, "check_species", lambda *_: None)
-    monkeypatch.setattr(TorchMliap, "_index_checks", lambda *_: ())
+    monkeypatch.setattr(_calls, "_index_checks", lambda *_: ())
     model = TorchMliap.from_module(module, CUTOFF, True)
     report = check_model(model, graph)
     assert [f.requirement for f in report.failures] == [
