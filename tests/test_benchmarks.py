@@ -99,15 +99,20 @@ def test_threads_times_one_call_and_two_at_once(tmp_path):
     assert "auto chose 1 from {1: " in done.stdout
 
 
-@pytest.mark.slow  # three processes
+@pytest.mark.slow  # five processes
 def test_scaling_times_devices_and_processes(tmp_path):
     path = tmp_path / "scaling.json"
     done = run("scaling.py", "--quick", "--only", "TorchScript", "--json", path)
     assert done.returncode == 0, done.stderr
     rows = checked_document(path)["rows"]
-    assert {row["method"] for row in rows} == {"one device", "two devices", "two processes"}
+    assert {row["method"] for row in rows} == {
+        "one device",
+        "two devices",
+        "two processes",
+        "one device in each of two unconnected processes",
+    }
     verdicts = [line for line in done.stdout.splitlines() if line.startswith(("PASS", "FAIL"))]
-    assert len(verdicts) == 2
+    assert len(verdicts) == 5
 
 
 @pytest.mark.slow  # jax-md compiles about a hundred small programs
