@@ -22,13 +22,10 @@ _WITHOUT_GRADIENTS = (
     f"or {_MODULE}"
 )
 _ONE_DERIVATIVE = (
-    "the package's outputs have one derivative, in reverse mode (jax.grad, jax.vjp, jax.jacrev), "
-    "and in forward mode where the one output is a single number; for other derivatives "
-    f"{_MODULE}"
-)
-_SECOND_DERIVATIVES_ONLY = (
-    "the package has second derivatives of the energy, not further ones; for these use the module "
-    'itself: engine="script" or "eager" of TorchMliap.from_energy or torchcall.models.load'
+    "the package's outputs have one derivative (so a potential's package has second derivatives of "
+    "the energy, not further ones), in reverse mode (jax.grad, jax.vjp, jax.jacrev), and in "
+    "forward mode where the one output is a single number; for other derivatives "
+    f'{_MODULE}; for a potential engine="script" or "eager"'
 )
 
 
@@ -234,7 +231,7 @@ def _derivative(metadata: dict[str, Any], order: list[int]) -> CompiledDerivativ
             if is_float(row)
         ],
         [operands[name] for name in metadata["gradients"]],
-        _SECOND_DERIVATIVES_ONLY if metadata["user"].get("kind") == "mliap" else _ONE_DERIVATIVE,
+        _ONE_DERIVATIVE,
     )
 
 

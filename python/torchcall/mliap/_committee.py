@@ -22,8 +22,7 @@ from torchcall.mliap._hessian import own_rows
 from torchcall.mliap._input import input_dtypes, narrowing
 from torchcall.mliap._merge import evaluate_merged
 from torchcall.mliap._model import TorchMliap
-from torchcall.mliap._programs import Programs
-from torchcall.mliap._table import Table
+from torchcall.mliap._model_programs import model_programs
 
 
 class CommitteeOut(NamedTuple):
@@ -184,25 +183,9 @@ def _common_species(models: Sequence[TorchMliap]) -> list[int]:
     return common
 
 
-_programs = Programs()
-
-
-def _program(model: TorchMliap) -> Callable[[Array, AtomGraph], CommitteeOut]:
-    """The jitted evaluation outside programs. It refers to call plans only, not to the model."""
-    keys = model.cutoff.keys
-    nothing: Any = None
-    bare = replace(model, wrapper=None, cutoff=nothing)
-
-    def make(wrapper: Callable[[], Any]) -> Callable[..., CommitteeOut]:
-        @jax.jit
-        def torchcall_committee(cutoff: Array, graph: AtomGraph) -> CommitteeOut:
-            live = replace(bare, wrapper=wrapper(), cutoff=Table(keys, cutoff))
-            return _guarded(_evaluate, live, graph)
-
-        return torchcall_committee
-
-    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity)
-    return _programs.get(model.wrapper, options, make)
+_program = model_programs(
+    "torchcall_committee", lambda model, graph: _guarded(_evaluate, model, graph)
+)
 
 
 @jax.custom_jvp

@@ -26,8 +26,7 @@ from torchcall.mliap._graph import (
 from torchcall.mliap._hessian import hessian_product, own_rows
 from torchcall.mliap._merge import evaluate_merged
 from torchcall.mliap._model import TorchMliap
-from torchcall.mliap._programs import Programs
-from torchcall.mliap._table import Table
+from torchcall.mliap._model_programs import model_programs
 
 
 class EnergyAndGradients(NamedTuple):
@@ -192,28 +191,10 @@ def _guarded(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     return _traced(model, graph)
 
 
-_programs = Programs()
-
-
-def _program(model: TorchMliap) -> Callable[[Array, AtomGraph], EnergyAndGradients]:
-    """The jitted evaluation by this model, without rules for derivatives and `vmap`.
-
-    These would refer to the model, and thereby JAX's caches. A program refers to call plans only.
-    """
-    keys = model.cutoff.keys
-    nothing: Any = None
-    bare = replace(model, wrapper=None, cutoff=nothing)
-
-    def make(wrapper: Callable[[], Any]) -> Callable[..., EnergyAndGradients]:
-        @jax.jit
-        def torchcall_energy(cutoff: Array, graph: AtomGraph) -> EnergyAndGradients:
-            live = replace(bare, wrapper=wrapper(), cutoff=Table(keys, cutoff))
-            return _nan_if_incomplete(_evaluate, live, graph)
-
-        return torchcall_energy
-
-    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity, model._reuses_last)
-    return _programs.get(model.wrapper, options, make)
+# Without rules for derivatives and `vmap`.
+_program = model_programs(
+    "torchcall_energy", lambda model, graph: _nan_if_incomplete(_evaluate, model, graph)
+)
 
 
 def _nan_if_incomplete(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +12,13 @@ from jaxtyping import Array, Float
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import AtomGraph, ListedGraph, lacks_edges, without_list
 from torchcall.mliap._model import TorchMliap
+from torchcall.mliap._model_programs import model_programs
 from torchcall.mliap._padding import PaddingMasks
 from torchcall.mliap._probe import no_second_derivatives
-from torchcall.mliap._programs import Programs
-from torchcall.mliap._table import Table
 
 Gradients = tuple[Float[Array, "n 3"], Float[Array, "b 3 3"] | None]
 """By positions and by cells; None unless the model computes these."""
 
-_programs = Programs()
 # Per wrapper, and whether its cell gradients are used: why there are no second derivatives, or "".
 _refusals: weakref.WeakKeyDictionary[TorchModuleWrapper, dict[bool, str]]
 _refusals = weakref.WeakKeyDictionary()
@@ -68,24 +64,7 @@ def own_rows(
     return jnp.where(real, rows[masks.rows], 0)
 
 
-def _program(model: TorchMliap) -> Callable[..., Gradients]:
-    """The jitted product. It refers to call plans only, not to the model, see `Programs`."""
-    keys = model.cutoff.keys
-    nothing: Any = None
-    bare = replace(model, wrapper=None, cutoff=nothing)
-
-    def make(wrapper: Callable[[], Any]) -> Callable[..., Gradients]:
-        @jax.jit
-        def torchcall_hessian(
-            cutoff: Array, graph: AtomGraph, moves: Array | None, strains: Array | None
-        ) -> Gradients:
-            live = replace(bare, wrapper=wrapper(), cutoff=Table(keys, cutoff))
-            return _product(live, graph, moves, strains)
-
-        return torchcall_hessian
-
-    options = (keys, model.compute_cell_gradients, model.narrow, model.capacity, model._reuses_last)
-    return _programs.get(model.wrapper, options, make)
+_program = model_programs("torchcall_hessian", lambda *args: _product(*args))
 
 
 def _product(
