@@ -7,7 +7,6 @@ remove calls. The loop checks this by counting calls.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from _native_loop import script_loop
+from _record import record
 
 import torchcall
 from torchcall._command.included import load_example
@@ -105,6 +105,7 @@ class Report:
     def __init__(self, title: str, options: argparse.Namespace) -> None:
         self.options = options
         self.rows: list[dict[str, object]] = []
+        self.found: dict[str, object] = {}  # other results, by case
         self.claims: list[Claim] = []
         found = "  ".join(f"{name} {version}" for name, version in versions().items())
         where = machine()
@@ -166,9 +167,7 @@ class Report:
         for claim in self.claims:
             print(claim)
         if self.options.json is not None:
-            document = {"machine": machine(), "versions": versions(), "rows": self.rows}
-            self.options.json.parent.mkdir(parents=True, exist_ok=True)
-            self.options.json.write_text(json.dumps(document, indent=2) + "\n")
+            record(self.options.json, self.rows, **({"found": self.found} if self.found else {}))
         failed = not all(claim.holds for claim in self.claims)
         return int(failed and self.options.check)
 

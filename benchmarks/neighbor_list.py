@@ -6,7 +6,6 @@ from Python with a float64 copy of the positions, as their interfaces want.
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import matscipy.neighbours
 import numpy as np
 import vesin
+from _record import record
 
 from torchcall.demo._timing import Run, Timing, interleave, machine, timed, versions
 from torchcall.mliap import NeighborList, neighbor_list
@@ -254,9 +254,8 @@ def main() -> int:
         f"\npeak memory of {max(options.atoms)} atoms: {peak:.0f} MiB, of a bare process {base:.0f}"
     )
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {"machine": where, "versions": found, "rows": rows}
-        options.json.write_text(json.dumps(document, indent=2) + "\n")
+        largest = f"peak MiB, {max(options.atoms)} atoms"
+        record(options.json, rows, found={largest: round(peak), "peak MiB, bare": round(base)})
     return 0
 
 

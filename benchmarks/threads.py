@@ -102,6 +102,7 @@ def measure(
     auto = made[AUTO]
     seconds = timed(lambda: auto.warmup(graph))
     (found,) = auto.wrapper.stats()["measured_threads"]
+    report.found[case] = {"auto": found["threads"]}
     runs = {name: loop(model, graph) for name, model in made.items()}
     report.time(case, runs, engines=dict.fromkeys(runs, engine))
     print(f"  auto chose {found['threads']} from {found['us']} µs; warm-up: {seconds:.2f} s")

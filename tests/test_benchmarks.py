@@ -27,7 +27,8 @@ def run(script, *options):
 
 def checked_document(path):
     document = json.loads(path.read_text())
-    assert set(document) == {"machine", "versions", "rows"}
+    assert set(document) - {"found"} == {"measured", "machine", "versions", "rows"}
+    assert {"date", "commit", "command", "OMP_NUM_THREADS"} <= set(document["measured"])
     assert {"cpu", "cores", "os"} <= set(document["machine"])
     assert {"python", "jax", "jaxlib", "torch", "torchcall"} <= set(document["versions"])
     for row in document["rows"]:
