@@ -72,11 +72,6 @@ def test_names_of_the_package_are_imported_when_they_are_used():
         _ = torchcall.nonsense
 
 
-def test_the_doctor(capsys):
-    assert main(["doctor"]) == 0
-    assert "ok" in capsys.readouterr().out
-
-
 def test_an_unknown_command_is_one_line(capsys):
     assert main(["dcotor"]) == 2
     out, err = capsys.readouterr()
@@ -93,11 +88,9 @@ def test_the_module_is_a_program():
 
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torchcall._doctor", None)
-    monkeypatch.delattr(torchcall, "doctor", raising=False)
     error = ModuleNotFoundError("No module named 'torch'", name="torch")
-    monkeypatch.setattr("torchcall._command.doctor.run", lambda _: (_ for _ in ()).throw(error))
-    assert main(["doctor"]) == 1
+    monkeypatch.setattr("torchcall._command.energy.run", lambda _: (_ for _ in ()).throw(error))
+    assert main(["energy"]) == 1
     assert only_line(capsys.readouterr().err).endswith("pip install torch")
 
 

@@ -47,7 +47,8 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module 'torchcall' has no attribute {name!r}")
-    importlib.import_module("torchcall._loaded")
+    if name != "doctor":  # which reports why it cannot be loaded
+        importlib.import_module("torchcall._loaded")
     if name not in _HOMES:
         return importlib.import_module(f"torchcall.{name}")
     value = getattr(importlib.import_module(f"torchcall.{_HOMES[name]}"), name)

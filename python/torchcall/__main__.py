@@ -16,7 +16,7 @@ COMMANDS = {
     "md": "molecular dynamics of a structure under a potential; continues after an interruption",
     "demo": "argon atoms under a TorchScript potential inside one jitted loop, and the callbacks",
     "compile": "compile a potential (a torch.nn.Module) into an AOTInductor package",
-    "doctor": "report versions and devices, and test each engine",
+    "doctor": "report versions, devices, caches and settings, and test each engine",
 }
 
 _NEEDED = ("jax", "jaxlib", "numpy", "torch")

@@ -1,6 +1,7 @@
 """Loads the torch half that matches the installed torch, and registers the FFI handlers."""
 
 import os
+import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ def load_torch_half() -> Path:
     """
     override = os.environ.get("TORCHCALL_TORCH_HALF")
     path = Path(override) if override else find_torch_half(torch.__version__, library_root())
+    _require_whole(path)
     try:
         _bridge.load_torch_half(str(path))
     except RuntimeError as error:
@@ -70,6 +72,28 @@ def load_torch_half() -> Path:
             f"got one built for torch {built_for}"
         )
     return path
+
+
+def _require_whole(path: Path) -> None:
+    """Raises ImportError for an ELF library that lacks its end, which would end the process.
+
+    The section headers are the last part of a library.
+    """
+    try:
+        with path.open("rb") as file:
+            header = file.read(64)
+        size = path.stat().st_size
+    except OSError:
+        return  # the loader's own message says more
+    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little endian
+        return
+    (offset,) = struct.unpack_from("<Q", header, 40)
+    length, number = struct.unpack_from("<HH", header, 58)
+    if size < offset + length * number:
+        raise ImportError(
+            f"torchcall: {path}: expected {offset + length * number} bytes, got {size}: the file "
+            "is incomplete; install torchcall again"
+        )
 
 
 def register_target(platform: str) -> None:
