@@ -9,7 +9,7 @@ SIMULATED := $(wildcard tests/standin/*.h tests/standin/*.cc)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench bench-mace gpu-check sanitize clean
+.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench bench-mace gpu-check docs sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  the repetitions that make test leaves out, with XLA's full optimisation"
 	@echo "make test-models  networks against their own ASE calculators; one environment per network"
 	@echo "make test-kups  our potentials in kUPS, MACE in its driver, in a separate environment (5.7 GB)"
+	@echo "make docs       the documentation as a site, in build/site; an environment of its own, .venv-docs"
 	@echo "make lint       ruff and clang-format;  make format  applies their changes"
 	@echo "make types      pyright"
 	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
@@ -145,6 +146,17 @@ bench: setup
 bench-mace: setup
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/mace.txt
 	@$(BIN)/python -W ignore benchmarks/mace_engines.py --json benchmarks/results/mace_engines.json
+
+# The docstrings are read, not imported, so nothing is built.
+.venv-docs/.installed: requirements/docs.txt
+	@echo "torchcall: installing mkdocs into .venv-docs (once)"
+	$(call make_venv,$(PYTHON),.venv-docs,11)
+	@.venv-docs/bin/python -m pip install --quiet -r requirements/docs.txt
+	@touch $@
+
+docs: .venv-docs/.installed
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@echo "torchcall: to read it: python -m http.server --directory build/site"
 
 # Uses the packages that $(PYTHON) has and downloads nothing: docs/gpu.md. GPU_CHECK takes more options.
 SECTIONS ?=

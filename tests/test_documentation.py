@@ -29,3 +29,24 @@ def test_every_example_runs(page, tmp_path, monkeypatch):
 def test_links_point_to_existing_files(page):
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def _literals(text: str) -> str:
+    """Source text with adjacent string literals joined and runs of spaces as one."""
+    return re.sub(r'"\s*(//[^\n]*)?\s*\n?\s*[fr]?"', "", text)
+
+
+def test_every_message_on_the_page_of_errors_is_in_the_sources():
+    files = [
+        path
+        for folder, endings in (("python", (".py",)), ("csrc", (".cc", ".h")))
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in endings
+    ]
+    sources = _literals("\n".join(path.read_text() for path in files))
+    page = (ROOT / "docs" / "errors.md").read_text()
+    messages = re.findall(r"^```text\n(.*?)\n```", page, re.DOTALL | re.MULTILINE)
+    assert len(messages) > 20
+    for message in messages:
+        for part in message.split("…"):
+            assert part.strip() in sources, message
