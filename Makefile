@@ -9,7 +9,7 @@ SIMULATED := $(wildcard tests/standin/*.h tests/standin/*.cc)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench bench-mace gpu-check docs sanitize clean
+.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench tables bench-mace gpu-check docs sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
@@ -20,7 +20,8 @@ help:
 	@echo "make docs       the documentation as a site, in build/site; an environment of its own, .venv-docs"
 	@echo "make lint       ruff and clang-format;  make format  applies their changes"
 	@echo "make types      pyright"
-	@echo "make bench      the benchmarks, into benchmarks/results/, and their figure"
+	@echo "make bench      the benchmarks, into benchmarks/results/, and then make tables; half an hour"
+	@echo "make tables     tables and figures of README and docs, from benchmarks/results/"
 	@echo "make bench-mace MACE as eager modules, TorchScript and a package; installs mace-torch first"
 	@echo "make bench-networks  networks in their own ASE calculators and in torchcall"
 	@echo "make gpu-check  what needs a GPU: build, tests and benchmarks, with python3's packages; no network"
@@ -128,19 +129,20 @@ stubs: setup
 	@$(BIN)/python -m nanobind.stubgen -m torchcall._bridge -o python/torchcall/_bridge.pyi
 	@$(BIN)/ruff format --quiet python/torchcall/_bridge.pyi
 
+# Each with its minutes on two cores.
+BENCHMARKS := call_overhead:3 md_loop:5 script_options:1 transforms:1 output_copies:1 neighbor_list:3 scaling:3 \
+  threads:3 step_shares:5 latency:4
 bench: setup
-	@$(BIN)/python benchmarks/call_overhead.py --json benchmarks/results/call_overhead.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/md_loop.py --json benchmarks/results/md_loop.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/md_loop.py --only engines --json benchmarks/results/engines.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/script_options.py --json benchmarks/results/script_options.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/transforms.py --json benchmarks/results/transforms.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/output_copies.py --json benchmarks/results/output_copies.json
-	@$(BIN)/python benchmarks/neighbor_list.py --json benchmarks/results/neighbor_list.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json
-	@$(BIN)/python benchmarks/threads.py --json benchmarks/results/threads.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step_shares.py --json benchmarks/results/step_shares.json
-	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/latency.py --json benchmarks/results/latency.json
-	@$(BIN)/python benchmarks/plot_results.py
+	@echo "torchcall: $(words $(BENCHMARKS)) benchmarks, about half an hour; use the machine for nothing else"
+	@set -e; n=0; for each in $(BENCHMARKS); do n=$$((n + 1)); name=$${each%:*}; \
+	  echo; echo "torchcall: $$n/$(words $(BENCHMARKS)) $$name, about $${each#*:} min"; \
+	  if [ $$name = threads ]; then unset OMP_NUM_THREADS; else export OMP_NUM_THREADS=1; fi; \
+	  $(BIN)/python -W ignore benchmarks/$$name.py --json benchmarks/results/$$name.json; done
+	@$(MAKE) --no-print-directory tables
+
+# Figures and tables of README and docs, from benchmarks/results/.
+tables: setup
+	@$(BIN)/python benchmarks/plot_results.py && $(BIN)/python benchmarks/make_tables.py
 
 # With --no-deps: mace-torch would bring another torch.
 bench-mace: setup

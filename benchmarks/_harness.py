@@ -148,6 +148,7 @@ class Report:
                     "engine": ({MEMCPY: "none"} | dict(engines or {})).get(name, "TorchScript"),
                     "us_median": timing.us_median,
                     "us_iqr": timing.us_iqr,
+                    "us_least": timing.us_least,
                     "n": timing.n,
                 }
             )
@@ -180,9 +181,10 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--quick", action="store_true", help="few short rounds: a smoke test, no usable figures"
     )
     result.add_argument("--check", action="store_true", help="exit with 1 if a claim does not hold")
-    result.add_argument("--rounds", type=int, default=15, help="rounds per method (default: 15)")
+    # Many short rounds: on shared cores the speed changes within seconds.
+    result.add_argument("--rounds", type=int, default=61, help="rounds per method (default: 61)")
     result.add_argument(
-        "--seconds", type=float, default=0.1, help="length of a round (default: 0.1)"
+        "--seconds", type=float, default=0.025, help="length of a round (default: 0.025)"
     )
     result.add_argument(
         "--only", metavar="TEXT", default="", help="only cases whose name contains TEXT"

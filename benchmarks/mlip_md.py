@@ -117,6 +117,7 @@ def main() -> int:
     """Measures, prints, and writes the file."""
     arguments = parser(__doc__ or "")
     arguments.add_argument("--network", action="store_true", help="7net-0 in place of argon")
+    arguments.set_defaults(rounds=11)
     options = arguments.parse_args()
     keep_memory()  # as the command
     report = Report("torchcall md and ASE", options)

@@ -32,7 +32,8 @@ def checked_document(path):
     assert {"cpu", "cores", "os"} <= set(document["machine"])
     assert {"python", "jax", "jaxlib", "torch", "torchcall"} <= set(document["versions"])
     for row in document["rows"]:
-        assert set(row) == {"case", "method", "engine", "us_median", "us_iqr", "n"}
+        keys = {"case", "method", "engine", "us_median", "us_iqr", "n"}
+        assert set(row) - {"us_least"} == keys
         assert row["us_median"] > 0
         assert row["us_iqr"] >= 0
         assert row["n"] >= 1
@@ -142,23 +143,28 @@ def test_latency_measures_fresh_processes(rows, tmp_path):
     assert len(goals) == (1 if rows else 10)
 
 
-def test_figure_is_drawn_from_results(tmp_path):
-    results, figure = tmp_path / "results.json", tmp_path / "images" / "figure.png"
+def test_tables_figures_and_claims_of_the_documents_are_those_of_the_results():
+    done = run("make_tables.py", "--check")
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_figure_is_drawn_from_results(tmp_path):
     rows = [
         {"case": case, "method": method, "engine": "-", "us_median": 3.0, "us_iqr": 0.5, "n": 9}
-        for case in ("(a) x", "(b) y")
+        for case in ("(a)", "(b)", *(f"(d) Lennard-Jones forces, {n} atoms" for n in (64, 1728)))
         for method in ("torchcall", "pure_callback")
     ]  # fmt: skip
     machine = {"cpu": "a processor", "cores": 2, "os": "an os"}
     document = {"machine": machine, "versions": {"jax": "1", "torch": "2"}, "rows": rows}
-    results.write_text(json.dumps(document))
-    done = run("plot_results.py", "--results", results, "--figure", figure)
+    (tmp_path / "call_overhead.json").write_text(json.dumps(document))
+    options = ("--only", "call_overhead", "--results", tmp_path, "--figures", tmp_path / "images")
+    done = run("plot_results.py", *options)
     assert done.returncode == 0, done.stderr
-    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "images/call_overhead.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_drawing_the_figure_without_results_is_an_error(tmp_path):
-    done = run("plot_results.py", "--results", tmp_path / "missing.json")
+def test_drawing_a_figure_without_results_is_an_error(tmp_path):
+    done = run("plot_results.py", "--results", tmp_path, "--figures", tmp_path / "images")
     assert done.returncode == 2
     assert done.stderr.startswith("torchcall: ")
-    assert "missing.json: expected a benchmark's results" in done.stderr
+    assert "expected a benchmark's results" in done.stderr
