@@ -1,4 +1,8 @@
-"""A hook of mkdocs: links to files outside `docs` become links to copies in the site."""
+"""A hook of mkdocs.
+
+Links to files outside `docs` become links to copies in the site. Links that name a file, as in
+`[threads.md](threads.md)`, get the title of its page.
+"""
 
 import posixpath
 import re
@@ -9,6 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
+PAGE = re.compile(r"\[([\w/.-]+\.md|networks)\]\(([^)#]+\.md)(#[^)]*)?\)")
 LINK = re.compile(r"\]\((\.\./[^)#]+)\)")
 
 
@@ -35,8 +40,16 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Points those links to the copies."""
+def on_page_markdown(markdown: str, page: Page, files: Files, **_: Any) -> str:
+    """Points those links to the copies, and names the pages."""
+
+    def named(match: re.Match[str]) -> str:
+        folder = posixpath.dirname(page.file.src_uri)
+        file = files.get_file_from_path(posixpath.normpath(posixpath.join(folder, match[2])))
+        if file is None or file.page is None:
+            return match[0]
+        title = file.page.title or re.findall(r"^# (.*)", file.content_string, re.M)[0]
+        return f"[{title}]({match[2]}{match[3] or ''})"
 
     def replaced(match: re.Match[str]) -> str:
         path = _outside(match[1], page.file.src_uri)
@@ -45,4 +58,4 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         folder = posixpath.dirname(page.file.src_uri) or "."
         return f"]({posixpath.relpath(f'source/{path}.txt', folder)})"
 
-    return LINK.sub(replaced, markdown)
+    return LINK.sub(replaced, PAGE.sub(named, markdown))

@@ -1,12 +1,35 @@
 """The Python examples in the README and the docs run, top to bottom, each file in one namespace."""
 
+import ast
+import importlib
 import re
+import shlex
+import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
+import torchcall
+from torchcall.__main__ import COMMANDS
+from torchcall._command.parsing import Parser
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+ALL_PAGES = [*PAGES, *sorted((ROOT / "docs" / "networks").glob("*.md"))]
+# Blocks of Python that do not run here: page, how many, why. Their syntax is checked, and the
+# options of `load`.
+NOT_RUN = {
+    "README.md": (1, "needs sevenn, which test-models tests"),
+    "integrations.md": (3, "continue from a model that the page does not make; one needs kUPS"),
+    "transformations.md": (1, "needs a mesh of several devices"),
+    "networks/chgnet.md": (1, "needs chgnet and a checkpoint"),
+    "networks/mace.md": (1, "needs mace and a checkpoint"),
+    "networks/nequip.md": (1, "needs nequip and checkpoints"),
+    "networks/sevennet.md": (1, "needs sevenn and a checkpoint"),
+}
+# Shell commands that are neither torchcall, make nor pip.
+OTHER_COMMANDS = {"MALLOC_TRIM_THRESHOLD_": "python simulation.py"}
 
 
 def _examples(page: Path) -> list[str]:
@@ -23,9 +46,7 @@ def test_every_example_runs(page, tmp_path, monkeypatch):
     exec(compile(script.read_text(), script, "exec"), {"__name__": script.stem})
 
 
-@pytest.mark.parametrize(
-    "page", [*PAGES, *sorted((ROOT / "docs" / "networks").glob("*.md"))], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: p.name)
 def test_links_point_to_existing_files(page):
     for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text()):
         assert (page.parent / link).exists(), f"{page.name} links to {link}"
@@ -50,3 +71,85 @@ def test_every_message_on_the_page_of_errors_is_in_the_sources():
     for message in messages:
         for part in message.split("…"):
             assert part.strip() in sources, message
+
+
+def _name(page: Path) -> str:
+    return str(page.relative_to(ROOT / "docs" if ROOT / "docs" in page.parents else ROOT))
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def test_blocks_of_python_that_do_not_run_are_listed_and_parse():
+    counts: Counter[str] = Counter()
+    for page in ALL_PAGES:
+        blocks = _blocks(page, "py") + ([] if page in PAGES else _blocks(page, "python"))
+        for block in blocks:
+            counts[_name(page)] += 1
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torchcall.models.load":
+                    options = {"head", "modal", "model_name", "species", "dtype", "engine"}
+                    assert {keyword.arg for keyword in node.keywords} <= options, ast.unparse(node)
+    assert dict(counts) == {name: count for name, (count, _) in NOT_RUN.items()}
+
+
+def _commands() -> list[tuple[str, list[str]]]:
+    lines = []
+    for page in [*ALL_PAGES, ROOT / "CONTRIBUTING.md"]:
+        for block in _blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    lines.append((_name(page), words))
+    return lines
+
+
+@pytest.mark.parametrize("page, words", _commands(), ids=lambda v: str(v)[:60])
+def test_shell_commands_name_what_exists(page, words, tmp_path, monkeypatch):
+    makefile = (ROOT / "Makefile").read_text()
+    while "=" in words[0] and words[0].split("=")[0] not in OTHER_COMMANDS:
+        words = words[1:]
+    if words[:3] == ["python", "-m", "torchcall"]:
+        words = words[2:]
+    if words[0] == "torchcall":
+        assert words[1] in COMMANDS
+        command = importlib.import_module(f"torchcall._command.{words[1]}")
+        parser = Parser(words[1], command.__doc__ or "")
+        command.add_options(parser)
+        monkeypatch.chdir(tmp_path)
+        if "--structure" in words:  # which is checked at once
+            structure = Path(words[words.index("--structure") + 1])
+            structure.parent.mkdir(exist_ok=True)
+            structure.touch()
+        parser.parse_args(words[2:])
+    elif words[0] == "make":
+        for target in [word for word in words[1:] if "=" not in word]:
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), page
+    elif words[:2] == ["pip", "install"]:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        for extras in re.findall(r"\[([^\]]+)\]", " ".join(words)):
+            assert set(extras.split(",")) <= set(project["optional-dependencies"])
+    else:
+        assert words[0].split("=")[0] in OTHER_COMMANDS, f"{page}: {words}"
+
+
+def test_every_page_is_in_the_site_and_in_the_overview():
+    site = (ROOT / "mkdocs.yml").read_text()
+    overview = (ROOT / "docs" / "README.md").read_text()
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        name = _name(page)
+        assert f" {name}\n" in site
+        if "/" not in name and name != "README.md":
+            assert f"]({name})" in overview
+
+
+def test_every_public_module_has_a_page_of_its_api():
+    pages = {page.stem for page in (ROOT / "docs" / "api").glob("*.md")}
+    modules = {
+        ".".join(path.relative_to(ROOT / "python").with_suffix("").parts)
+        for folder in ("models", "integrations")
+        for path in (ROOT / "python" / "torchcall" / folder).glob("[a-z]*.py")
+    }
+    modules |= {f"torchcall.{name}" for name in torchcall.__all__ if name in ("mliap", "models")}
+    assert pages == modules | {"torchcall"}

@@ -54,9 +54,10 @@ class AtomGraph:
             unknown.
         did_overflow: () bool, whether a pair may be missing; energies and gradients are then NaN.
             None means False.
-        list_positions, list_cell: (n, 3) and (b, 3, 3), in Å, of the neighbour list's last update.
-            Energies and gradients are NaN if positions or cell have moved further from them than
-            `from_neighbors` says. None: not checked.
+        list_positions: (n, 3), in Å, of the neighbour list's last update. Energies and gradients
+            are NaN if positions or cell have moved further from it than `from_neighbors` says.
+            None: not checked.
+        list_cell: (b, 3, 3), in Å, likewise.
         list_skin: in Å, static; the neighbour list's.
     """
 
