@@ -45,6 +45,11 @@ class Results:
         """Median µs."""
         return self.row(beginning, method)["us_median"]
 
+    def spread(self, beginning: str, method: str) -> str:
+        """Median ± interquartile range, in ms."""
+        row = self.row(beginning, method)
+        return f"{digits(row['us_median'] / 1e3)} ± {digits(row['us_iqr'] / 1e3)}"
+
     def ratio(self, beginning: str, method: str, base: str, *, least: bool = False) -> float:
         """Median of a method over that of another one, or their least times."""
         key = "us_least" if least else "us_median"

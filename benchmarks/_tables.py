@@ -168,7 +168,7 @@ def mlip_md() -> str:
     argon, salt = found.case("argon, 500 atoms"), found.case("7net-0, 8 NaCl atoms")
     rows: list[list[str]] = []
     for title, method in titles.items():
-        ours = "" if "SevenNet" in title else digits(found.us(argon, method) / 1e3)
-        rows.append([title, ours, digits(found.us(salt, method) / 1e3)])
+        ours = "" if "SevenNet" in title else found.spread(argon, method)
+        rows.append([title, ours, found.spread(salt, method)])
     head = ["ms per step", "argon, 500 atoms", "7net-0, 8 atoms, TorchScript"]
     return with_source(table(head, rows), "mlip_md")

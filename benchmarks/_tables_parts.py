@@ -86,11 +86,8 @@ def threads() -> str:
             for engine in ("TorchScript", "AOTInductor"):
                 case = f"{engine}, {size}{together}"
                 row = [case.replace("AOTInductor", "package")]
-                for method in ("threads=1", "threads=2", 'threads="auto"'):
-                    ms, spread = (
-                        found.row(case, method)[key] / 1e3 for key in ("us_median", "us_iqr")
-                    )
-                    row.append(f"{digits(ms)} ± {digits(spread)}")
+                methods = "threads=1", "threads=2", 'threads="auto"'
+                row.extend(found.spread(case, method) for method in methods)
                 row.append(str(chosen.get(f"{engine}, {size}", {}).get("auto", "")))
                 rows.append(row)
     head = ["ms per call", "one thread", "two threads", '`"auto"`', '`"auto"` chose']
