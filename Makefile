@@ -104,6 +104,7 @@ bench-networks: $(foreach n,$(NETWORKS),.venv-$n/.built)
 	@set -e; for network in $(NETWORKS); do \
 	  .venv-$$network/bin/python -W ignore benchmarks/networks.py --network $$network --threads 1 2 --rounds 7 \
 	    --json benchmarks/results/networks_$$network.json; done
+	@$(MAKE) --no-print-directory tables
 
 # kUPS needs Python 3.12.
 PYTHON_KUPS ?= python3.12
@@ -148,6 +149,7 @@ tables: setup
 bench-mace: setup
 	@$(BIN)/python -m pip install --quiet --no-deps -r requirements/mace.txt
 	@$(BIN)/python -W ignore benchmarks/mace_engines.py --json benchmarks/results/mace_engines.json
+	@$(MAKE) --no-print-directory tables
 
 # The docstrings are read, not imported, so nothing is built.
 .venv-docs/.installed: requirements/docs.txt
