@@ -9,7 +9,7 @@ SIMULATED := $(wildcard tests/standin/*.h tests/standin/*.cc)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench tables bench-mace gpu-check docs sanitize clean
+.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench tables bench-mace gpu-check docs wheel sdist sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
@@ -25,6 +25,8 @@ help:
 	@echo "make bench-mace MACE as eager modules, TorchScript and a package; installs mace-torch first"
 	@echo "make bench-networks  networks in their own ASE calculators and in torchcall"
 	@echo "make gpu-check  what needs a GPU: build, tests and benchmarks, with python3's packages; no network"
+	@echo "make wheel      wheels for every supported torch, in dist/: Python 3.11, and 3.12 or newer"
+	@echo "make sdist      the source distribution, in dist/"
 	@echo "make sanitize   the tests of the bridge against a build with AddressSanitizer"
 
 # The interpreter that a command runs. pyenv's command python3.12 fails if 3.12 is installed but not
@@ -167,6 +169,17 @@ SECTIONS ?=
 GPU_CHECK ?=
 gpu-check:
 	@$(PYTHON) benchmarks/gpu/check.py $(SECTIONS) $(GPU_CHECK)
+
+# TORCH=2.13 builds for that torch alone, into build/wheel/partial. CONTRIBUTING.md describes the steps.
+TORCH ?=
+PYTHON_CP311 ?= python3.11
+PYTHON_ABI3 ?= python3.12
+wheel:
+	@$(PYTHON) packaging/build.py --jobs $(JOBS) --torch $(TORCH) \
+	  --python $(foreach p,$(PYTHON_CP311) $(PYTHON_ABI3),"$(or $(call interpreter,$p),$p)")
+
+sdist: $(VENV)/.installed-demo
+	@mkdir -p dist && $(BIN)/python -c 'from scikit_build_core.build import build_sdist; print("dist/" + build_sdist("dist"))' | tail -n 1
 
 # A separate build in build/sanitize, imported instead of the ordinary one. Leaks are not reported:
 # Python and its extensions hold memory until the process ends.

@@ -10,7 +10,8 @@ import pytest
 import torch
 from models import error_of, run_python
 
-from torchcall import _bridge, _native
+from torchcall import _native
+from torchcall._loaded import _bridge
 
 # torch warns that TorchScript is deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

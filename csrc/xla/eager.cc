@@ -47,7 +47,8 @@ TcStatus FailWithPythonError(TcSink error) {
   const nanobind::python_error raised;
   if (!raised.matches(PyExc_Exception)) {  // KeyboardInterrupt, SystemExit
     RaiseLater(raised.value().ptr());
-    return Fail(error, std::string("raised ") + Py_TYPE(raised.value().ptr())->tp_name);
+    return Fail(error, std::string("raised ") +
+                           nanobind::cast<std::string>(raised.type().attr("__name__")));
   }
   return Fail(error, std::string("raised ") + raised.what());
 }
@@ -79,8 +80,8 @@ const Bound* Bind(Code* code, DLDevice device) {
   if (found != code->bound.end()) return &found->second;
   PyObject* made = PyObject_CallMethod(code->runner, "bind", "s", name.c_str());
   if (made == nullptr) return nullptr;
-  const Bound bound = {Py_NewRef(PyTuple_GET_ITEM(made, 0)), Py_NewRef(PyTuple_GET_ITEM(made, 1)),
-                       Py_NewRef(PyTuple_GET_ITEM(made, 2))};
+  const Bound bound = {Py_NewRef(NB_TUPLE_GET_ITEM(made, 0)), Py_NewRef(NB_TUPLE_GET_ITEM(made, 1)),
+                       Py_NewRef(NB_TUPLE_GET_ITEM(made, 2))};
   Py_DECREF(made);
   // Python may have let another call be the first meanwhile.
   const auto [entry, is_new] = code->bound.try_emplace(name, bound);
@@ -98,15 +99,15 @@ TcStatus Open(void* self, DLDevice device, int64_t num_inputs, void** opened, vo
   frame->tensors = PyList_New(num_inputs);
   if (frame->tensors == nullptr) return FailWithPythonError(error);
   for (int64_t i = 0; i < num_inputs; ++i) {
-    PyObject* form = PyList_GET_ITEM(frame->bound->templates, i);
+    PyObject* form = NB_LIST_GET_ITEM(frame->bound->templates, i);
     tensors[i] = nullptr;
     if (form == Py_None) {
-      PyList_SET_ITEM(frame->tensors, i, Py_NewRef(form));
+      NB_LIST_SET_ITEM(frame->tensors, i, Py_NewRef(form));
       continue;
     }
-    PyObject* tensor = PyObject_CallOneArg(frame->bound->make, form);
+    PyObject* tensor = PyObject_CallFunctionObjArgs(frame->bound->make, form, nullptr);
     if (tensor == nullptr) return FailWithPythonError(error);
-    PyList_SET_ITEM(frame->tensors, i, tensor);
+    NB_LIST_SET_ITEM(frame->tensors, i, tensor);
     tensors[i] = AddressOf(tensor);
     if (tensors[i] == nullptr) return FailWithPythonError(error);
   }
@@ -116,15 +117,15 @@ TcStatus Open(void* self, DLDevice device, int64_t num_inputs, void** opened, vo
 
 TcStatus Run(void*, void* opened, void** outputs, int64_t num_outputs, TcSink error) {
   auto* frame = static_cast<Frame*>(opened);
-  frame->result = PyObject_CallOneArg(frame->bound->run, frame->tensors);
+  frame->result = PyObject_CallFunctionObjArgs(frame->bound->run, frame->tensors, nullptr);
   if (frame->result == nullptr) return FailWithPythonError(error);
   if (PyUnicode_Check(frame->result)) {
-    const char* text = PyUnicode_AsUTF8(frame->result);
+    const char* text = PyUnicode_AsUTF8AndSize(frame->result, nullptr);
     if (text == nullptr) return FailWithPythonError(error);
     return Fail(error, text);
   }
   for (int64_t i = 0; i < num_outputs; ++i) {
-    outputs[i] = AddressOf(PyTuple_GET_ITEM(frame->result, i));
+    outputs[i] = AddressOf(NB_TUPLE_GET_ITEM(frame->result, i));
     if (outputs[i] == nullptr) return FailWithPythonError(error);
   }
   return TC_OK;
@@ -133,8 +134,8 @@ TcStatus Run(void*, void* opened, void** outputs, int64_t num_outputs, TcSink er
 void ReleaseOutputs(void*, void* opened, int32_t* retained) {
   auto* frame = static_cast<Frame*>(opened);
   Py_CLEAR(frame->result);
-  for (Py_ssize_t i = 0; i < PyList_GET_SIZE(frame->tensors); ++i) {
-    PyObject* tensor = PyList_GET_ITEM(frame->tensors, i);
+  for (Py_ssize_t i = 0; i < NB_LIST_GET_SIZE(frame->tensors); ++i) {
+    PyObject* tensor = NB_LIST_GET_ITEM(frame->tensors, i);
     retained[i] = tensor != Py_None && Py_REFCNT(tensor) > 1;
   }
 }

@@ -39,7 +39,8 @@ nb::object InPython(const Function& function) {
   } catch (const nb::python_error& raised) {
     if (raised.matches(PyExc_Exception)) throw std::runtime_error(raised.what());
     RaiseLater(raised.value().ptr());  // KeyboardInterrupt, SystemExit
-    throw std::runtime_error(std::string("raised ") + Py_TYPE(raised.value().ptr())->tp_name);
+    throw std::runtime_error(std::string("raised ") +
+                             nb::cast<std::string>(raised.type().attr("__name__")));
   }
   if (nb::isinstance<nb::str>(result)) throw std::runtime_error(nb::cast<std::string>(result));
   return result;

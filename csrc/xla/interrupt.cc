@@ -1,5 +1,6 @@
 #include "interrupt.h"
 
+#include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -25,11 +26,26 @@ sem_t arrived;
 
 bool OnMainThread() { return pthread_equal(pthread_self(), main_thread) != 0; }
 
+// The thread state that holds the GIL on this thread, or null. Not in the stable ABI, but exported
+// by every CPython. Resolved before the handler is installed.
+#ifdef Py_LIMITED_API
+using StateFunction = PyThreadState* (*)();
+StateFunction FindStateFunction() {
+  void* found = dlsym(RTLD_DEFAULT, "PyThreadState_GetUnchecked");  // from 3.13 on
+  if (found == nullptr) found = dlsym(RTLD_DEFAULT, "_PyThreadState_UncheckedGet");
+  if (found == nullptr) throw std::runtime_error("torchcall: this Python has no unchecked state");
+  return reinterpret_cast<StateFunction>(found);
+}
+const StateFunction current_state = FindStateFunction();
+#else
+PyThreadState* current_state() { return _PyThreadState_UncheckedGet(); }
+#endif
+
 // Async-signal-safe.
 void OnSignal(int signal_number) {
   const int saved = errno;
   // Where the main thread has the GIL it is in Python code, which handles the signal by itself.
-  if (_PyThreadState_UncheckedGet() != main_state || !OnMainThread()) {
+  if (current_state() != main_state || !OnMainThread()) {
     interrupt_pending.store(true);
     sem_post(&arrived);
   }
@@ -76,7 +92,7 @@ void Arm(PyObject* exception) {
 void Disarm() {}
 
 void Arm(PyObject* exception) {
-  PyObject* done = PyObject_CallOneArg(raise_later, exception);
+  PyObject* done = PyObject_CallFunctionObjArgs(raise_later, exception, nullptr);
   if (done == nullptr) PyErr_Clear();
   Py_XDECREF(done);
 }

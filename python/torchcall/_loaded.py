@@ -1,10 +1,27 @@
 """The bridge with the torch half loaded. Imported before anything that calls a model.
 
 Raises:
-    ImportError: There is no torch half for the installed torch, or it cannot be loaded.
+    ImportError: JAX or torch is missing or too old, there is no torch half for the installed torch,
+        or a library cannot be loaded.
 """
 
-from torchcall import _bridge, _interrupts, _native
+from torchcall import _requirements
+
+_requirements.check()
+
+try:
+    from torchcall import _bridge
+except ImportError as error:
+    from pathlib import Path
+
+    folder = Path(__file__).parent
+    found = ", ".join(sorted(path.name for path in folder.glob("_bridge*.so"))) or "none"
+    raise ImportError(
+        f"torchcall: cannot load torchcall._bridge: {error}. Libraries in {folder}: {found}. "
+        "For this Python: `pip install --force-reinstall --no-deps torchcall`"
+    ) from error
+
+from torchcall import _interrupts, _native  # noqa: E402
 
 _native.load_torch_half()
 _interrupts.install()

@@ -12,6 +12,9 @@ import torch
 from torchcall import _bridge
 
 TARGET = "torchcall"
+REBUILD = (
+    "`pip install --no-build-isolation --no-binary torchcall --force-reinstall --no-deps torchcall`"
+)
 
 _registered: set[str] = set()
 _register_lock = threading.Lock()
@@ -40,11 +43,13 @@ def find_torch_half(torch_version: str, root: Path) -> Path:
     found = list((root / "lib" / f"torch-{wanted}").glob("*torchcall_torch.*"))
     if found:
         return found[0]
-    built = sorted(p.name.removeprefix("torch-") for p in (root / "lib").glob("torch-*"))
+    built = [p.name.removeprefix("torch-") for p in (root / "lib").glob("torch-*")]
+    built.sort(key=lambda version: [int(part) for part in version.split(".")])
+    install = f"`pip install 'torch=={built[-1]}.*'`, or " if built else ""
     raise ImportError(
         f"torchcall: expected torch {' or '.join(built) or '(none was built)'}, which this "
-        f"torchcall was built for, got torch {torch_version}; install a matching torch, or rebuild "
-        "torchcall: `pip install --no-build-isolation --force-reinstall --no-deps torchcall`"
+        f"torchcall was built for, got torch {torch_version}; {install}build torchcall for this "
+        f"torch: {REBUILD}. Tried: {root / 'lib' / f'torch-{wanted}'}"
     )
 
 
@@ -61,9 +66,10 @@ def load_torch_half() -> Path:
         _bridge.load_torch_half(str(path))
     except RuntimeError as error:
         raise ImportError(
-            f"torchcall: cannot load {path} with torch {torch.__version__}: {error}\n"
+            f"torchcall: cannot load {path} with torch {torch.__version__} "
+            f"in {Path(torch.__file__).parent}: {error}\n"
             "Likely causes: torch was replaced after torchcall was built, or the file is damaged. "
-            "Rebuild torchcall against the installed torch."
+            f"Install torchcall again, or build it for this torch: {REBUILD}"
         ) from error
     built_for = _bridge.torch_half_version()
     if minor(built_for) != minor(torch.__version__):

@@ -61,7 +61,8 @@ Captured CaptureInPython(PyObject* capture, Recording& recording) {
   } catch (const nb::python_error& e) {
     if (e.matches(PyExc_Exception)) return Failed(Kind::kRefused, e.what());
     RaiseLater(e.value().ptr());  // KeyboardInterrupt, SystemExit
-    return Failed(Kind::kInterrupted, std::string("raised ") + Py_TYPE(e.value().ptr())->tp_name);
+    return Failed(Kind::kInterrupted,
+                  std::string("raised ") + nanobind::cast<std::string>(e.type().attr("__name__")));
   } catch (const std::exception& e) {
     return Failed(Kind::kRefused, e.what());
   }
