@@ -43,6 +43,31 @@ PROGRAM = """
             assert model.wrapper.stats()["calls"] == before + 8, engine
             for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12, err_msg=engine)
+        for kind in (jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit):
+            mesh_2 = jax.make_mesh((8,), ("i",), axis_types=(kind,))
+            given = jax.device_put(replicas, jax.sharding.NamedSharding(mesh_2, P("i")))
+            for name, run in {{
+                "value_and_grad": results,
+                "grad of vmap": jax.grad(lambda m, g: jax.vmap(
+                    lambda p, graph: energy(m, replace(graph, positions=p)).sum()
+                )(g.positions, g).sum(), 1, allow_int=True),
+                "nested": lambda m, g: jax.vmap(lambda g: jax.vmap(
+                    lambda g: energy(m, g))(jax.tree.map(lambda x: jnp.stack([x, x]), g)))(g),
+                "one shared": lambda m, g: jax.vmap(
+                    lambda p: energy(m, replace(graph, positions=p)))(g.positions),
+            }}.items():
+                if engine == "TorchScript" and name in ("grad of vmap", "one shared"):
+                    continue  # the slow tests of the other engines have them
+                where = f"{{engine}}, {{kind}}, {{name}}"
+                one = jax.jit(run)(model, replicas)
+                on_all = jax.jit(run).lower(model, given).compile()
+                assert not any(word in on_all.as_text() for word in ("all-", "collective-")), where
+                before = model.wrapper.stats()["calls"]
+                found = jax.block_until_ready(on_all(model, given))
+                assert model.wrapper.stats()["calls"] == before + 8, where
+                for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(one), strict=True):
+                    if a.dtype != jax.dtypes.float0:
+                        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12, err_msg=where)
     print("done")
 """
 

@@ -46,7 +46,7 @@ def results(
         given: per operand, the factors of its axes. Without them, results are not sharded.
         made: per result, the factors of its axes.
     """
-    mesh = _mesh_of(operands)
+    mesh = mesh_of(operands)
     if mesh.empty:
         return [ShapedArray(spec.shape, spec.dtype) for spec in specs]
     more: dict[str, Any] = {}
@@ -64,7 +64,7 @@ def results(
     ]
 
 
-def _mesh_of(operands: Sequence[Any]) -> Any:
+def mesh_of(operands: Sequence[Any]) -> Any:
     """The mesh of the context, or that of the operands: their shardings have one without it."""
     mesh = jax.sharding.get_abstract_mesh()
     own = (x.sharding.mesh for x in operands if mesh.empty and not x.sharding.mesh.empty)
@@ -101,6 +101,21 @@ def count(mesh: Any, names: Sequence[str]) -> int:
 def partition_spec(axes: Mapping[str, tuple[str, ...]], factors: Axes) -> PartitionSpec:
     """How an array is sharded whose axes have these factors."""
     return PartitionSpec(*(None if factor is None else axes.get(factor) for factor in factors))
+
+
+def whole(tree: Any) -> Any:
+    """The arrays of a pytree, gathered where they are sharded over explicit axes of a mesh."""
+
+    def gathered(x: Any) -> Any:
+        if not isinstance(x, jax.Array):
+            return x
+        own = jax.typeof(x).sharding
+        mesh = own.mesh
+        if mesh.empty or AxisType.Explicit not in mesh.axis_types or not any(own.spec):
+            return x
+        return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree.map(gathered, tree)
 
 
 def resharded(value: Any, to: ShapedArray) -> Any:

@@ -4,7 +4,8 @@ XLA's partitioner asks for the program of one device when it has settled how eac
 Inside `shard_map` a call is of one device already.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,51 +21,53 @@ from torchcall._call.sharding import Axes, Sharding, in_jax
 
 
 class Registrations(list[Any]):
-    """The registered plans of the parts, which a program holds like that of a whole call."""
+    """The registered plans of the parts, which a program holds like that of a whole call.
 
-    def __init__(self, plan: CallPlan) -> None:
+    Args:
+        name: the model's.
+    """
+
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self._plan = plan
+        self._name = name
+        self.divided = False
 
     def __reduce__(self) -> Any:
-        if not self:  # a program for one device
-            return list, ()
+        if not self.divided:
+            return list, (list(self),)
         raise TypeError(
-            f"torchcall: {self._plan.model_name}: cannot serialise a program that divides calls by "
-            "sharding_rule; leave the option out, or call the model inside jax.shard_map"
+            f"torchcall: {self._name}: cannot serialise a program whose devices divide calls among "
+            "themselves; call the model inside jax.shard_map, or without sharding_rule"
         )
 
 
-def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
-    def whole(*given: Any) -> list[Any]:
-        return call_p.bind(*given, plan=plan)
+def lower_partitioned(
+    ctx: mlir.LoweringRuleContext,
+    operands: Sequence[Any],
+    whole: Callable[..., list[Any]],
+    name: str,
+    given: Sequence[Axes],
+    made: Sequence[Axes],
+    part: Callable[[Registrations, Mesh, Mapping[str, tuple[str, ...]]], Any],
+) -> Any:
+    """Lowers a call that the devices of a program can divide among themselves.
 
+    Args:
+        ctx, operands: as for lowering rules.
+        whole: the call, undivided.
+        name: the model's, for errors.
+        given: per operand, the factors of its axes.
+        made: per result, the factors of its axes.
+        part: makes the call of one device, from the mesh's axes along which factors are divided.
+    """
     if ctx.module_context.lowering_parameters.for_export:
         return mlir.lower_fun(whole, multiple_results=True)(ctx, *operands)
-    held = Registrations(plan)
+    held = Registrations(name)
     ctx.module_context.add_keepalive(held)
-
-    def lowered(*given: Any) -> list[Any]:
-        values = _partitioned(plan, held, given)
-        return [resharded(v, aval) for v, aval in zip(values, ctx.avals_out, strict=True)]
-
-    return mlir.lower_fun(lowered, multiple_results=True)(ctx, *operands)
-
-
-mlir.register_lowering(sharded_p, _lower)
-# As JAX's own custom_partitioning, whose rule needs the devices.
-dispatch.prim_requires_devices_during_lowering.add(sharded_p)
-
-
-def _partitioned(plan: CallPlan, held: Registrations, operands: Sequence[Any]) -> Any:
-    sharding = plan.sharding
-    assert sharding is not None
-    given = sharding.factors.all_operands(plan.spec.loops)
-    made = sharding.factors.all_outputs()
 
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         mesh, axes = _axes_of_factors(mesh, [*made, *given], [*results, *args])
-        lower = _part(plan, sharding, held, mesh, axes)
+        lower = part(held, mesh, axes)
         specs = [NamedSharding(mesh, partition_spec(axes, factors)) for factors in (*made, *given)]
         return mesh, lower, specs[: len(made)], tuple(specs[len(made) :])
 
@@ -74,7 +77,7 @@ def _partitioned(plan: CallPlan, held: Registrations, operands: Sequence[Any]) -
         return [NamedSharding(mesh, partition_spec(axes, factors)) for factors in made]
 
     def torchcall(*operands: Any) -> list[Any]:
-        return call_p.bind(*operands, plan=plan)
+        return list(whole(*operands))
 
     call = custom_partitioning(torchcall)
     call.def_partition(
@@ -83,7 +86,35 @@ def _partitioned(plan: CallPlan, held: Registrations, operands: Sequence[Any]) -
         sharding_rule=in_jax(given, made),
         decode_shardings=False,  # see _named
     )
-    return call(*operands)
+
+    def lowered(*given: Any) -> list[Any]:
+        values = call(*given)
+        return [resharded(v, aval) for v, aval in zip(values, ctx.avals_out, strict=True)]
+
+    return mlir.lower_fun(lowered, multiple_results=True)(ctx, *operands)
+
+
+def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+    sharding = plan.sharding
+    assert sharding is not None
+
+    def whole(*given: Any) -> list[Any]:
+        return call_p.bind(*given, plan=plan)
+
+    return lower_partitioned(
+        ctx,
+        operands,
+        whole,
+        plan.model_name,
+        sharding.factors.all_operands(plan.spec.loops),
+        sharding.factors.all_outputs(),
+        partial(_part, plan, sharding),
+    )
+
+
+mlir.register_lowering(sharded_p, _lower)
+# As JAX's own custom_partitioning, whose rule needs the devices.
+dispatch.prim_requires_devices_during_lowering.add(sharded_p)
 
 
 def _part(
@@ -95,6 +126,7 @@ def _part(
 ) -> Any:
     """The program of one device."""
     shard = plan
+    held.divided |= bool(axes)
     if axes:
         shard = sharding.shard({f: count(mesh, names) for f, names in axes.items()})
     held.append(shard.register())

@@ -14,6 +14,7 @@ from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
+from torchcall._call.meshes import whole
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import (
     AtomGraph,
@@ -82,7 +83,7 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
     model.check_cutoff(graph)
     model.check_species(graph)
     # Offsets are integers: their derivative is zero.
-    graph = listed(graph)
+    graph = listed(whole(graph))
     offsets = jax.lax.stop_gradient(graph.cell_offsets)
     return _energy(jax.lax.stop_gradient(model), replace(graph, cell_offsets=offsets))
 
@@ -105,7 +106,7 @@ def energy_and_gradients(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradie
     check_graph(graph)
     model.check_cutoff(graph)
     model.check_species(graph)
-    return _guarded(model, listed(graph))
+    return _guarded(model, listed(whole(graph)))
 
 
 @jax.custom_jvp

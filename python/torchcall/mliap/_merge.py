@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from torchcall._call.meshes import aligned
+from torchcall._call.rows import over_rows
 from torchcall.mliap._graph import AtomGraph
 
 
@@ -60,9 +62,19 @@ def evaluate_merged(
         specs = jax.eval_shape(evaluate, model, one)
         out = jax.tree.map(lambda spec: jnp.zeros((0, *spec.shape), spec.dtype), specs)
     else:
-        merged = evaluate(model, merge_graphs(graph, mapped, count))
-        out = jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), merged)
+        rows = (jax.tree.map(lambda _: False, model), mapped)
+        out = over_rows(partial(_evaluate_rows, evaluate, count, mapped), rows, (model, graph))
     return out, jax.tree.map(lambda _: True, out)
+
+
+def _evaluate_rows(
+    evaluate: Callable[[Any, AtomGraph], Any], count: int, mapped: AtomGraph, model: Any, graph: Any
+) -> Any:
+    """`count` graphs as one; fewer where a device has its part of them."""
+    for value, has in zip(jax.tree.leaves(graph), jax.tree.leaves(mapped), strict=True):
+        count = value.shape[0] if has else count
+    merged = evaluate(model, merge_graphs(graph, mapped, count))
+    return jax.tree.map(lambda x: x.reshape(count, x.shape[0] // count, *x.shape[1:]), merged)
 
 
 @jax.jit

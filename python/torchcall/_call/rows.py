@@ -1,0 +1,156 @@
+"""Functions of arrays whose rows are independent, such as the energies of several graphs.
+
+If the devices of a program have some rows each, they call the function on their own, and nothing is
+gathered: by `shard_map` where the types say so, otherwise where XLA's partitioner finds it so.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src import dispatch  # no public name
+from jax.core import Tracer
+from jax.extend import core
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import AxisType, PartitionSpec
+
+from torchcall._call.meshes import count, mesh_of, results
+from torchcall._call.partition import Registrations, lower_partitioned
+from torchcall._call.plan import CallPlan
+from torchcall._call.primitive import call_p
+from torchcall._call.sharding import Axes, divided
+
+rows_p = core.Primitive("torchcall_rows")
+rows_p.multiple_results = True
+
+
+def over_rows(
+    function: Callable[..., Any], has_rows: Sequence[Any], operands: Sequence[Any]
+) -> Any:
+    """`function(*operands)`, on each device for its own rows.
+
+    Args:
+        function: of pytrees of arrays, with any number of rows. Its results have a leading axis,
+            that of the rows. Row k depends on row k of the operands that have rows.
+        has_rows: per operand, a pytree of bools: whether an array has the rows as its first axis.
+        operands: pytrees of arrays.
+    """
+    arrays, tree = jax.tree.flatten(tuple(operands))
+    rows = tuple(jax.tree.leaves(tuple(has_rows)))
+    traced = any(isinstance(x, Tracer) for x in arrays)
+    if not any(rows) or not traced or AxisType.Manual in _axes(arrays):
+        return function(*operands)
+    structures: list[Any] = []
+
+    def flat(*arrays: Any) -> list[Any]:
+        leaves, structure = jax.tree.flatten(function(*jax.tree.unflatten(tree, arrays)))
+        structures.append(structure)
+        return leaves
+
+    out = _over_rows(jax.jit(flat), rows, arrays)
+    return jax.tree.unflatten(structures[0], out)
+
+
+def _over_rows(function: Any, rows: tuple[bool, ...], operands: Sequence[Any]) -> list[Any]:
+    """`over_rows` of arrays."""
+    for array, has in zip(operands, rows, strict=True):
+        own = jax.typeof(array).sharding
+        if has and AxisType.Explicit in own.mesh.axis_types and own.spec[0] is not None:
+            each, one = PartitionSpec(own.spec[0]), PartitionSpec()
+            specs = tuple(each if has else one for has in rows)
+            mapped = jax.shard_map(function, mesh=own.mesh, in_specs=specs, out_specs=each)
+            return mapped(*operands)
+    return rows_p.bind(*operands, function=function, has_rows=rows)
+
+
+def _axes(operands: Sequence[Any]) -> tuple[AxisType, ...]:
+    return mesh_of([jax.typeof(x) for x in operands]).axis_types
+
+
+@rows_p.def_impl
+def _impl(*operands: Any, function: Any, has_rows: tuple[bool, ...]) -> list[Any]:
+    del has_rows
+    return function(*operands)
+
+
+@rows_p.def_abstract_eval
+def _abstract_eval(*operands: Any, function: Any, has_rows: tuple[bool, ...]) -> list[Any]:
+    del has_rows
+    return results(jax.eval_shape(function, *operands), operands)
+
+
+def _batch(
+    operands: Sequence[Any], axes: Sequence[Any], *, function: Any, has_rows: tuple[bool, ...]
+) -> tuple[list[Any], list[int]]:
+    """Other rows outside, which are divided instead: by the function's own rules, or here."""
+    del has_rows
+    mapped = jax.vmap(function, in_axes=tuple(axes))
+    if AxisType.Explicit in _axes(operands):
+        rows = tuple(axis is not None for axis in axes)
+        mapped = jax.vmap(function, in_axes=tuple(0 if has else None for has in rows))
+        operands = [
+            x if axis is None else jnp.moveaxis(x, axis, 0)
+            for x, axis in zip(operands, axes, strict=True)
+        ]
+        out = _over_rows(jax.jit(mapped), rows, operands)
+    else:
+        out = mapped(*operands)
+    return out, [0] * len(out)
+
+
+def _jvp(
+    primals: Sequence[Any], tangents: Sequence[Any], *, function: Any, has_rows: tuple[bool, ...]
+) -> Any:
+    del has_rows
+    return jax.jvp(function, list(primals), [ad.instantiate_zeros(t) for t in tangents])
+
+
+batching.primitive_batchers[rows_p] = _batch
+ad.primitive_jvps[rows_p] = _jvp
+
+
+def _lower(
+    ctx: mlir.LoweringRuleContext, *operands: Any, function: Any, has_rows: tuple[bool, ...]
+) -> Any:
+    if AxisType.Explicit in mesh_of(ctx.avals_in).axis_types:  # the rows are not divided
+        return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+
+    avals: list[Any] = list(ctx.avals_in)
+
+    def factors(aval: Any, rows: bool) -> Axes:
+        return ("rows" if rows else None, *[None] * (aval.ndim - 1)) if aval.ndim else ()
+
+    given = [factors(aval, rows) for aval, rows in zip(avals, has_rows, strict=True)]
+    made = [factors(aval, True) for aval in ctx.avals_out]
+
+    def part(held: Registrations, mesh: Any, axes: Any) -> Any:
+        parts = {f: count(mesh, names) for f, names in axes.items()}
+        held.divided |= bool(parts)
+        specs = [
+            jax.ShapeDtypeStruct(divided(aval.shape, own, parts), aval.dtype)
+            for aval, own in zip(avals, given, strict=True)
+        ]
+        for plan in _plans(jax.make_jaxpr(function)(*specs).jaxpr):
+            held.append(plan.register())
+        return function
+
+    return lower_partitioned(ctx, operands, function, "potential", given, made, part)
+
+
+mlir.register_lowering(rows_p, _lower)
+dispatch.prim_requires_devices_during_lowering.add(rows_p)
+
+
+def _plans(jaxpr: Any) -> Iterator[CallPlan]:
+    """Those of all calls in a program."""
+    for equation in jaxpr.eqns:
+        if equation.primitive is call_p:
+            yield equation.params["plan"]
+        for value in jax.tree.leaves(
+            list(equation.params.values()),
+            is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from _plans(inner)
