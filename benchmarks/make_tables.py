@@ -4,7 +4,7 @@
     python benchmarks/make_tables.py --check    # exit with 1 if a document or a claim differs
 
 A document has a line `<!-- table: NAME -->`, the table, and a line `<!-- end -->`. `_tables.py` and
-`_tables_parts.py` have the tables, `_claims.py` the sentences of the documents that the numbers
+`_tables_parts.py` have the tables, `_sentences.py` the sentences of the documents that the numbers
 must support. Needs neither torch nor JAX.
 """
 
@@ -13,9 +13,9 @@ import re
 import sys
 from pathlib import Path
 
-from _claims import CLAIMS
 from _pictures import outdated
 from _results import ROOT
+from _sentences import CLAIMS
 from _tables_parts import TABLES
 
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -113,8 +113,8 @@ class GpuReport(Report):
         self.left_out: list[dict[str, str]] = []
         self.broken = False
         self.longest: dict[str, float] = {}
-        self.found = where()
-        on = self.found[0].get("gpu", "a CPU: a dry run, its figures say nothing about a GPU")
+        self.on_device = where()
+        on = self.on_device[0].get("gpu", "a CPU: a dry run, its figures say nothing about a GPU")
         print(f"on {on}", flush=True)
 
     def time(
@@ -154,8 +154,8 @@ class GpuReport(Report):
         if self.options.json is None:
             return
         document = {
-            "machine": self.found[0],
-            "versions": self.found[1],
+            "machine": self.on_device[0],
+            "versions": self.on_device[1],
             "rows": self.rows,
             "claims": [
                 {"case": c.case, "text": c.text, "value": c.value, "limit": c.limit,
