@@ -11,7 +11,14 @@ import reference
 import torch
 from reference import CUTOFF, System, one_thread  # noqa: F401
 
-from torchcall.mliap import AtomGraph, TorchMliap, energy_and_gradients, neighbor_list, pad_graph
+from torchcall.mliap import (
+    AtomGraph,
+    TorchMliap,
+    _graph,
+    energy_and_gradients,
+    neighbor_list,
+    pad_graph,
+)
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -245,3 +252,9 @@ def test_index_fields_that_are_not_integers_are_refused(name):
     wrong = replace(graph, **{name: getattr(graph, name).astype(jnp.float32)})
     with pytest.raises(TypeError, match=rf"graph.{name}: expected integers, got float32"):
         pad_graph(wrong, cutoff=CUTOFF)
+
+
+def test_fields_that_jax_drops_are_given_as_jax_0_8_1_and_newer_read_them():
+    names = {"positions", "_listed"}
+    assert names.difference(*_graph._DROPPED) == {"positions"}  # 0.8.1
+    assert names.difference(_graph._DROPPED) == {"positions"}

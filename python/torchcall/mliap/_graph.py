@@ -149,8 +149,10 @@ class ListedGraph(AtomGraph):
 
 _STATIC = ["list_cutoff", "list_skin"]
 _DATA = [f.name for f in fields(AtomGraph) if f.name not in (*_STATIC, "_listed")]
+# jax 0.8.1 removes the members of each of drop_fields, where newer ones remove drop_fields.
+_DROPPED: Any = ["_listed", ("_listed",)]
 for _kind in (AtomGraph, ListedGraph):
-    jax.tree_util.register_dataclass(_kind, _DATA, _STATIC, drop_fields=["_listed"])
+    jax.tree_util.register_dataclass(_kind, _DATA, _STATIC, drop_fields=_DROPPED)
 
 
 def _from_children(aux_data: Any, children: Any) -> AtomGraph:
