@@ -9,7 +9,7 @@ SIMULATED := $(wildcard tests/standin/*.h tests/standin/*.cc)
 FOLDERS := $(filter-out %__pycache__,$(patsubst %/,%,$(wildcard python/torchcall/ python/torchcall/*/ python/torchcall/*/*/)))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup setup-demo demo test test-slow test-models test-kups bench-networks lint format types stubs bench tables bench-mace gpu-check docs wheel sdist sanitize clean
+.PHONY: help setup setup-demo demo test test-slow test-models test-kups test-matrix bench-networks lint format types stubs bench tables bench-mace gpu-check docs wheel sdist sanitize clean
 
 help:
 	@echo "make demo       argon atoms under a PyTorch potential inside one jitted loop"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-slow  the repetitions that make test leaves out, with XLA's full optimisation"
 	@echo "make test-models  networks against their own ASE calculators; one environment per network"
 	@echo "make test-kups  our potentials in kUPS, MACE in its driver, in a separate environment (5.7 GB)"
+	@echo "make test-matrix  the wheels in dist with other versions of Python, torch and jax; CELLS selects"
 	@echo "make docs       the documentation as a site, in build/site; an environment of its own, .venv-docs"
 	@echo "make lint       ruff and clang-format;  make format  applies their changes"
 	@echo "make types      pyright"
@@ -177,6 +178,13 @@ PYTHON_ABI3 ?= python3.12
 wheel:
 	@$(PYTHON) packaging/build.py --jobs $(JOBS) --torch $(TORCH) \
 	  --python $(foreach p,$(PYTHON_CP311) $(PYTHON_ABI3),"$(or $(call interpreter,$p),$p)")
+
+# Environments are made in FOLDER, by default a temporary one, and removed unless KEEP=1.
+CELLS ?=
+TESTS ?=
+FOLDER ?=
+test-matrix:
+	@$(PYTHON) packaging/matrix.py $(CELLS) --jobs $(JOBS) $(if $(TESTS),--tests $(TESTS)) $(if $(FOLDER),--folder $(FOLDER))
 
 sdist: $(VENV)/.installed-demo
 	@mkdir -p dist && $(BIN)/python -c 'from scikit_build_core.build import build_sdist; print("dist/" + build_sdist("dist"))' | tail -n 1

@@ -15,6 +15,7 @@ from torchcall.__main__ import COMMANDS
 from torchcall._command.parsing import Parser
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = Path(torchcall.__file__).parent  # installed from a wheel, it is not below ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 ALL_PAGES = [*PAGES, *sorted((ROOT / "docs" / "networks").glob("*.md"))]
 # Blocks of Python that do not run here: page, how many, why. Their syntax is checked, and the
@@ -60,8 +61,8 @@ def _literals(text: str) -> str:
 def test_every_message_on_the_page_of_errors_is_in_the_sources():
     files = [
         path
-        for folder, endings in (("python", (".py",)), ("csrc", (".cc", ".h")))
-        for path in (ROOT / folder).rglob("*")
+        for folder, endings in ((PACKAGE, (".py",)), (ROOT / "csrc", (".cc", ".h")))
+        for path in folder.rglob("*")
         if path.suffix in endings
     ]
     sources = _literals("\n".join(path.read_text() for path in files))
@@ -147,9 +148,9 @@ def test_every_page_is_in_the_site_and_in_the_overview():
 def test_every_public_module_has_a_page_of_its_api():
     pages = {page.stem for page in (ROOT / "docs" / "api").glob("*.md")}
     modules = {
-        ".".join(path.relative_to(ROOT / "python").with_suffix("").parts)
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
         for folder in ("models", "integrations")
-        for path in (ROOT / "python" / "torchcall" / folder).glob("[a-z]*.py")
+        for path in (PACKAGE / folder).glob("[a-z]*.py")
     }
     modules |= {f"torchcall.{name}" for name in torchcall.__all__ if name in ("mliap", "models")}
     assert pages == modules | {"torchcall"}
