@@ -17,7 +17,9 @@ from torchcall._call.sharding import Axes
 
 def _varying(x: Any) -> frozenset[Any]:
     """The axes over which a value varies, as far as `shard_map` checks them."""
-    return getattr(getattr(x, "manual_axis_type", None), "varying", frozenset())
+    if hasattr(x, "manual_axis_type"):
+        return getattr(x.manual_axis_type, "varying", frozenset())
+    return getattr(x, "vma", frozenset())  # older versions of JAX
 
 
 def aligned(operands: Sequence[Any]) -> list[Any]:
@@ -27,9 +29,16 @@ def aligned(operands: Sequence[Any]) -> list[Any]:
     if not axes:
         return list(operands)
     return [
-        jax.lax.pcast(x, tuple(axes - _varying(kind)), to="varying")
+        _made_varying(x, tuple(axes - _varying(kind)))
         for x, kind in zip(operands, types, strict=True)
     ]
+
+
+def _made_varying(x: Any, axes: tuple[Any, ...]) -> Any:
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(x, axes, to="varying")
+    older: Any = jax.lax
+    return older.pvary(x, axes)
 
 
 def results(
@@ -52,7 +61,8 @@ def results(
     more: dict[str, Any] = {}
     varying = [x for x in operands if _varying(x)]
     if varying:
-        more["manual_axis_type"] = varying[0].manual_axis_type
+        name = "manual_axis_type" if hasattr(varying[0], "manual_axis_type") else "vma"
+        more[name] = getattr(varying[0], name)
     axes = axes_of_factors(given, operands) if given else {}
     shardings = [
         NamedSharding(mesh, partition_spec(axes, factors))

@@ -32,7 +32,7 @@ def static_key(value: bool | int | float | str | None) -> tuple[str, str]:
     return type_name(value), value.hex() if isinstance(value, float) else repr(value)
 
 
-def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
+def shape_dtype(name: str, value: Any) -> jax.ShapeDtypeStruct:
     """The shape and dtype of an operand in a program.
 
     Raises:
@@ -40,7 +40,9 @@ def shape_dtype(name: str, value: object) -> jax.ShapeDtypeStruct:
     """
     if isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a JAX or NumPy array, got a torch.Tensor")
-    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+    # JAX below 0.10 passes constants of a traced function as arrays of a type of its own.
+    constant = type(value).__module__ == "jax._src.literals"
+    if not constant and not isinstance(value, jax.Array | np.ndarray | np.generic):
         raise TypeError(
             f"{name}: expected an array or a Python scalar (int, float, bool, str, None), "
             f"got {type_name(value)}"
