@@ -94,12 +94,17 @@ def test_threads_trace_run_and_drop_gradients_at_once(engine):
     before = remaining_plans()
     shared = wrapped(Number(), engine)
     failures = []
+    scripting = threading.Lock()  # ast.parse of Python 3.11, which torch uses, is not thread-safe
+
+    def made():
+        with scripting:
+            return wrapped(Number(), engine)
 
     def work(k, shared=shared):
         try:
             with jax.enable_x64(True):
                 for repeat in range(12):
-                    f = shared if repeat % 2 else wrapped(Number(), engine)
+                    f = shared if repeat % 2 else made()
                     x = random(2 + (k + repeat) % 3, 3, seed=k)
                     transform = (jax.vmap(jax.grad(f)), jax.vmap(jax.hessian(f)))[repeat % 2]
                     got = jax.jit(lambda x, t=transform: t(x, x))(x)
