@@ -69,7 +69,7 @@ class Results:
         omp = measured.get("OMP_NUM_THREADS")
         command = measured.get("command")
         prefix = f"OMP_NUM_THREADS={omp} " if omp else ""
-        cores = f"{machine['cores']} core{'s' if machine['cores'] > 1 else ''}"
+        cores = f"{machine['cores']} core{'s' * (machine['cores'] > 1)}"
         packages = ", ".join(
             f"{name.removesuffix('-torch')} {versions[name]}"
             for name in versions

@@ -11,13 +11,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from _pictures import PICTURES, digest
-from _results import Results
+from _results import ROOT, Results
 from _tables import NETWORKS
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-ROOT = Path(__file__).parents[1]
 INK, MUTED, GRID = "#1f2933", "#6b7785", "#e4e8ec"
 METHODS = {
     "torch, C++ loop": ("torch alone, C++ loop", "#9aa5b1"),

@@ -71,7 +71,7 @@ def check(wheel: Path, whole: bool = True) -> None:
         if (found := re.fullmatch(r"torchcall/lib/torch-2\.(\d+)/libtorchcall_torch\.so", name))
     }
     if len(libraries) != len(halves) + 1:
-        faults.append(f"other libraries than the two halves: {libraries}")
+        faults.append(f"other libraries than the bridge and the torch halves: {libraries}")
     if not any(name.startswith(f"torchcall/{bridge}") for name in libraries):
         faults.append(f"no {bridge} among {libraries}")
     if junk := [n for n in names if re.search(r"standin|/tests?/|\.(cc|h|o|a|pyc)$", n)]:

@@ -10,11 +10,9 @@ import jax
 import torch
 
 from torchcall import _bridge
+from torchcall._requirements import REBUILD
 
 TARGET = "torchcall"
-REBUILD = (
-    "`pip install --no-build-isolation --no-binary torchcall --force-reinstall --no-deps torchcall`"
-)
 
 _registered: set[str] = set()
 _register_lock = threading.Lock()
@@ -49,7 +47,7 @@ def find_torch_half(torch_version: str, root: Path) -> Path:
     raise ImportError(
         f"torchcall: expected torch {' or '.join(built) or '(none was built)'}, which this "
         f"torchcall was built for, got torch {torch_version}; {install}build torchcall for this "
-        f"torch: {REBUILD}. Tried: {root / 'lib' / f'torch-{wanted}'}"
+        f"torch: `{REBUILD}`. Tried: {root / 'lib' / f'torch-{wanted}'}"
     )
 
 
@@ -69,7 +67,7 @@ def load_torch_half() -> Path:
             f"torchcall: cannot load {path} with torch {torch.__version__} "
             f"in {Path(torch.__file__).parent}: {error}\n"
             "Likely causes: torch was replaced after torchcall was built, or the file is damaged. "
-            f"Install torchcall again, or build it for this torch: {REBUILD}"
+            f"Install torchcall again, or build it for this torch: `{REBUILD}`"
         ) from error
     built_for = _bridge.torch_half_version()
     if minor(built_for) != minor(torch.__version__):

@@ -4,6 +4,9 @@ import importlib
 from types import ModuleType
 
 OLDEST_JAX = "0.8.1"
+REBUILD = (
+    "pip install --no-build-isolation --no-binary torchcall --force-reinstall --no-deps torchcall"
+)
 
 
 def _import(name: str, install: str) -> ModuleType:

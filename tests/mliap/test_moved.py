@@ -221,6 +221,21 @@ def test_the_graph_of_a_list_is_padded_as_any_other(geometry):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.parametrize("evaluate", [energy, energy_and_gradients])
+def test_programs_of_a_lists_graph_do_not_sort_its_atoms(model, geometry, evaluate):
+    positions, cell, numbers, nbrs = geometry
+
+    def program(change):
+        def run(positions):
+            graph = AtomGraph.from_neighbors(nbrs, positions, cell, numbers)
+            return evaluate(model, change(graph))
+
+        return str(jax.make_jaxpr(run)(positions))
+
+    assert " sort[" not in program(lambda graph: graph)
+    assert " sort[" in program(plain)
+
+
 @pytest.mark.parametrize("field", ["batch", "edge_index", "cell_offsets", "n_edges", "pbc"])
 def test_a_replaced_field_is_not_taken_for_the_lists_own(geometry, field):
     positions, cell, numbers, nbrs = geometry

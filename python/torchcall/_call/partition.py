@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from jax._src import dispatch, sharding_impls  # no public names
 from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend import core
 from jax.interpreters import mlir
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -21,16 +22,17 @@ from torchcall._call.sharding import Axes, Sharding, in_jax
 
 
 class Registrations(list[Any]):
-    """The registered plans of the parts, which a program holds like that of a whole call.
+    """The registered plans of the parts, which a program holds like that of a whole call."""
 
-    Args:
-        name: the model's.
-    """
-
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._name = name
         self.divided = False
+        self._name = ""
+
+    def add(self, plan: CallPlan) -> None:
+        """Registers a part's plan."""
+        self.append(plan.register())
+        self._name = plan.model_name
 
     def __reduce__(self) -> Any:
         if not self.divided:
@@ -45,7 +47,6 @@ def lower_partitioned(
     ctx: mlir.LoweringRuleContext,
     operands: Sequence[Any],
     whole: Callable[..., list[Any]],
-    name: str,
     given: Sequence[Axes],
     made: Sequence[Axes],
     part: Callable[[Registrations, Mesh, Mapping[str, tuple[str, ...]]], Any],
@@ -55,18 +56,18 @@ def lower_partitioned(
     Args:
         ctx, operands: as for lowering rules.
         whole: the call, undivided.
-        name: the model's, for errors.
         given: per operand, the factors of its axes.
         made: per result, the factors of its axes.
         part: makes the call of one device, from the mesh's axes along which factors are divided.
     """
     if ctx.module_context.lowering_parameters.for_export:
         return mlir.lower_fun(whole, multiple_results=True)(ctx, *operands)
-    held = Registrations(name)
+    held = Registrations()
     ctx.module_context.add_keepalive(held)
 
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         mesh, axes = _axes_of_factors(mesh, [*made, *given], [*results, *args])
+        held.divided |= bool(axes)
         lower = part(held, mesh, axes)
         specs = [NamedSharding(mesh, partition_spec(axes, factors)) for factors in (*made, *given)]
         return mesh, lower, specs[: len(made)], tuple(specs[len(made) :])
@@ -105,16 +106,20 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any
         ctx,
         operands,
         whole,
-        plan.model_name,
         sharding.factors.all_operands(plan.spec.loops),
         sharding.factors.all_outputs(),
         partial(_part, plan, sharding),
     )
 
 
-mlir.register_lowering(sharded_p, _lower)
-# As JAX's own custom_partitioning, whose rule needs the devices.
-dispatch.prim_requires_devices_during_lowering.add(sharded_p)
+def register(primitive: core.Primitive, rule: Callable[..., Any]) -> None:
+    """Registers a rule that uses `lower_partitioned`."""
+    mlir.register_lowering(primitive, rule)
+    # As JAX's own custom_partitioning, whose rule needs the devices.
+    dispatch.prim_requires_devices_during_lowering.add(primitive)
+
+
+register(sharded_p, _lower)
 
 
 def _part(
@@ -126,10 +131,9 @@ def _part(
 ) -> Any:
     """The program of one device."""
     shard = plan
-    held.divided |= bool(axes)
     if axes:
         shard = sharding.shard({f: count(mesh, names) for f, names in axes.items()})
-    held.append(shard.register())
+    held.add(shard)
 
     def lower(*operands: Any) -> list[Any]:
         values = call_p.bind(*operands, plan=shard)

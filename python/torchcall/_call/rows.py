@@ -9,14 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax._src import dispatch  # no public name
 from jax.core import Tracer
 from jax.extend import core
-from jax.interpreters import ad, batching, mlir
+from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, PartitionSpec
 
 from torchcall._call.meshes import count, mesh_of, results
-from torchcall._call.partition import Registrations, lower_partitioned
+from torchcall._call.partition import Registrations, lower_partitioned, register
 from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call_p
 from torchcall._call.sharding import Axes, divided
@@ -99,15 +98,7 @@ def _batch(
     return out, [0] * len(out)
 
 
-def _jvp(
-    primals: Sequence[Any], tangents: Sequence[Any], *, function: Any, has_rows: tuple[bool, ...]
-) -> Any:
-    del has_rows
-    return jax.jvp(function, list(primals), [ad.instantiate_zeros(t) for t in tangents])
-
-
 batching.primitive_batchers[rows_p] = _batch
-ad.primitive_jvps[rows_p] = _jvp
 
 
 def _lower(
@@ -126,20 +117,18 @@ def _lower(
 
     def part(held: Registrations, mesh: Any, axes: Any) -> Any:
         parts = {f: count(mesh, names) for f, names in axes.items()}
-        held.divided |= bool(parts)
         specs = [
             jax.ShapeDtypeStruct(divided(aval.shape, own, parts), aval.dtype)
             for aval, own in zip(avals, given, strict=True)
         ]
         for plan in _plans(jax.make_jaxpr(function)(*specs).jaxpr):
-            held.append(plan.register())
+            held.add(plan)
         return function
 
-    return lower_partitioned(ctx, operands, function, "potential", given, made, part)
+    return lower_partitioned(ctx, operands, function, given, made, part)
 
 
-mlir.register_lowering(rows_p, _lower)
-dispatch.prim_requires_devices_during_lowering.add(rows_p)
+register(rows_p, _lower)
 
 
 def _plans(jaxpr: Any) -> Iterator[CallPlan]:

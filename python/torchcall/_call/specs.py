@@ -40,7 +40,7 @@ def shape_dtype(name: str, value: Any) -> jax.ShapeDtypeStruct:
     """
     if isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a JAX or NumPy array, got a torch.Tensor")
-    # JAX below 0.10 passes constants of a traced function as arrays of a type of its own.
+    # JAX 0.8.1 passes constants of a traced function as arrays of a type of its own.
     constant = type(value).__module__ == "jax._src.literals"
     if not constant and not isinstance(value, jax.Array | np.ndarray | np.generic):
         raise TypeError(

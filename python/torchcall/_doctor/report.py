@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-REBUILD = "pip install --no-build-isolation --force-reinstall --no-deps torchcall"
-
 
 @dataclass(frozen=True)
 class Finding:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from torchcall._doctor.cpu import processor_flags
-from torchcall._doctor.report import REBUILD, Section, one_line
+from torchcall._doctor.report import Section, one_line
 from torchcall._doctor.versions import version
+from torchcall._requirements import REBUILD
 
 LABELS = {
     "torchscript": "TorchScript",
@@ -46,7 +47,7 @@ def probe(section: Section, *, compile: bool) -> None:
 
     Args:
         section: Gets the report.
-        compile: Whether to compile the package of its test anew.
+        compile: Whether to compile the test's package again.
     """
     if "torchcall._loaded" not in sys.modules:
         for name in LABELS:

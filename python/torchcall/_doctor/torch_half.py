@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from torchcall._doctor.report import REBUILD, Section, import_error, imported, one_line
+from torchcall._doctor.report import Section, import_error, imported, one_line
+from torchcall._requirements import REBUILD
 
 VARIABLE = "TORCHCALL_TORCH_HALF"
 

@@ -13,6 +13,7 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jaxtyping import Float
 
+from torchcall._call.meshes import whole
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._calls import call_options
 from torchcall.mliap._committee_torch import combined
@@ -114,7 +115,7 @@ def committee_statistics(model: TorchMliap, graph: AtomGraph) -> CommitteeOut:
     check_graph(graph)
     model.check_cutoff(graph)
     model.check_species(graph)
-    graph = listed(graph)
+    graph = whole(listed(graph))
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, graph))):
         return _traced(model, graph)
     return _program(model)(model.cutoff.data, graph)

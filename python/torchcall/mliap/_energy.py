@@ -83,7 +83,7 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
     model.check_cutoff(graph)
     model.check_species(graph)
     # Offsets are integers: their derivative is zero.
-    graph = listed(whole(graph))
+    graph = whole(listed(graph))
     offsets = jax.lax.stop_gradient(graph.cell_offsets)
     return _energy(jax.lax.stop_gradient(model), replace(graph, cell_offsets=offsets))
 
@@ -106,7 +106,7 @@ def energy_and_gradients(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradie
     check_graph(graph)
     model.check_cutoff(graph)
     model.check_species(graph)
-    return _guarded(model, listed(whole(graph)))
+    return _guarded(model, whole(listed(graph)))
 
 
 @jax.custom_jvp
