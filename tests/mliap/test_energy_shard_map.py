@@ -55,9 +55,14 @@ PROGRAM = """
                     lambda g: energy(m, g))(jax.tree.map(lambda x: jnp.stack([x, x]), g)))(g),
                 "one shared": lambda m, g: jax.vmap(
                     lambda p: energy(m, replace(graph, positions=p)))(g.positions),
+                "Hessian times vector": lambda m, g: jax.vmap(lambda g: jax.jvp(jax.grad(
+                    lambda p: energy(m, replace(g, positions=p)).sum()),
+                    (g.positions,), (g.positions,))[1])(g),
             }}.items():
                 if engine == "TorchScript" and name in ("grad of vmap", "one shared"):
                     continue  # the slow tests of the other engines have them
+                if engine == "AOTInductor" and name == "Hessian times vector":
+                    continue  # this package has none
                 where = f"{{engine}}, {{kind}}, {{name}}"
                 one = jax.jit(run)(model, replicas)
                 on_all = jax.jit(run).lower(model, given).compile()

@@ -19,6 +19,7 @@ from torchcall._call.partition import Registrations, lower_partitioned, register
 from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call_p
 from torchcall._call.sharding import Axes, divided
+from torchcall._call.transforms import tangent_p, tangent_plan
 
 rows_p = core.Primitive("torchcall_rows")
 rows_p.multiple_results = True
@@ -136,6 +137,8 @@ def _plans(jaxpr: Any) -> Iterator[CallPlan]:
     for equation in jaxpr.eqns:
         if equation.primitive is call_p:
             yield equation.params["plan"]
+        elif equation.primitive is tangent_p:
+            yield tangent_plan(**equation.params)
         for value in jax.tree.leaves(
             list(equation.params.values()),
             is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr"),

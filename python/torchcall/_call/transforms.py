@@ -79,6 +79,11 @@ def _ones(shape: Sequence[int], dtype: Any) -> jax.Array:
         return jnp.ones(shape, dtype)
 
 
+def tangent_plan(plan: CallPlan, inputs: tuple[int, ...]) -> CallPlan:
+    """The plan of the call that evaluates a tangent."""
+    return _tangent_call(plan, inputs, [None] * (len(plan.spec.operands) + len(inputs)))[0]
+
+
 def _tangent(*operands: Any, plan: CallPlan, inputs: tuple[int, ...]) -> list[jax.Array]:
     evaluated, given = _tangent_call(plan, inputs, operands)
     return call(evaluated, given)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from torchcall._wrapper import TorchModuleWrapper
@@ -15,9 +17,7 @@ from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._model_programs import model_programs
 from torchcall.mliap._padding import PaddingMasks
 from torchcall.mliap._probe import no_second_derivatives
-
-Gradients = tuple[Float[Array, "n 3"], Float[Array, "b 3 3"] | None]
-"""By positions and by cells; None unless the model computes these."""
+from torchcall.mliap._product import Gradients, product
 
 # Per wrapper, and whether its cell gradients are used: why there are no second derivatives, or "".
 _refusals: weakref.WeakKeyDictionary[TorchModuleWrapper, dict[bool, str]]
@@ -31,7 +31,7 @@ def hessian_product(
 
     E is the sum of the energies of all systems. H is symmetric, so JAX evaluates `vᵀ H`, one
     vector-Jacobian product of the gradients that the model returns. It is linear in v for JAX too,
-    which transposes, maps and differentiates it.
+    which transposes, maps and differentiates it. Under `vmap`, mapped graphs are merged.
 
     Args:
         model: the potential.
@@ -48,10 +48,38 @@ def hessian_product(
     if moves is None and strains is None:
         no_strain = jnp.zeros_like(graph.cell) if model.compute_cell_gradients else None
         return jnp.zeros_like(graph.positions), no_strain
-    if not isinstance(model.wrapper, TorchModuleWrapper):
-        return _product(model, graph, moves, strains)
-    _require_second_derivatives(model.wrapper, model.compute_cell_gradients)
-    return _program(model)(model.cutoff.data, graph, moves, strains)
+    arrays = jax.tree.leaves((model, graph, moves, strains))
+    if isinstance(model.wrapper, TorchModuleWrapper):
+        _require_second_derivatives(model.wrapper, model.compute_cell_gradients)
+        if not _is_traced(arrays):
+            return _program(model)(model.cutoff.data, graph, moves, strains)
+    pushed = product(_evaluate, _with_one_cutoff(model), _bare(graph), moves, strains)
+    return _nan_if_incomplete(graph, pushed)
+
+
+def _is_traced(arrays: list[Any]) -> bool:
+    return any(isinstance(x, Tracer) for x in arrays)
+
+
+def _bare(graph: AtomGraph) -> AtomGraph:
+    return replace(without_list(graph), did_overflow=None)
+
+
+def _with_one_cutoff(model: TorchMliap) -> TorchMliap:
+    """Cutoffs by system only set the phantom's size, so the largest serves merged graphs."""
+    own = model.cutoff
+    if len(own.keys) == 1:
+        return model
+    return replace(model, cutoff=replace(own, keys=own.keys[:1], data=own.data.max(keepdims=True)))
+
+
+def _nan_if_incomplete(graph: AtomGraph, pushed: Gradients) -> Gradients:
+    incomplete = lacks_edges(graph)
+    if incomplete is None:
+        return pushed
+    # A product, because JAX transposes it: `where` would transpose to zeros.
+    scale = jnp.where(incomplete, jnp.nan, 1).astype(graph.positions.dtype)
+    return jax.tree.map(lambda x: scale * x, pushed)
 
 
 def own_rows(
@@ -64,15 +92,17 @@ def own_rows(
     return jnp.where(real, rows[masks.rows], 0)
 
 
-_program = model_programs("torchcall_hessian", lambda *args: _product(*args))
-
-
-def _product(
+def _evaluate(
     model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
 ) -> Gradients:
+    """The product of a graph without list."""
+    if isinstance(model.wrapper, TorchModuleWrapper) and not _is_traced(
+        jax.tree.leaves((model, graph))
+    ):
+        return _program(model)(model.cutoff.data, graph, moves, strains)
+
     def gradients(moved: dict[str, Array]) -> Gradients:
-        where = replace(without_list(graph), did_overflow=None, **moved)
-        padded, masks = model.padded(where)
+        padded, masks = model.padded(replace(graph, **moved))
         out = model.evaluate(padded, masks.n_atoms, masks.n_edges, only_gradients=True)
         cells = out.get("cell_gradients")
         return (
@@ -82,13 +112,16 @@ def _product(
 
     tangents = {"positions": moves, "cell": strains}
     tangents = {key: value for key, value in tangents.items() if value is not None}
-    _, pushed = jax.jvp(gradients, ({key: getattr(graph, key) for key in tangents},), (tangents,))
-    incomplete = lacks_edges(graph)
-    if incomplete is None:
-        return pushed
-    # A product, because JAX transposes it: `where` would transpose to zeros.
-    scale = jnp.where(incomplete, jnp.nan, 1).astype(graph.positions.dtype)
-    return jax.tree.map(lambda x: scale * x, pushed)
+    return jax.jvp(gradients, ({key: getattr(graph, key) for key in tangents},), (tangents,))[1]
+
+
+def _guarded(
+    model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
+) -> Gradients:
+    return _nan_if_incomplete(graph, _evaluate(model, _bare(graph), moves, strains))
+
+
+_program = model_programs("torchcall_hessian", _guarded)
 
 
 def _require_second_derivatives(wrapper: TorchModuleWrapper, cells: bool) -> None:
