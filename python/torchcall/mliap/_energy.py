@@ -58,7 +58,8 @@ def energy(model: TorchMliap, graph: AtomGraph) -> Float[Array, " b"]:
     merged into one batched graph: the model is called once for all of them.
 
     Second derivatives (`jax.hessian`, `jax.jvp` of `jax.grad`, a loss that contains forces)
-    differentiate the gradients that the model returns. A Hessian-vector product is one call.
+    differentiate the gradients that the model returns. A Hessian-vector product is one call, under
+    `jax.vmap` too. The first one compares a product with finite differences on a small structure.
 
     Edges are constants. The derivative by the cell is that at fixed Cartesian positions. For fixed
     fractional coordinates, make positions a function of the cell, `r = s @ h`.

@@ -8,11 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import AtomGraph, ListedGraph, lacks_edges, without_list
+from torchcall.mliap._hessian_check import wrong_products
 from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._model_programs import model_programs
 from torchcall.mliap._padding import PaddingMasks
@@ -22,6 +24,7 @@ from torchcall.mliap._product import Gradients, product
 # Per wrapper, and whether its cell gradients are used: why there are no second derivatives, or "".
 _refusals: weakref.WeakKeyDictionary[TorchModuleWrapper, dict[bool, str]]
 _refusals = weakref.WeakKeyDictionary()
+_CUTOFF = 5.0  # Å
 
 
 def hessian_product(
@@ -50,7 +53,7 @@ def hessian_product(
         return jnp.zeros_like(graph.positions), no_strain
     arrays = jax.tree.leaves((model, graph, moves, strains))
     if isinstance(model.wrapper, TorchModuleWrapper):
-        _require_second_derivatives(model.wrapper, model.compute_cell_gradients)
+        _require_second_derivatives(model)
         if not _is_traced(arrays):
             return _program(model)(model.cutoff.data, graph, moves, strains)
     pushed = product(_evaluate, _with_one_cutoff(model), _bare(graph), moves, strains)
@@ -124,9 +127,16 @@ def _guarded(
 _program = model_programs("torchcall_hessian", _guarded)
 
 
-def _require_second_derivatives(wrapper: TorchModuleWrapper, cells: bool) -> None:
+def _require_second_derivatives(model: TorchMliap) -> None:
+    wrapper, cells = model.wrapper, model.compute_cell_gradients
     known = _refusals.setdefault(wrapper, {})
     if cells not in known:
-        known[cells] = no_second_derivatives(wrapper, cells)
+        reason = no_second_derivatives(wrapper, cells)
+        if not reason and wrapper._source.engine != "AOTInductor":
+            # Any cutoff serves, so a traced one is not needed.
+            own = model.cutoff.data
+            cutoff = _CUTOFF if isinstance(own, Tracer) else float(np.max(np.asarray(own)))
+            reason = wrong_products(wrapper, cutoff, cells)
+        known[cells] = reason
     if known[cells]:
         raise NotImplementedError(f"torchcall: {wrapper._name}: second derivatives: {known[cells]}")
