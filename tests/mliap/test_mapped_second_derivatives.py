@@ -1,5 +1,7 @@
 """Second derivatives of `energy` under `vmap`: mapped graphs are one call."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import example_energies
@@ -177,3 +179,26 @@ def test_no_geometries(model, cases):
     none = jax.tree.map(lambda x: x[:0], (several, moves, strains))
     found = jax.vmap(lambda *args: pushed(model, *args))(*none)
     assert [x.shape for x in found] == [moves[:0].shape, strains[:0].shape]
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["one", "mapped"])
+def test_programs_of_products_release_the_model(cases, mapped):
+    graph, several, moves, _ = cases
+
+    def run():
+        model = example_energies.potential(NAME, "eager")[0]
+
+        def product(x):
+            def total(x):
+                return energy(model, replace(graph, positions=x)).sum()
+
+            return jax.jvp(jax.grad(total), (x,), (moves[0],))[1]
+
+        program = jax.jit(jax.vmap(product) if mapped else product, compiler_options=QUICK)
+        x = several.positions if mapped else graph.positions
+        jax.block_until_ready(program(x))
+        return weakref.ref(model.wrapper)
+
+    wrapper = run()
+    gc.collect()
+    assert wrapper() is None

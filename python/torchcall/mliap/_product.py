@@ -27,13 +27,15 @@ Gradients = tuple[Float[Array, "n 3"], Float[Array, "b 3 3"] | None]
 """By positions and by cells; None unless the model computes these."""
 
 Evaluate = Callable[[TorchMliap, AtomGraph, Array | None, Array | None], Gradients]
+Restore = Callable[[Sequence[Any]], tuple[TorchMliap, AtomGraph]]
 
 product_p = core.Primitive("torchcall_hessian_product")
 product_p.multiple_results = True
 
 # The parameters are:
 #   evaluate: the product of one graph.
-#   tree: of the model and the graph, whose leaves are the first operands.
+#   restore: the model and the graph, of their leaves. JAX's caches refer to functions weakly, to
+#       other parameters not, and the model has weights.
 #   given: whether the vector has a part of the positions, and one of the cells; the last operands.
 #   layers: for each `vmap`, the outermost first, whether the leaves have its axis. The vector and
 #       the results have all of them, in this order.
@@ -58,7 +60,11 @@ def product(
         moves, strains: (n, 3) and (b, 3, 3), the vector; None: zero.
     """
     leaves, tree = jax.tree.flatten((model, graph))
-    out = _bind(leaves, (moves, strains), evaluate=evaluate, tree=tree, layers=())
+
+    def restore(leaves: Sequence[Any]) -> tuple[TorchMliap, AtomGraph]:
+        return jax.tree.unflatten(tree, leaves)
+
+    out = _bind(leaves, (moves, strains), evaluate=evaluate, restore=restore, layers=())
     return out[0], out[1] if model.compute_cell_gradients else None
 
 
@@ -76,10 +82,10 @@ def _vector(parts: Sequence[Any], given: tuple[bool, ...]) -> list[Any]:
 
 @product_p.def_abstract_eval
 def _abstract_eval(
-    *operands: Any, evaluate: Evaluate, tree: Any, given: tuple[bool, ...], layers: Any
+    *operands: Any, evaluate: Evaluate, restore: Restore, given: tuple[bool, ...], layers: Any
 ) -> list[ShapedArray]:
     del evaluate
-    specs = _specs(tree, layers, operands)
+    specs = _specs(restore, given, layers, operands)
     if not layers:
         return results(specs, operands)
     has = [*layers[0], *[True] * sum(given)]
@@ -91,10 +97,12 @@ def _abstract_eval(
     )
 
 
-def _specs(tree: Any, layers: Any, operands: Sequence[Any]) -> list[jax.ShapeDtypeStruct]:
+def _specs(
+    restore: Restore, given: tuple[bool, ...], layers: Any, operands: Sequence[Any]
+) -> list[jax.ShapeDtypeStruct]:
     """Shapes and dtypes of the results."""
-    n = tree.num_leaves
-    model, graph = jax.tree.unflatten(tree, operands[:n])
+    n = len(operands) - sum(given)
+    model, graph = restore(operands[:n])
     axes = operands[n].shape[: len(layers)]
     shapes = [graph.positions.shape[-2:], graph.cell.shape[-3:]]
     return [
@@ -108,22 +116,24 @@ def _factors(ndim: int, rows: bool) -> Axes:
 
 
 def _evaluated(
-    *operands: Any, evaluate: Evaluate, tree: Any, given: tuple[bool, ...], layers: Any
+    *operands: Any, evaluate: Evaluate, restore: Restore, given: tuple[bool, ...], layers: Any
 ) -> list[Any]:
-    whole = partial(_whole, evaluate=evaluate, tree=tree, given=given, layers=layers)
+    whole = partial(_whole, evaluate=evaluate, restore=restore, given=given, layers=layers)
     if not layers:
         return whole(*operands)
     return over_rows(whole, [*layers[0], *[True] * sum(given)], operands)
 
 
 def _whole(
-    *operands: Any, evaluate: Evaluate, tree: Any, given: tuple[bool, ...], layers: Any
+    *operands: Any, evaluate: Evaluate, restore: Restore, given: tuple[bool, ...], layers: Any
 ) -> list[Any]:
     """The product of the merged graphs, for each vector that they share."""
-    n, k = tree.num_leaves, len(layers)
+    n, k = len(operands) - sum(given), len(layers)
     sizes = operands[n].shape[:k]
     if 0 in sizes:
-        return [jnp.zeros(spec.shape, spec.dtype) for spec in _specs(tree, layers, operands)]
+        return [
+            jnp.zeros(spec.shape, spec.dtype) for spec in _specs(restore, given, layers, operands)
+        ]
     merged = [i for i, mapped in enumerate(layers) if any(mapped)]
     loops = [i for i in range(k) if i not in merged]
     order = [*loops, *merged]
@@ -153,14 +163,14 @@ def _whole(
         leaf = jnp.broadcast_to(leaf, (*(sizes[i] for i in merged), *own))
         return leaf.reshape(count, *own)
 
-    model, graph = jax.tree.unflatten(tree, operands[:n])
+    model, graph = restore(operands[:n])
     moves, strains = map(flat, _vector(operands[n:], given))
     atoms, systems = graph.positions.shape[-2], graph.cell.shape[-3]
     if merged:
         leaves = [
             repeated(leaf, [layers[i][j] for i in merged]) for j, leaf in enumerate(operands[:n])
         ]
-        model, graph = jax.tree.unflatten(tree, leaves)
+        model, graph = restore(leaves)
         cutoff = replace(model.cutoff, data=model.cutoff.data.max(axis=0))
         model = replace(model, cutoff=cutoff)
         graph = merge_graphs(graph, jax.tree.map(lambda _: True, graph), count)
@@ -187,7 +197,7 @@ register(product_p, _lower)
 
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
-    n = params["tree"].num_leaves
+    n = len(primals) - sum(params["given"])
     moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
     if moving and moving[0] >= n:
         parts = [None if type(t) is ad.Zero else t for t in tangents[n:]]
@@ -208,16 +218,20 @@ ad.primitive_jvps[product_p] = _jvp
 
 
 def _transpose(
-    cotangents: Sequence[Any], *operands: Any, tree: Any, given: tuple[bool, ...], **params: Any
+    cotangents: Sequence[Any],
+    *operands: Any,
+    restore: Restore,
+    given: tuple[bool, ...],
+    **params: Any,
 ) -> list[Any]:
     """The product is symmetric: that of the cotangents."""
-    n = tree.num_leaves
+    n = len(operands) - sum(given)
     linear = [i for i, has in enumerate(given) if has]
     vector = [None if type(x) is ad.Zero else x for x in cotangents]
     vector += [None] * (2 - len(vector))
     if all(part is None for part in vector):
         return [None] * len(operands)
-    out = _bind(operands[:n], vector, tree=tree, **params)
+    out = _bind(operands[:n], vector, restore=restore, **params)
     return [*[None] * n, *(out[i] for i in linear)]
 
 
@@ -228,12 +242,12 @@ def _batch(
     operands: Sequence[Any],
     axes: Sequence[Any],
     *,
-    tree: Any,
+    restore: Restore,
     given: tuple[bool, ...],
     layers: Any,
     **params: Any,
 ) -> tuple[list[Any], list[int]]:
-    n = tree.num_leaves
+    n = len(operands) - sum(given)
     size = next(x.shape[axis] for x, axis in zip(operands, axes, strict=True) if axis is not None)
     moved = [
         x if axis is None else jnp.moveaxis(x, axis, 0)
@@ -244,7 +258,7 @@ def _batch(
         for x, axis in zip(moved[n:], axes[n:], strict=True)
     ]
     layers = (tuple(axis is not None for axis in axes[:n]), *layers)
-    out = _bind(moved[:n], _vector(vector, given), tree=tree, layers=layers, **params)
+    out = _bind(moved[:n], _vector(vector, given), restore=restore, layers=layers, **params)
     return out, [0] * len(out)
 
 
