@@ -8,7 +8,8 @@ import jax
 from torchcall import _bridge
 
 NEIGHBORS = "torchcall_neighbors"
-EXPORTED = "torchcall_exported"
+# A process that has imported nothing of torchcall gets XLA's error, which contains this name.
+EXPORTED = "torchcall_exported: first load the program's model with torchcall.load(path)"
 
 
 @cache

@@ -266,6 +266,21 @@ def test_a_file_that_changed_is_not_exported(two):
     assert_same(exported(f, X).call(X), 3 * X)
 
 
+def test_a_process_without_any_model_is_told_to_load_it(two, tmp_path):
+    (tmp_path / "program").write_bytes(exported(torchcall.load(two), X).serialize())
+    code = """
+        import jax, jax.numpy as jnp, torchcall
+        from jax import export
+        program = export.deserialize(bytearray(open("program", "rb").read()))
+        try:
+            program.call(jnp.ones(3))
+        except jax.errors.JaxRuntimeError as error:
+            print(error)
+    """
+    said = run_python(tmp_path, code).stdout
+    assert "first load the program's model with torchcall.load(path)" in said
+
+
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 def test_platforms_without_the_model_are_refused(two, platform):
     if platform == "cuda" and torch.cuda.is_available():
