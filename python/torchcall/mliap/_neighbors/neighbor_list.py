@@ -19,7 +19,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
-from torchcall._call.meshes import aligned
+from torchcall._call.meshes import aligned, whole
 from torchcall.mliap._edges import Edges, within_cutoffs
 from torchcall.mliap._neighbors import check, in_jax, native
 from torchcall.mliap._neighbors.layout import Candidates, Layout
@@ -127,7 +127,7 @@ class NeighborList:
         positions, cell = lax.stop_gradient((jnp.asarray(positions), jnp.asarray(cell)))
         # Inside `shard_map`, a search must vary over the same axes of the mesh as the old list.
         leaves, tree = jax.tree.flatten((self, positions, cell))
-        old, x, h = tree.unflatten(aligned(leaves))
+        old, x, h = tree.unflatten(aligned(whole(leaves)))
         return _update(old, x, h, self.schedule)
 
     def rebuild(

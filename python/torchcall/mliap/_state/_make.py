@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from torchcall._call.meshes import whole
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._rows import system_rows
@@ -156,6 +157,7 @@ class TorchMliapPotential(Potential[State, Gradients, EmptyType, Patch[State]]):
         return empty(graph, self._output_like(graph, keys), model)
 
     def _read(self, state: State) -> tuple[TorchMliap, AtomGraph, Any, tuple[Any, ...]]:
+        state = whole(state)
         model = self.model
         if not isinstance(model, TorchMliap):
             model = self._check(checked_model(model(state), "model"))

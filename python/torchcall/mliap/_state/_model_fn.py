@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
+from torchcall._call.meshes import whole
 from torchcall.mliap._energy import EnergyAndGradients
 from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._rows import cutoffs_of, raise_if_concrete, system_rows
@@ -61,9 +62,9 @@ def torch_mliap_model_fn(
             "torchcall: torch_mliap_model_fn: compute_cell_gradients: expected a model with "
             "compute_cell_gradients=True, got one without"
         )
-    graph = atom_graph(inp.graph)
-    out = evaluate(model, graph, None, edges_incomplete(inp.graph, None, model))
-    keys = system_rows(inp.graph.systems).keys
+    given = whole(inp.graph)
+    out = evaluate(model, atom_graph(given), None, edges_incomplete(given, None, model))
+    keys = system_rows(given.systems).keys
     return WithPatch(to_output(out, keys, compute_cell_gradients), IdPatch())
 
 
