@@ -33,7 +33,6 @@ SCRIPT, EAGER, ANY, FIXED = (
     "torchcall, AOTInductor",
     "torchcall, AOTInductor, fixed shapes",
 )
-SERIAL = 10_000  # edges, below which a package is compiled for one thread
 ENGINES = {SCRIPT: "TorchScript", EAGER: "eager", ANY: "AOTInductor", FIXED: "AOTInductor"}
 
 
@@ -52,14 +51,10 @@ def models(
         SCRIPT: TorchMliap.from_module(torch.jit.script(module), cutoff, **options),
         EAGER: TorchMliap.from_module(module, cutoff, **options),
     }
-    threads = torch.get_num_threads()
-    if graph["edge_index"].shape[1] < SERIAL:
-        torch.set_num_threads(1)  # serial code, as docs/packages.md advises for small systems
     for method, dynamic in ((ANY, True), (FIXED, False))[: 1 + fixed]:
         path = package_path(folder, name, method)
         mliap.compile(module, path, example=graph, cutoff=cutoff, dynamic=dynamic)
         result[method] = TorchMliap.from_package(path)
-    torch.set_num_threads(threads)
     return result
 
 

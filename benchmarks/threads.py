@@ -44,7 +44,7 @@ def models(engine: str, graph: AtomGraph, folder: Path) -> dict[str, TorchMliap]
     if engine == "AOTInductor":
         path = folder / "argon.pt2"
         if not path.exists():
-            mliap.compile(module, path, example=graph, cutoff=CUTOFF, dynamic=True)
+            mliap.compile(module, path, example=graph, cutoff=CUTOFF, dynamic=True, parallel=True)
         wrap = partial(TorchMliap.from_package, path)
     else:
         wrap = partial(TorchMliap.from_module, torch.jit.script(module), CUTOFF)

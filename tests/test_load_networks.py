@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 import types
+from typing import Any
 
 import jax
 import numpy as np
@@ -182,7 +183,6 @@ def test_a_missing_package_is_an_error_that_names_the_extra():
 
 def test_a_package_is_found_again_by_what_determines_it(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHCALL_CACHE", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
     adapter = tmp_path / "adapter.py"
     adapter.write_text("code")
     network = types.ModuleType("network")
@@ -210,11 +210,44 @@ def test_a_package_is_found_again_by_what_determines_it(tmp_path, monkeypatch):
 
     assert _packages.record_of(network, file, {"head": None}) == record
     assert _packages.record_of(network, file, {"head": "other"}) != record
-    with monkeypatch.context() as other:  # packages of one thread are serial
-        other.setattr(torch, "get_num_threads", lambda: 1 if threads > 1 else 2)
-        assert _packages.record_of(network, file, {"head": None}) != record
     file.write_bytes(b"other weights")
     assert _packages.record_of(network, file, {"head": None}) != record
     file.write_bytes(b"weights")
     adapter.write_text("other code")
     assert _packages.record_of(network, file, {"head": None}) != record
+
+
+def test_packages_with_and_without_second_derivatives_are_different_ones(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHCALL_CACHE", str(tmp_path))
+    file, made, loaded = tmp_path / "model", [], []
+    file.write_bytes(b"weights")
+
+    def load(_, *, verbose, second_derivatives=False, **__):
+        assert not verbose
+        made.append(second_derivatives)
+        code = repr(second_derivatives).encode()
+        package = tmp_path / f"key-{hashlib.sha256(code).hexdigest()}.pt2"
+        package.write_bytes(code)
+        part = types.SimpleNamespace
+        return part(wrapper=part(_source=part(path=package)))
+
+    monkeypatch.setattr(models.chgnet, "load", load)
+    monkeypatch.setattr(TorchMliap, "from_package", lambda path, **_: loaded.append(path) or path)
+    options: list[dict[str, Any]] = [{}, {"second_derivatives": True}]
+    for each in options:
+        models.load(file, kind="chgnet", engine="package", verbose=False, **each)
+    assert made == [False, True]
+    for each in options:
+        models.load(file, kind="chgnet", engine="package", verbose=False, **each)
+    assert len(made) == len(set(loaded)) == 2
+
+
+def test_a_model_with_gradients_of_its_own_refuses_options_for_energies():
+    class Zero(torch.nn.Module):
+        def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {"energy": input["cell"][:, 0, 0], "position_gradients": 0 * input["pos"]}
+
+    options: list[dict[str, Any]] = [{"second_derivatives": True}, {"example": graph()}]
+    for option in options:
+        with pytest.raises(ValueError, match=rf"{next(iter(option))}: expected None"):
+            models.load(Zero(), cutoff=3.0, gradients=True, **option)

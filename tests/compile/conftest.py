@@ -43,8 +43,8 @@ def uncompiled(monkeypatch):
 
     built, programs = [], {}
 
-    def build(name, program, path, metadata, device, derivative):
-        del name, device
+    def build(name, program, path, metadata, configs, derivative):
+        del name, configs
         path.write_bytes(repr(metadata).encode())
         is_graph = isinstance(program, torch.fx.GraphModule)
         programs[path.read_bytes()] = program if is_graph else program.module(), derivative

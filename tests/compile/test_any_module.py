@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
 import compiled_tree
@@ -245,3 +246,29 @@ def test_examples_may_be_jax_arrays_in_half_precision(uncompiled, tmp_path):
     module = Module(lambda _, a, b: (a[0] * 2, b + 1))
     torchcall.compile(module, tmp_path / "m.pt2", example=example)
     assert [row["dtype"] for row in uncompiled[0]["outputs"]] == ["bfloat16", "int32"]
+
+
+class RowSums(torch.nn.Module):
+    def forward(self, x, rows):
+        return torch.zeros_like(x[:100]).index_add(0, rows, x.sin())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", [False, True])
+def test_only_parallel_packages_have_parallel_loops(parallel, tmp_path):
+    torch.set_num_threads(1 if parallel else 2)  # a fixture restores it
+    x = torch.linspace(0, 1, 200_000).reshape(-1, 8)
+    rows = torch.arange(len(x)) % 100
+    path = torchcall.compile(
+        RowSums(), tmp_path / "m.pt2", example=(x, rows), parallel=parallel, cache=False
+    )
+    with zipfile.ZipFile(path) as archive:
+        sources = [name for name in archive.namelist() if name.endswith(".cpp")]
+        code = "".join(archive.read(name).decode() for name in sources)
+    assert ("#pragma omp parallel" in code) is parallel
+    assert "num_threads(" not in code.replace("omp_get_num_threads()", "")
+    casts = ((None, torch.int64), {})
+    for threads in (1, 2):
+        f = torchcall.load(path, threads=threads, input_spec=casts)
+        found = f(x.numpy(), rows.numpy())
+        np.testing.assert_allclose(found, RowSums()(x, rows), rtol=1e-4)

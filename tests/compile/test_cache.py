@@ -47,6 +47,7 @@ CHANGES = [
     pytest.param(lambda _: None, {"cutoff": 4.3}, id="the cutoff"),
     pytest.param(lambda _: None, {"dtype": "float32"}, id="the dtype"),
     pytest.param(lambda _: None, {"dynamic": True}, id="shapes"),
+    pytest.param(lambda _: None, {"parallel": True}, id="parallel loops"),
 ]
 
 
@@ -57,6 +58,13 @@ def test_what_changes_the_package_changes_the_key(change, options, uncompiled, t
     change(module)
     compiled(module, tmp_path / "m.pt2", example, **({"dynamic": False} | options))
     assert len(uncompiled) == 2
+
+
+def test_the_number_of_threads_does_not_change_the_key(uncompiled, tmp_path, example):
+    for threads in (1, 2):
+        torch.set_num_threads(threads)  # a fixture restores it
+        compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)
+    assert len(uncompiled) == 1
 
 
 def test_other_code_is_another_package(uncompiled, tmp_path, example):
@@ -116,11 +124,11 @@ def test_one_process_at_a_time_builds_a_model(tmp_path, example, monkeypatch):
 
     own, contents = run.build, []
 
-    def build(name, program, path, metadata, device, derivative):
+    def build(name, program, path, metadata, configs, derivative):
         contents.append(metadata["content"])
         with pytest.raises(filelock.Timeout):
             lock_of(contents[0]).acquire(blocking=False)
-        own(name, program, path, metadata, device, derivative)
+        own(name, program, path, metadata, configs, derivative)
 
     monkeypatch.setattr(run, "build", build)
     compiled(Soft(), tmp_path / "m.pt2", example, dynamic=False)

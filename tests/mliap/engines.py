@@ -46,7 +46,6 @@ def package(tmp_path_factory):
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
     path = folder / "lennard_jones.pt2"
-    threads = torch.get_num_threads()
     # The code around the kernels takes half of the time to compile.
     quick = inductor.patch({"aot_inductor.compile_wrapper_opt_level": "O0"})
     with FileLock(folder / "lennard_jones.lock"), pytest.MonkeyPatch.context() as patch, quick:
@@ -54,18 +53,9 @@ def package(tmp_path_factory):
             return path
         patch.setenv("TORCHCALL_CACHE", str(folder / "cache"))
         example = reference.graph([reference.systems()["triclinic"]])
-        torch.set_num_threads(1)  # serial code sums in a fixed order
-        try:
-            return torchcall.mliap.compile(
-                Energy(),
-                path,
-                example=example,
-                cutoff=CUTOFF,
-                dynamic=True,
-                second_derivatives=True,
-            )
-        finally:
-            torch.set_num_threads(threads)
+        return torchcall.mliap.compile(
+            Energy(), path, example=example, cutoff=CUTOFF, dynamic=True, second_derivatives=True
+        )
 
 
 def potential(engine, package, **options):

@@ -71,6 +71,7 @@ def _run(options: argparse.Namespace) -> Path:
         cache=not options.no_cache,
         progress=progress,
         second_derivatives=options.second_derivatives,
+        parallel=options.parallel,
     )
 
 

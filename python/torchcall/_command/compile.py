@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--second-derivatives", action="store_true", help="also for jax.hessian(energy)")
+    add("--parallel", action="store_true", help="divide loops among threads (CPU)")
     shapes = parser.add_mutually_exclusive_group()
     for name, text in (
         ("static", "compile for the example's padded sizes only"),

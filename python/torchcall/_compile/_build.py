@@ -107,15 +107,21 @@ def _plain_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
-def options(device: torch.device) -> dict[str, Any]:
-    """Options for torch's compiler, without the metadata."""
+def options(device: torch.device, *, parallel: bool) -> dict[str, Any]:
+    """Options for torch's compiler, without the metadata.
+
+    Args:
+        device: the device to compile for.
+        parallel: whether loops on a CPU are divided among threads, whose number is read at run
+            time. Sums into rows are then atomic: slower with one thread, and often with several.
+    """
     if device.type != "cpu":
         return {}
     return {
         # No pool of worker processes: it would outlive the compilation.
         "compile_threads": 1,
         # 1: no parallel regions and atomic sums. -1: the number of threads is read at run time.
-        "cpp.threads": 1 if torch.get_num_threads() == 1 else -1,
+        "cpp.threads": -1 if parallel else 1,
         # With torch's default, 512, starting the threads takes longer than the loop.
         "cpp.min_chunk_size": 4096,
     }
@@ -123,12 +129,12 @@ def options(device: torch.device) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _threads_of_the_machine() -> Iterator[None]:
-    """Sets torch's number of threads to the number of cores, unless it is 1.
+    """Sets torch's number of threads to the number of cores.
 
     torch's compiler makes any other number a constant of the package.
     """
     before, cores = torch.get_num_threads(), os.cpu_count()
-    if before in (1, cores) or cores is None:
+    if before == cores or cores is None:
         yield
         return
     torch.set_num_threads(cores)
@@ -181,7 +187,7 @@ def build(
     program: ExportedProgram | GraphModule,
     path: Path,
     metadata: dict[str, Any],
-    device: torch.device,
+    configs: dict[str, Any],
     derivative: GraphModule | None = None,
 ) -> None:
     """Compiles the program into a package. The caller has the lock of its content.
@@ -192,7 +198,7 @@ def build(
             nodes, and examples of its arguments in `meta["example"]`.
         path: the file to write.
         metadata: the package's metadata.
-        device: the device to compile for.
+        configs: options for torch's compiler, see `options`.
         derivative: the package's second program, `CompiledDerivative`, in the form of `program`.
 
     Raises:
@@ -205,7 +211,7 @@ def build(
         programs[DERIVATIVE] = derivative
     before = [len(_guards(each)) for each in programs.values()]
     configs = {
-        **options(device),
+        **configs,
         "aot_inductor.metadata": {METADATA_KEY: json.dumps(metadata)},
         # Precompiling takes longer than it saves in several packages, and 300 MB of disk for each
         # set of flags.

@@ -77,10 +77,11 @@ def run(
     cache: bool,
     progress: Progress,
     gradients: object = None,
+    parallel: bool = False,
 ) -> Path:
     """`torchcall.compile`, with progress reports."""
     place = checked_device(device)
-    check_flags(dynamic, cache)
+    check_flags(dynamic, cache=cache, parallel=parallel)
     args = example_of(example, place)
     chosen = chosen_inputs(gradients, args)
     name = type(module).__name__
@@ -109,6 +110,7 @@ def run(
                 partial(compare_results, references),
                 to=temporary,
                 cache=cache,
+                parallel=parallel,
                 progress=progress,
                 derivative=derivative,
             )

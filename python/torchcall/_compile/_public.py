@@ -19,6 +19,7 @@ def compile(
     device: str | torch.device = "cpu",
     cache: bool = True,
     gradients: bool | int | Sequence[int] | None = None,
+    parallel: bool = False,
 ) -> Path:
     """Compiles any module into an AOTInductor package, which `torchcall.load` loads.
 
@@ -48,6 +49,9 @@ def compile(
             `example`, or several: the arrays of floats there. The package then has a second
             program, so that it takes twice as long to compile. It is compared with the module's
             gradients by autograd.
+        parallel: whether the package's own loops are divided among torch's threads, on a CPU. They
+            are serial by default, because sums into rows (`index_add`) are atomic in parallel
+            loops. Matrix products are torch's and use its threads in any case.
 
     Returns:
         The path.
@@ -70,4 +74,5 @@ def compile(
         cache=cache,
         progress=Progress(),
         gradients=gradients,
+        parallel=parallel,
     )

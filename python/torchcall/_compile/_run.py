@@ -28,16 +28,14 @@ from torchcall._engines.package_file import DERIVATIVE
 _LOCK = threading.RLock()
 
 
-def check_flags(dynamic: object, cache: object) -> None:
-    """Checks the options `dynamic` and `cache`.
+def check_flags(dynamic: object, **others: object) -> None:
+    """Checks the option `dynamic`, and others that are True or False.
 
     Raises:
         ValueError: an option has another value; the message names it.
     """
-    for name, value, allowed in (
-        ("dynamic", dynamic, ("auto", True, False)),
-        ("cache", cache, (True, False)),
-    ):
+    for name, value in {"dynamic": dynamic, **others}.items():
+        allowed = ("auto", True, False) if name == "dynamic" else (True, False)
         if not any(value is choice or value == choice == "auto" for choice in allowed):
             expected = " or ".join(map(repr, allowed))
             raise ValueError(f"torchcall: compile: {name}: expected {expected}, got {value!r}")
@@ -103,6 +101,7 @@ def produce(
     *,
     to: Path,
     cache: bool,
+    parallel: bool,
     progress: Progress,
     derivative: Derivative | None = None,
 ) -> str:
@@ -118,6 +117,7 @@ def produce(
         compare: raises `DifferentError` if a loaded package's results differ from the module's.
         to: the file to fill.
         cache: whether to use the cache.
+        parallel: see `options`.
         progress: where to report the stages.
         derivative: the second program, if the package is to have one.
 
@@ -134,7 +134,8 @@ def produce(
         if derivative is not None:
             derivative.compare(load_package(str(to), DERIVATIVE))
 
-    key = _cache.key_of(metadata, options(device)) if cache else ""
+    configs = options(device, parallel=parallel)
+    key = _cache.key_of(metadata, configs) if cache else ""
     if key and _taken(key, to, check, progress):
         return key
     with contextlib.ExitStack() as stack:
@@ -151,7 +152,7 @@ def produce(
         operators = sum(node.op == "call_function" for node in nodes)
         expected = _expected_time(operators, len(programs))
         with progress.stage(f"compiling {operators} operators ({expected} if quiet)"):
-            build(name, program, to, metadata, device, derivative and derivative.program)
+            build(name, program, to, metadata, configs, derivative and derivative.program)
         with progress.stage("checking its results against the module"):
             try:
                 check()

@@ -46,6 +46,7 @@ def energy_source(
     script: Script | None,
     verbose: bool | None = None,
     second_derivatives: bool = False,
+    parallel: bool = False,
 ) -> EnergySource:
     """Prepares a module that returns energies; see `TorchMliap.from_energy` for the arguments.
 
@@ -79,9 +80,8 @@ def energy_source(
         copied = copied.to(dtype=floats)
     check_energy(copied, name)
     if engine == "package":
-        return EnergySource(
-            _package(module, length, floats, example, verbose, second_derivatives), length
-        )
+        flags = {"second_derivatives": second_derivatives, "parallel": parallel}
+        return EnergySource(_package(module, length, floats, example, verbose, flags), length)
     eager = with_gradients(copied)
     if engine == "eager":
         return EnergySource(eager, length)
@@ -105,7 +105,7 @@ def _package(
     dtype: torch.dtype | None,
     example: Any,
     verbose: bool | None,
-    second_derivatives: bool,
+    flags: dict[str, bool],
 ) -> Path:
     # torch's compiler takes seconds to import: import it only for compilation.
     from torchcall._compile._errors import CompileError, ExportError, ToolchainError
@@ -128,7 +128,7 @@ def _package(
             dynamic=True if small else "auto",
             cache=True,
             progress=Progress(verbose),
-            second_derivatives=second_derivatives,
+            **flags,
         )
     except CompileError as error:
         if not small or isinstance(error, ExportError | ToolchainError):

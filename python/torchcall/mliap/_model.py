@@ -130,6 +130,7 @@ class TorchMliap:
         engine: Engine = "auto",
         example: Any = None,
         second_derivatives: bool = False,
+        parallel: bool = False,
         narrow: Literal["auto", False] = "auto",
         _script: Script | None = None,
         _verbose: bool | None = None,
@@ -159,6 +160,7 @@ class TorchMliap:
                 the package then serves any shapes, or compilation is an error.
             second_derivatives: for "package" only, see `torchcall.mliap.compile`; other engines
                 have them always.
+            parallel: for "package" only, see `torchcall.compile`.
             narrow: see the attributes.
             **options: options of `TorchModuleWrapper`, except `input_spec` and `output_spec`.
 
@@ -178,6 +180,7 @@ class TorchMliap:
             script=_script,
             verbose=_verbose,
             second_derivatives=second_derivatives,
+            parallel=parallel,
         )
         if isinstance(source.model, Path):
             return cls.from_package(source.model, narrow=narrow, **options)

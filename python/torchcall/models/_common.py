@@ -23,6 +23,8 @@ T = TypeVar("T")
 _NOTHING: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset())
 _LOADING = threading.RLock()
 _ENGINES = ("auto", "eager", "script", "package")
+PACKAGE_FLAGS = ("second_derivatives", "parallel")
+"""Options of `TorchMliap.from_energy`, True or False, on which a compiled package depends."""
 
 
 def one_at_a_time(load: Callable[P, T]) -> Callable[P, T]:

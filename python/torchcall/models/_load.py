@@ -14,7 +14,7 @@ from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap import TorchMliap
 from torchcall.mliap._compile._example import checked_dtype
 from torchcall.models import chgnet, mace, nequip, own, sevennet
-from torchcall.models._common import checked_device, report
+from torchcall.models._common import PACKAGE_FLAGS, checked_device, report
 from torchcall.models._packages import from_record, record_of, write_record
 
 # `own` last: it takes what no network recognises.
@@ -67,7 +67,8 @@ def load(
             compiles it, which takes up to some minutes the first time; packages are cached. "auto"
             is "script" if the network supports it, else "eager".
         device: "cpu" or "cuda", for packages. None: that of JAX's default backend.
-        **options: `verbose=False` to report nothing; options of the network, see its module;
+        **options: `verbose=False` to report nothing; options of the network, see its module; for
+            packages, `example`, `second_derivatives` and `parallel` of `TorchMliap.from_energy`;
             options of `TorchModuleWrapper`.
 
     Returns:
@@ -88,6 +89,7 @@ def load(
         own_options = {name: options[name] for name in sorted(names & set(options))}
         others = {name: value for name, value in options.items() if name not in names}
         verbose = others.pop("verbose", True)
+        own_options |= {name: others.pop(name, False) for name in PACKAGE_FLAGS}
         own_options |= {"dtype": str(checked_dtype(dtype)), "device": checked_device(device)}
         record = record_of(network, source, own_options)
         model = record and from_record(record, others)
@@ -112,9 +114,8 @@ def load(
 def _check_options(kind: str, network: ModuleType, options: dict[str, Any]) -> None:
     """Raises TypeError for an option that neither the network nor the wrapper has."""
     own_options = set(inspect.signature(network.load).parameters) - {"options"}
-    known = (
-        own_options | set(inspect.signature(TorchModuleWrapper).parameters) | {"narrow", "example"}
-    )
+    wrapper_options = set(inspect.signature(TorchModuleWrapper).parameters)
+    known = own_options | wrapper_options | {"narrow", "example", *PACKAGE_FLAGS}
     for name in options:
         if name not in known:
             listed = ", ".join(sorted(own_options - _COMMON)) or "none of its own"

@@ -25,8 +25,8 @@ def record_of(network: ModuleType, source: object, options: dict[str, Any]) -> P
 
     Its name is a hash of what determines the package: the file's content, or the name and the
     version of the network's package; the options; the versions of torch, torchcall and the
-    network's packages; whether torch has one thread, for which packages are serial; and the code of
-    `torchcall.models`. The package itself records its processor.
+    network's packages; and the code of `torchcall.models`. The package itself records its
+    processor.
 
     Args:
         network: a module of `torchcall.models`. Its `DISTRIBUTIONS` are the packages that it uses;
@@ -44,8 +44,7 @@ def record_of(network: ModuleType, source: object, options: dict[str, Any]) -> P
     for file in sorted(Path(str(network.__file__)).parent.glob("*.py")):
         code.update(file.read_bytes())
     try:
-        serial = torch.get_num_threads() == 1
-        text = json.dumps([content, options, versions, serial, code.hexdigest()], sort_keys=True)
+        text = json.dumps([content, options, versions, code.hexdigest()], sort_keys=True)
     except TypeError:
         return None
     return cache_folder() / "models" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"

@@ -55,7 +55,7 @@ def load(
         TypeError, ValueError: the source or an option is wrong; the message names it.
     """
     if isinstance(source, str | Path) and is_package(Path(source)):
-        _refuse(source, cutoff=cutoff, dtype=dtype)
+        _refuse(source, cutoff=cutoff, dtype=dtype, **_for_energies(options))
         if _common.checked_engine(engine) not in ("auto", "package"):
             raise ValueError(
                 f"torchcall: {source}: engine: expected 'auto' or 'package' for a package, got "
@@ -89,7 +89,7 @@ def load(
             verbose=verbose,
             **options,
         )
-    _refuse(title, dtype=dtype)
+    _refuse(title, dtype=dtype, **_for_energies(options))
     if _common.checked_engine(engine) != "auto":
         raise ValueError(
             f"torchcall: {title}: engine: expected 'auto' for a module with gradients of its own, "
@@ -114,6 +114,12 @@ def _returns_dict(module: Any) -> bool:
     forward: Any = module.forward
     (returned,) = forward.schema.returns
     return str(returned.type) == "Dict[str, Tensor]"
+
+
+def _for_energies(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes out the options of `TorchMliap.from_energy` that are set."""
+    found = {name: options.pop(name, None) for name in ("example", *_common.PACKAGE_FLAGS)}
+    return {name: value for name, value in found.items() if value is not False}
 
 
 def _refuse(title: object, **values: Any) -> None:

@@ -20,6 +20,7 @@ def compile(
     dynamic: Literal["auto"] | bool = "auto",
     cache: bool = True,
     second_derivatives: bool = False,
+    parallel: bool = False,
 ) -> Path:
     """Compiles a potential into an AOTInductor package that returns energies and gradients.
 
@@ -54,6 +55,7 @@ def compile(
             `jax.hessian(energy)` and `jax.jvp(jax.grad(energy), …)`. It then takes about three
             times as long to compile. A module that differentiates inside must do so with
             `create_graph=True` and not detach.
+        parallel: see `torchcall.compile`.
 
     Returns:
         The path.
@@ -79,4 +81,5 @@ def compile(
         cache=cache,
         progress=Progress(),
         second_derivatives=second_derivatives,
+        parallel=parallel,
     )

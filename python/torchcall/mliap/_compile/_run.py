@@ -53,6 +53,7 @@ def run(
     cache: bool,
     progress: Progress,
     second_derivatives: bool = False,
+    parallel: bool = False,
 ) -> Path:
     """`torchcall.mliap.compile`, reporting to `progress`.
 
@@ -63,12 +64,7 @@ def run(
     """
     length = checked_cutoff(getattr(module, "cutoff", None) if cutoff is None else cutoff)
     floats, place = checked_dtype(dtype), checked_device(device)
-    check_flags(dynamic, cache)
-    if not isinstance(second_derivatives, bool):
-        raise ValueError(
-            "torchcall: compile: second_derivatives: expected True or False, got "
-            f"{second_derivatives!r}"
-        )
+    check_flags(dynamic, cache=cache, second_derivatives=second_derivatives, parallel=parallel)
     output = caching(place) if path is None else writing(path, place, progress)
     with output as temporary:
         with progress.stage("running the module on the example"):
@@ -89,7 +85,8 @@ def run(
             with progress.stage("differentiating it twice on the example"):
                 derivative = PotentialDerivative(potential, graph, results)
         key = _write(
-            _Job(potential, derivative, graph, length, temporary, cache, progress), dynamic
+            _Job(potential, derivative, graph, length, temporary, cache, parallel, progress),
+            dynamic,
         )
         if path is not None:
             return Path(path)
@@ -105,6 +102,7 @@ class _Job(NamedTuple):
     cutoff: float
     temporary: Path
     cache: bool
+    parallel: bool
     progress: Progress
 
 
@@ -178,6 +176,7 @@ def _attempt(job: _Job, *, dynamic: bool) -> str:
         references.compare,
         to=job.temporary,
         cache=job.cache,
+        parallel=job.parallel,
         progress=progress,
         derivative=second,
     )
