@@ -121,13 +121,24 @@ def test_float64_models(name):
         models.load(source, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("name", list(NETWORKS))
 @pytest.mark.parametrize("engine", ["eager", "script"])
-def test_second_derivatives(engine):
-    source = network(next(iter(NETWORKS)), "float64")
+def test_second_derivatives(name, engine):
+    source = network(name, "float64")
     with jax.enable_x64(True):
         model = models.load(source, engine=engine)
         forces = forces_of(calculator(source), SYSTEMS["bulk"])
         check_second_derivatives(model, SYSTEMS["bulk"], forces)
+
+
+@pytest.mark.parametrize("name", list(NETWORKS))
+def test_a_float64_package_with_second_derivatives(name):
+    source = network(name, "float64")
+    with jax.enable_x64(True):
+        model = models.load(source, engine="package", second_derivatives=True)
+        expected = calculator(source)
+        check_structures(model, expected, SYSTEMS, FLOAT64)
+        check_second_derivatives(model, SYSTEMS["bulk"], forces_of(expected, SYSTEMS["bulk"]))
 
 
 @pytest.fixture(scope="module")

@@ -42,11 +42,12 @@ def test_energies_forces_and_stresses_are_those_of_the_calculator(seven_net_0):
     check_structures(seven_net_0, calculator("7net-0"), SYSTEMS, FLOAT32)
 
 
+@pytest.mark.parametrize("engine", ["eager", "script"])
 @pytest.mark.parametrize("name", list(PRETRAINED)[1:])
-def test_every_model_in_the_package(name):
+def test_every_model_in_the_package(name, engine):
     modal = PRETRAINED[name]
     options = {} if modal is None else {"modal": modal}
-    model = models.load(name, engine="eager", **options)
+    model = models.load(name, engine=engine, **options)
     # 7net-l3i5 in float32 differs by this much from float64, in its own calculator too.
     rounding = Tolerance(energy=3e-5, forces=3e-4, stress=1e-6)
     tolerance = rounding if name == "7net-l3i5" else FLOAT32
