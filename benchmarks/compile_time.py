@@ -24,7 +24,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-MACE = {"mace-16": "16x0e + 16x1o", "mace-32": "32x0e + 32x1o", "mace-128": "128x0e"}
+MACE = {
+    "mace-16": "16x0e + 16x1o",
+    "mace-32": "32x0e + 32x1o",
+    "mace-128": "128x0e + 128x1o",
+}
 CASES = ("lennard-jones", *MACE, "7net-0", "chgnet", "nequip")
 METHODS = ("torch", "torchcall")
 
@@ -124,7 +128,7 @@ def torchcalls(folder: Path, module: Any) -> None:
     TorchMliap.from_energy(module, engine="package")
 
 
-def child(case: str, method: str) -> None:
+def child(case: str, method: str, packages: str) -> None:
     """Compiles once and prints a line of JSON."""
     import torch
 
@@ -132,7 +136,7 @@ def child(case: str, method: str) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{name}/inductor"
-        os.environ["TORCHCALL_CACHE"] = f"{name}/packages"
+        os.environ["TORCHCALL_CACHE"] = packages or f"{name}/packages"
         module = module_of(case)
         if case == "7net-0":
             from torchcall.models import sevennet
@@ -157,15 +161,17 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     arguments.add_argument("case", nargs="+", choices=CASES)
     arguments.add_argument("--method", nargs="+", choices=METHODS, default=METHODS)
+    arguments.add_argument("--packages", default="", help="an empty folder in which they are kept")
     arguments.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = arguments.parse_args()
     if options.child:
-        child(options.case[0], options.method[0])
+        child(options.case[0], options.method[0], options.packages)
         return 0
     print(f"{'processor s':>33}{'of it C++':>11}{'clock s':>9}{'load':>6}")
     for case in options.case:
         for method in options.method:
             command = [sys.executable, __file__, case, "--method", method, "--child"]
+            command += ["--packages", options.packages]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
             row = json.loads(run.stdout.splitlines()[-1])
             total = row["python"] + row["compiler"]
