@@ -85,11 +85,10 @@ def load(
     _check_options(kind, network, options)
     record = None
     if engine == "package" and "example" not in options:
-        names = set(inspect.signature(network.load).parameters) - _COMMON
+        names = set(inspect.signature(network.load).parameters) - _COMMON | set(PACKAGE_FLAGS)
         own_options = {name: options[name] for name in sorted(names & set(options))}
         others = {name: value for name, value in options.items() if name not in names}
         verbose = others.pop("verbose", True)
-        own_options |= {name: others.pop(name, False) for name in PACKAGE_FLAGS}
         own_options |= {"dtype": str(checked_dtype(dtype)), "device": checked_device(device)}
         record = record_of(network, source, own_options)
         model = record and from_record(record, others)
