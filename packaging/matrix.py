@@ -6,6 +6,7 @@
 
 A cell has an environment of its own and a copy of the tests outside this folder: the wheel is
 tested, not the sources. Results are written to build/matrix; a cell that passed is not run again.
+An environment that KEEP=1 left in FOLDER is used again.
 """
 
 import argparse
@@ -29,11 +30,14 @@ RESULTS = ROOT / "build" / "matrix"
 COMMITTED = ROOT / "packaging" / "matrix"
 PAGE = ROOT / "docs" / "compatibility.md"
 BLOCK = re.compile(r"(<!-- matrix -->\n).*?(<!-- end of matrix -->)", re.DOTALL)
+# The newest and the oldest JAX for each Python. JAX 0.11 and newer need Python 3.12.
 CELLS = [
+    "3.12-torch2.15-jax0.12.0.1",
+    "3.13-torch2.11-jax0.12.0.1",
+    "3.11-torch2.14-jax0.10.2",
+    "3.12-torch2.12-jax0.8.1",
+    "3.13-torch2.14-jax0.8.1",
     "3.11-torch2.13-jax0.8.1",
-    "3.11-torch2.11-jax0.8.1",
-    "3.12-torch2.13-jax0.10.2",
-    "3.13-torch2.15-jax0.10.2",
 ]
 # With their dependencies; the others of md.txt come without, as for `make demo`.
 TESTS = [
@@ -74,6 +78,12 @@ def say(text: str) -> None:
     print(f"torchcall: {text}", flush=True)
 
 
+def run(*command: str | Path) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise Failed(f"{' '.join(map(str, command))}\n{done.stderr}")
+
+
 def interpreter(version: str) -> str | None:
     """The path of a Python of this version."""
     show = "import sys; print('%d.%d' % sys.version_info[:2], sys.executable)"
@@ -92,36 +102,39 @@ def interpreter(version: str) -> str | None:
     return None
 
 
-def wheel_for(python: str) -> Path | None:
-    """The newest wheel in `dist/` for this version of Python."""
+def wheel_for(python: str, folder: Path = ROOT / "dist") -> Path | None:
+    """The folder's newest wheel for this version of Python."""
     minor = int(python.split(".")[1])
     abi = "cp312-abi3" if minor >= 12 else f"cp3{minor}-cp3{minor}"
-    wheels = (ROOT / "dist").glob(f"torchcall-*-{abi}-*{platform.machine()}.whl")
+    wheels = folder.glob(f"torchcall-*-{abi}-*{platform.machine()}.whl")
     return max(wheels, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def environment(cell: Cell, python: str, folder: Path) -> Path:
+    """The interpreter of an environment without torchcall: a new one, or one that a run left."""
+    made, requirements = folder / "environment", ROOT / "requirements"
+    ours, ready = made / "bin" / "python", made / ".ready"
+    pinned = folder / "constraints.txt"
+    lines = (requirements / "constraints.txt").read_text().splitlines()
+    others = [line for line in lines if not re.match(FREE, line)]
+    pins = "\n".join(others + cell.pins) + "\n"
+    if ready.exists() and pinned.read_text() == pins:
+        return ours
+    run(python, "-m", "venv", "--clear", made)
+    pinned.write_text(pins)
+    md = (requirements / "md.txt").read_text().splitlines()
+    rest = [line for line in md if line and line[0] != "#" and not re.match(FREE, line)]
+    pip = (ours, "-m", "pip", "install", "-q", "-c", pinned)
+    run(*pip, *cell.pins, *TESTS)
+    run(*pip, "--no-deps", *rest, *WITHOUT_DEPENDENCIES)
+    ready.touch()
+    return ours
 
 
 def install(cell: Cell, python: str, wheel: Path, folder: Path) -> Path:
     """Makes the environment, and returns its interpreter."""
-    environment = folder / "environment"
-    requirements = ROOT / "requirements"
-    pinned = folder / "constraints.txt"
-    lines = (requirements / "constraints.txt").read_text().splitlines()
-    others = [line for line in lines if not re.match(FREE, line)]
-    pinned.write_text("\n".join(others + cell.pins) + "\n")
-    md = (requirements / "md.txt").read_text().splitlines()
-    rest = [line for line in md if line and line[0] != "#" and not re.match(FREE, line)]
-
-    def run(*command: str | Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise Failed(f"{' '.join(map(str, command))}\n{done.stderr}")
-
-    run(python, "-m", "venv", "--clear", environment)
-    ours = environment / "bin" / "python"
-    pip = (ours, "-m", "pip", "install", "-q", "-c", pinned)
-    run(*pip, *cell.pins, *TESTS)
-    run(*pip, "--no-deps", *rest, *WITHOUT_DEPENDENCIES)
-    run(*pip, "--no-deps", wheel)
+    ours = environment(cell, python, folder)
+    run(ours, "-m", "pip", "install", "-q", "--no-deps", "--force-reinstall", wheel)
     return ours
 
 
@@ -179,9 +192,13 @@ def machine() -> str:
 
 def test(cell: Cell, options: argparse.Namespace) -> bool:
     """Whether the cell passed, now or before with the same wheel and tests."""
-    python, wheel = interpreter(cell.python), wheel_for(cell.python)
+    python, wheel = interpreter(cell.python), wheel_for(cell.python, options.wheels)
     if python is None or wheel is None:
-        need = f"a wheel for Python {cell.python} in dist" if python else f"python{cell.python}"
+        need = (
+            f"a wheel for Python {cell.python} in {options.wheels}"
+            if python
+            else f"python{cell.python}"
+        )
         say(f"{cell.name}: not run, it needs {need}")
         return False
     selection = {
@@ -241,6 +258,7 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=[], help="files of tests; default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--folder", help="for the environments; default: a temporary one")
+    parser.add_argument("--wheels", type=Path, default=ROOT / "dist", help="default: dist")
     parser.add_argument("--table", action="store_true", help="only write the table")
     options = parser.parse_args()
     if options.table:

@@ -15,8 +15,12 @@ import torch
 
 import torchcall
 
-# With these and few LLVM passes, XLA compiles programs in a third of the time.
-QUICK_TO_COMPILE = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# With these and few LLVM passes, XLA compiles programs in a third of the time. By jaxlib's version:
+# XLA ends the process for a flag that it does not know.
+QUICK_TO_COMPILE = {
+    (0, 10): "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    (0, 12): "--xla_cpu_parallel_codegen_split_count=1",
+}
 
 
 def pytest_configure(config):
@@ -30,9 +34,9 @@ def pytest_configure(config):
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     quick = os.environ.get("TORCHCALL_TESTS_OPTIMISED") != "1" and not torch.cuda.is_available()
-    # XLA ends the process for a flag that it does not know; these are known to the pinned one.
-    if quick and jaxlib.__version__.startswith("0.10."):
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE}"
+    version = tuple(map(int, jaxlib.__version__.split(".")[:2]))
+    if quick and version in QUICK_TO_COMPILE:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK_TO_COMPILE[version]}"
     folder = tempfile.mkdtemp(prefix="torchcall-tests-")
     config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     settings = {

@@ -7,10 +7,6 @@
 namespace torchcall {
 namespace {
 
-uint32_t VersionOf(const at::Tensor& tensor) {
-  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
-}
-
 size_t StorageUses(const at::Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->unsafe_storage().use_count();
 }

@@ -16,6 +16,11 @@ inline c10::StorageImpl* StorageOf(const at::Tensor& tensor) {
   return tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
 }
 
+// Changes with each write to the tensor in place.
+inline uint32_t VersionOf(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
+}
+
 // Replaces the memory that a storage refers to by a copy that it owns. Returns false if the copy
 // fails; the storage then has no memory, and reading it throws.
 bool OwnMemory(c10::StorageImpl* storage, c10::Device device) noexcept;

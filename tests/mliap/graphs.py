@@ -1,6 +1,7 @@
 """Graphs for tests: the reference systems as JAX arrays, in any order, with any padding."""
 
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import reference
 import torch
@@ -9,7 +10,9 @@ from reference import CUTOFF
 from torchcall.mliap import AtomGraph, TorchMliap
 
 # For programs that are called only once or twice.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK: dict[str, int] = {"xla_backend_optimization_level": 0}
+if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):  # newer ones lack the option
+    QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def script(module):

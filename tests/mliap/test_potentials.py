@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from graphs import QUICK
 from reference import CUTOFF, one_thread  # noqa: F401
 
 import torchcall
@@ -18,8 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 NAMES = ["Lennard-Jones", "Stillinger-Weber", "message passing"]
 KINDS = list(reference.systems())
 OUTPUTS = ("energy", "position_gradients", "cell_gradients")
-# For programs that are called only once.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 GPA = 160.21766208
 
 

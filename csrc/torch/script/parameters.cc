@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
+#include "../call_inputs.h"
 #include "../guards.h"
 
 namespace torchcall {
@@ -13,10 +14,6 @@ namespace torchcall {
 using torch::jit::ObjectPtr;
 
 namespace {
-
-uint32_t VersionOf(const at::Tensor& tensor) {
-  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
-}
 
 // torch counts writes to tensors, except those of batch norms to their statistics. Elsewhere than
 // on a CPU, comparing values would mean waiting for the device.

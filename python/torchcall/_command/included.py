@@ -71,5 +71,5 @@ def argon(cutoff: float | None = None, **options: Any) -> "TorchMliap":
 def quiet_torchscript() -> Iterator[None]:
     """Silences torch's deprecation warnings for TorchScript, the format of deployed models."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", "`torch.jit")
         yield

@@ -30,6 +30,7 @@ from torchcall._compile._errors import (
     message_of,
 )
 from torchcall._compile._strides import linear_strides
+from torchcall._compile._sums import sums_of_any_size
 from torchcall._engines.package_file import DERIVATIVE, METADATA_KEY, MODEL
 
 
@@ -223,6 +224,7 @@ def build(
         with (
             _threads_of_the_machine(),
             linear_strides(),
+            sums_of_any_size(),
             symbols.patch(backed_size_oblivious=True),
         ):
             _compile(programs, str(path), configs)

@@ -89,7 +89,7 @@ def process_settings(options: argparse.Namespace) -> Iterator[None]:
         ):
             # jax-md asks for sums in double precision, where they exist.
             warnings.filterwarnings("ignore", "Explicitly requested dtype")
-            warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+            warnings.filterwarnings("ignore", "`torch.jit")
             yield
     finally:
         with suppress(ValueError):
