@@ -23,6 +23,7 @@ NETWORKS = {
     "NequIP, 2 layers of 16": "networks_nequip",
     "7net-0": "networks_sevennet",
 }
+TWO_THREADS = {"MACE 16x0e + 16x1o": "networks_mace"}
 TORCH, OURS = "torch, C++ loop", "torchcall"
 PEERS = {
     "`buffer_callback`": "buffer_callback",
@@ -123,11 +124,21 @@ def mace_engines() -> str:
 @generated
 def networks() -> str:
     """Steps of molecular dynamics with networks, beside ASE."""
+    return _steps(NETWORKS, 1)
+
+
+@generated
+def two_threads() -> str:
+    """The same with two threads."""
+    return _steps(TWO_THREADS, 2)
+
+
+def _steps(files: dict[str, str], threads: int) -> str:
     rows: list[list[str]] = []
-    for title, name in NETWORKS.items():
+    for title, name in files.items():
         found = results(name)
         for atoms in (8, 64, 216):
-            case = found.case(f"{title}, {atoms} atoms, threads: 1, step")
+            case = found.case(f"{title}, {atoms} atoms, threads: {threads}, step")
             ase = found.us(case, "ASE calculator") / 1e3
             row = [title, str(atoms), digits(ase)]
             for engine in ("eager", "TorchScript", "AOTInductor"):
@@ -135,7 +146,7 @@ def networks() -> str:
                 row.append(f"{digits(ms)} ({times(ase / ms)} ×)")
             rows.append(row)
     head = ["ms per step", "atoms", "ASE", "eager", "TorchScript", "package"]
-    return with_source(table(head, rows), *NETWORKS.values())
+    return with_source(table(head, rows), *files.values())
 
 
 @generated

@@ -229,29 +229,3 @@ def merging() -> str:
         rows.append([title, digits(merged / 1e3), digits(alone / 1e3), times(alone / merged)])
     head = ["ms, 64 systems of 64 atoms", "merged by `vmap`", "one after another", "ratio"]
     return with_source(table(head, rows), "md_loop")
-
-
-@generated
-def two_threads() -> str:
-    """A network's steps with one and two threads."""
-    found = results("networks_mace")
-    methods = {"ASE": "ASE calculator"} | {
-        name: f"{OURS}, {engine}"
-        for name, engine in {
-            "eager": "eager",
-            "TorchScript": "TorchScript",
-            "package": "AOTInductor",
-        }.items()
-    }
-    rows = [
-        [
-            words,
-            *(
-                digits(found.us(f"MACE 16x0e + 16x1o, 216 atoms, threads: {n}, step", row) / 1e3)
-                for row in methods.values()
-            ),
-        ]
-        for n, words in ((1, "one thread"), (2, "two threads"))
-    ]
-    head = ["ms per step, MACE 16x0e + 16x1o, 216 atoms", *methods]
-    return with_source(table(head, rows), "networks_mace")
