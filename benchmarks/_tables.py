@@ -23,7 +23,7 @@ NETWORKS = {
     "NequIP, 2 layers of 16": "networks_nequip",
     "7net-0": "networks_sevennet",
 }
-TWO_THREADS = {"MACE 16x0e + 16x1o": "networks_mace"}
+TWO_THREADS = {name: NETWORKS[name] for name in ("MACE 16x0e + 16x1o", "NequIP, 2 layers of 16")}
 TORCH, OURS = "torch, C++ loop", "torchcall"
 PEERS = {
     "`buffer_callback`": "buffer_callback",
