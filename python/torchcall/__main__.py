@@ -4,7 +4,10 @@ Imports neither jax nor torch before a command's options are checked.
 """
 
 import importlib
+import os
+import signal
 import sys
+from typing import Any, NoReturn
 
 from torchcall._command.memory import keep_memory
 from torchcall._command.parsing import PROGRAM, CommandError, Parser
@@ -20,6 +23,22 @@ COMMANDS = {
 }
 
 _NEEDED = ("jax", "jaxlib", "numpy", "torch")
+
+
+def program() -> NoReturn:
+    """The process of a command. The second Ctrl-C does not disturb its end; the third kills it."""
+    presses = 0
+
+    def interrupt(*_: Any) -> None:
+        nonlocal presses
+        presses += 1
+        if presses == 1:
+            raise KeyboardInterrupt
+        if presses > 2:
+            os._exit(130)
+
+    signal.signal(signal.SIGINT, interrupt)
+    sys.exit(main())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -90,4 +109,4 @@ def _fail(reason: str, status: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

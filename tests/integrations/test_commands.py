@@ -11,6 +11,7 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.calculators.lj import LennardJones
+from ase.constraints import FixAtoms, FixBondLength
 from pair_potential import CUTOFF, EPSILON, ONSET, SIGMA
 
 from torchcall.__main__ import main
@@ -102,6 +103,29 @@ def test_a_relaxed_cell_has_small_forces_and_stress(folder):
     assert np.abs(relaxed.get_stress()).max() <= 2e-5 + 1e-7
     assert np.abs(with_reference("crystal.xyz").get_stress()).max() > 4e-4
     assert not list(folder.glob(".part*"))
+
+
+def test_fixed_atoms_move_with_the_cell_only(capsys):
+    before = ase.io.read("crystal.xyz")
+    before.set_constraint(FixAtoms([0, 1]))
+    before.write("fixed.traj")
+    assert command("relax", "--structure", "fixed.traj", "--cell", "--out", "out.traj") == 0
+    assert "fixed atoms keep their fractional coordinates" in capsys.readouterr().err
+    after = with_reference("out.traj")
+    assert abs(after.get_volume() / before.get_volume() - 1) > 0.005
+    fractions = before.get_scaled_positions(), after.get_scaled_positions()
+    np.testing.assert_allclose(fractions[0][:2], fractions[1][:2], rtol=0, atol=1e-9)
+    forces = np.linalg.norm(after.get_forces(apply_constraint=False), axis=1)
+    assert forces[2:].max() < 0.011 < forces[:2].min()
+    assert np.abs(after.get_stress(apply_constraint=False)).max() < 1.1e-4
+
+
+def test_constraints_that_a_changing_cell_breaks_are_refused(capsys):
+    bonded = ase.io.read("crystal.xyz")
+    bonded.set_constraint(FixBondLength(0, 1))
+    bonded.write("bonded.traj")
+    assert command("relax", "--structure", "bonded.traj", "--cell") == 2
+    assert "got FixBondLengths; relax without --cell" in only_line(capsys.readouterr().err)
 
 
 def test_too_few_steps_write_the_last_structure(capsys):

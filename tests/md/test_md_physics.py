@@ -22,6 +22,7 @@ from torchcall.md import ensembles
 from torchcall.md.ensembles import Settings, keys
 from torchcall.md.files import extxyz
 from torchcall.md.report import read_log
+from torchcall.md.rows import fixed
 from torchcall.md.simulation import Frame, Simulation
 from torchcall.md.system import System, initial_momenta
 
@@ -286,11 +287,14 @@ def test_unusable_structures_and_models_are_one_line(md, tmp_path, capfd):
         assert text in line
 
 
-def test_frames_are_those_that_ase_writes():
-    atoms, generator = bulk("NaCl", "rocksalt", a=5.64), np.random.default_rng(0)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size", [1e-7, 1e3, 1e6])
+def test_frames_are_those_that_ase_writes(dtype, size):
+    atoms, generator = bulk("OCa", "rocksalt", a=5.64), np.random.default_rng(0)
     atoms.pbc = [True, False, True]
     arrays = {
-        name: generator.normal(size=(2, 2, 3)) * 1e3 for name in ("positions", "momenta", "forces")
+        name: (generator.normal(size=(2, 2, 3)) * size).astype(dtype)
+        for name in ("positions", "momenta", "forces")
     }
     nothing = dict.fromkeys(
         ("kinetic", "conserved", "temperature", "pressure", "volume"), np.zeros(2)
@@ -307,6 +311,18 @@ def test_frames_are_those_that_ase_writes():
     write_extxyz(text, [atoms], columns=["symbols", "positions", "momenta", "forces"])
     system = System.from_ase(atoms)
     assert extxyz(system, frame, 1, step=3, time_ps=0.25).decode() == text.getvalue()
+
+
+def test_numbers_of_frames_are_formatted_like_pythons():
+    bits = np.random.default_rng(0).integers(0, 2**32, 100_000, np.uint64)
+    drawn = bits.astype(np.uint32).view(np.float32)
+    drawn = drawn[np.abs(drawn) < 1e6]
+    ties = np.arange(-999, 1000, 2, np.float32) / 2**9  # halves of the last digit
+    borders = [sign * 10.0**k for k in range(-9, 6) for sign in (1, -1)]
+    special = [0.0, -0.0, 999999.9375, -999999.9375]
+    values = np.concatenate([drawn, ties, np.asarray([*borders, *special], np.float32)])
+    expected = "%16.8f" * values.size % tuple(values.tolist())
+    assert fixed(values).tobytes().decode() == expected
 
 
 @pytest.mark.parametrize(

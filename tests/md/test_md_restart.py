@@ -167,6 +167,23 @@ def test_signals_save_a_checkpoint(
     assert contents(tmp_path / "broken") == unbroken
 
 
+def test_a_second_ctrl_c_does_not_disturb_the_end(crystal, tmp_path):
+    words = [*arguments(crystal), "--steps", "100000000"]
+    command = [sys.executable, "-m", "torchcall", "md", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "md.csv"
+    while not (log.exists() and log.read_text().count("\n") > 3) and process.poll() is None:
+        time.sleep(0.02)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)  # the second one comes while files or the process are closed
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    (line,) = (line for line in printed.splitlines() if line and "step/s" not in line)
+    assert line.startswith("torchcall: md: stopped by Ctrl-C after step ")
+    assert line.endswith("--restart --log md.csv")
+
+
 def test_a_full_disk_leaves_whole_files(md, tmp_path, monkeypatch, capfd, unbroken):
     count, pwrite = iter(range(10**9)), os.pwrite
 
@@ -260,6 +277,36 @@ def test_another_structure_or_model_under_the_same_name_is_refused(
         assert main(["md", "--restart", "--steps", "20"]) == 2
         assert expected in capfd.readouterr().err.splitlines()[-1]
         assert contents(tmp_path) == before
+
+
+class Scaled(torch.nn.Module):
+    """Argon with a weight."""
+
+    def __init__(self, scale):
+        super().__init__()
+        argon = load_example("lennard_jones").LennardJones(cutoff=5.0, cell_gradients=True)
+        self.argon = argon
+        self.scale = torch.nn.Parameter(torch.tensor(scale), requires_grad=False)
+
+    def forward(self, input: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        out = self.argon(input)
+        out["energy"] = out["energy"] * self.scale
+        return out
+
+
+def test_weights_that_hardly_change_energies_are_other_weights(
+    crystal, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(Scaled(1.0)).save("model.pt")
+    options = f"--structure {crystal} --model model.pt --cutoff 5 --threads 1 --every 5 --steps"
+    assert main(["md", *options.split(), "5"]) == 0
+    torch.jit.script(Scaled(1.0)).save("model.pt")
+    assert main(["md", "--restart", "--steps", "10"]) == 0
+    torch.jit.script(Scaled(1.0 + 1e-6)).save("model.pt")
+    capfd.readouterr()
+    assert main(["md", "--restart", "--steps", "15"]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].endswith("got one with other weights")
 
 
 def test_two_runs_do_not_write_the_same_files(crystal, md, monkeypatch):

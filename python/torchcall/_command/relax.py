@@ -19,6 +19,9 @@ from torchcall._command.parsing import CommandError, number, output_file, requir
 if TYPE_CHECKING:
     import ase
 
+# Constraints of ASE under which an atom moves with the cell and not otherwise.
+_FIXED = {"FixAtoms", "FixCartesian", "FixScaled"}
+_WITH_CELL = {*_FIXED, "FixSymmetry"}
 # Seconds between two lines of progress.
 _EVERY = 1.0
 
@@ -67,6 +70,8 @@ def run(options: argparse.Namespace) -> int:
     atoms = read_structure(options.structure or included_file("argon.xyz"))
     if options.cell and not (atoms.pbc.all() and atoms.cell.rank == 3):
         raise CommandError(f"--cell: expected three periodic axes, got pbc {atoms.pbc.tolist()}")
+    if options.cell:
+        _check_constraints(atoms)
     _write(atoms, options.out, form, keep=False)  # what the format cannot hold is an error now
     atoms.calc = calculator(options)
     step, reason, status = _relaxed(atoms, options, smax)
@@ -76,6 +81,27 @@ def run(options: argparse.Namespace) -> int:
     print(table(atoms, evaluated(atoms, constrained=True)), end="")
     print(f"torchcall: relax: converged after {step} steps; wrote {options.out}", file=sys.stderr)
     return 0
+
+
+def _check_constraints(atoms: "ase.Atoms") -> None:
+    """Reports how constraints act when the cell changes.
+
+    Raises:
+        CommandError: They are not defined then.
+    """
+    kinds = {type(each).__name__ for each in atoms.constraints}
+    if other := kinds - _WITH_CELL:
+        known, found = (", ".join(sorted(names)) for names in (_WITH_CELL, other))
+        raise CommandError(
+            f"--cell: expected constraints that a changing cell keeps ({known}), got {found}; "
+            "relax without --cell, or remove them"
+        )
+    if kinds & _FIXED:
+        print(
+            "torchcall: relax: with --cell, fixed atoms keep their fractional coordinates and move "
+            "with the cell",
+            file=sys.stderr,
+        )
 
 
 def _relaxed(atoms: "ase.Atoms", options: argparse.Namespace, smax: float) -> tuple[int, str, int]:

@@ -17,6 +17,7 @@ import numpy as np
 from torchcall._command.files import write_whole
 from torchcall._command.parsing import CommandError
 from torchcall.md.simulation import Group, Simulation
+from torchcall.md.weights import is_other, weights_record
 from torchcall.mliap import NeighborList
 from torchcall.mliap._neighbors.in_jax.bins import BinLayout
 from torchcall.mliap._neighbors.layout import Layout
@@ -34,12 +35,14 @@ class Checkpoint:
         options: Those that determine the trajectory, and the names of its files.
         lengths: Of the log and the trajectories, in bytes, by name.
         groups: For each device, the leaves of the state, and the list's settings.
+        weights: `weights_record` of the model; None in checkpoints of earlier versions.
     """
 
     step: int
     options: dict[str, Any]
     lengths: dict[str, int]
     groups: list[tuple[list[np.ndarray], dict[str, Any]]]
+    weights: dict[str, str] | None
 
     def write(self, path: Path) -> None:
         """Replaces the file.
@@ -64,6 +67,7 @@ class Checkpoint:
                 "options": self.options,
                 "lengths": self.lengths,
                 "groups": lists,
+                "weights": self.weights,
             }
         )
         file = io.BytesIO()
@@ -84,6 +88,10 @@ class Checkpoint:
             CommandError: Structure or model are others than the run's.
             ValueError: The state has other arrays.
         """
+        if is_other(weights_record(simulation.model.wrapper), self.weights):
+            raise CommandError(
+                "--model: expected the model of the run to continue, got one with other weights"
+            )
         groups = [
             unpacked(new, leaves, layout, options.checkpoint)
             for new, (leaves, layout) in zip(initial, self.groups, strict=True)
@@ -140,7 +148,8 @@ def read(path: Path) -> Checkpoint:
             f"torchcall: {path}: expected a checkpoint of torchcall md, got another file: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return Checkpoint(found["step"], found["options"], found["lengths"], groups)
+    weights = found.get("weights")
+    return Checkpoint(found["step"], found["options"], found["lengths"], groups, weights)
 
 
 def packed(group: Group) -> tuple[list[np.ndarray], dict[str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from torchcall._command.files import lock, replacing
+from torchcall.md.rows import atom_rows
 from torchcall.md.simulation import Frame
 from torchcall.md.system import System
 
@@ -111,28 +112,28 @@ def log_rows(step: int, time_ps: float, frame: Frame, gpa: float) -> bytes:
 def extxyz(system: System, frame: Frame, replica: int, **info: Any) -> bytes:
     """One frame of one replica as extended XYZ: positions, momenta, forces and energy.
 
-    These are the bytes of `ase.io.extxyz.write_extxyz`, in a third of its time: all numbers are
+    These are the bytes of `ase.io.extxyz.write_extxyz`, in a tenth of its time: all numbers are
     formatted at once, and ASE writes the comment line only.
     """
     import ase
     from ase.calculators.singlepoint import SinglePointCalculator
     from ase.io.extxyz import write_extxyz
 
-    arrays = [np.asarray(x[replica], float) for x in (frame.positions, frame.momenta, frame.forces)]
+    arrays = [np.asarray(x[replica]) for x in (frame.positions, frame.momenta, frame.forces)]
     first = ase.Atoms(
         numbers=system.numbers[:1],
         cell=np.asarray(frame.cell[replica], float),
         pbc=system.pbc,
         info=info,
     )
-    first.arrays["momenta"] = arrays[1][:1]
+    first.arrays["momenta"] = arrays[1][:1].astype(float)
     energy = float(frame.potential[replica])
-    first.calc = SinglePointCalculator(first, energy=energy, forces=arrays[2][:1])
+    first.calc = SinglePointCalculator(first, energy=energy, forces=arrays[2][:1].astype(float))
     text = io.StringIO()
     write_extxyz(text, [first], columns=["symbols", "positions", "momenta", "forces"])
     comment = text.getvalue().split("\n")[1]
-    rows = system.row_format % tuple(np.concatenate(arrays, axis=1).ravel().tolist())
-    return f"{len(system.numbers)}\n{comment}\n{rows}".encode()
+    rows = atom_rows(system.symbols, np.concatenate(arrays, axis=1))
+    return f"{len(system.numbers)}\n{comment}\n".encode() + rows
 
 
 def raw_frame(step: int, time_ps: float, frame: Frame) -> bytes:

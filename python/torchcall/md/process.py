@@ -72,6 +72,7 @@ def process_settings(options: argparse.Namespace) -> Iterator[None]:
         )
 
     def terminate(*_: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would disturb what is saved
         raise Terminated("stopped by SIGTERM")
 
     old = signal.getsignal(signal.SIGTERM)

@@ -25,11 +25,14 @@ class Progress:
 
         self._bar: Any = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
         self._start, self._timestep, self._atoms = start, timestep, n_atoms
-        self._begun = time.perf_counter()
+        self._begun = self._shown = time.perf_counter()
 
     def show(self, step: int, frame: Frame) -> None:
-        """Moves the bar."""
-        seconds = time.perf_counter() - self._begun
+        """Moves the bar, ten times per second at most."""
+        now = time.perf_counter()
+        if step < self._bar.total and now - self._shown < 0.1:
+            return
+        self._shown, seconds = now, now - self._begun
         ns_per_day = (step - self._start) / seconds * 86400 * self._timestep * 1e-6
         energy = float(np.mean(frame.potential + frame.kinetic)) / self._atoms
         self._bar.set_postfix_str(

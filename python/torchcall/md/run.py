@@ -37,6 +37,7 @@ from torchcall.md.report import Summary, draw, read_log, write_json
 from torchcall.md.simulation import Frame, Group, Simulation
 from torchcall.md.stop import explain, explode
 from torchcall.md.system import System, initial_momenta
+from torchcall.md.weights import weights_record
 from torchcall.mliap import RunError, TorchMliap
 
 
@@ -81,6 +82,7 @@ class Run:
         if threads > 1:
             # Sums of several threads in any order would differ from run to run.
             torch.use_deterministic_algorithms(True, warn_only=True)
+        self._weights = weights_record(self.model.wrapper)
         self.seconds, self.timed, self._saved = 0.0, 0, 0.0
         groups, step = self._initial_groups(), 0
         for group in groups:
@@ -350,7 +352,9 @@ class Run:
         for file in self.files.values():
             file.sync()
         groups = [packed(group) for group in done.groups]
-        checkpoint = Checkpoint(done.step, stored(self.options), done.lengths, groups)
+        checkpoint = Checkpoint(
+            done.step, stored(self.options), done.lengths, groups, self._weights
+        )
         checkpoint.write(self.options.checkpoint)
         self._saved = time.perf_counter()
 

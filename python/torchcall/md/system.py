@@ -1,7 +1,6 @@
 """The simulated atoms, and their initial velocities."""
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,12 +38,6 @@ class System:
     spin: float
     symbols: list[str]
     formula: str
-
-    @cached_property
-    def row_format(self) -> str:
-        """The rows of a frame in extended XYZ, to be filled with nine numbers for each atom."""
-        numbers = " ".join(["%16.8f"] * 9)
-        return "".join(f"{symbol:<2} {numbers}\n" for symbol in self.symbols)
 
     @classmethod
     def from_ase(cls, atoms: "ase.Atoms") -> "System":
