@@ -161,16 +161,25 @@ class Report:
         """Adds a requirement of this run."""
         self.claims.append(Claim(case, text, value, limit, at_most))
 
-    def finish(self) -> int:
-        """Prints the claims and writes the file. The exit status is 1 only with `--check`."""
+    def finish(self, *, part_of: str | None = None) -> int:
+        """Prints the claims and writes the file. The exit status is 1 only with `--check`.
+
+        Args:
+            part_of: The command of which this run is a part; adds to the file. See `record`.
+        """
         if self.claims:
             print()
         for claim in self.claims:
             print(claim)
-        if self.options.json is not None:
-            record(self.options.json, self.rows, **({"found": self.found} if self.found else {}))
+        self.save(part_of=part_of)
         failed = not all(claim.holds for claim in self.claims)
         return int(failed and self.options.check)
+
+    def save(self, *, part_of: str | None = None) -> None:
+        """Writes the file, if there is one; see `finish`."""
+        if self.options.json is not None:
+            more = {"found": self.found} if self.found else {}
+            record(self.options.json, self.rows, part_of=part_of, **more)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

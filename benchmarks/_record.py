@@ -23,20 +23,35 @@ OPTIONAL = {
     "matscipy": "matscipy",
     "nequip": "nequip",
     "sevenn": "sevenn",
+    "torch_sim": "torch-sim-atomistic",
     "vesin": "vesin",
 }
 
 
-def record(path: Path, rows: list[dict[str, object]], **more: Any) -> None:
+def record(
+    path: Path, rows: list[dict[str, object]], *, part_of: str | None = None, **more: Any
+) -> None:
     """Writes a results file.
 
     Args:
         path: The file; its folder is made.
         rows: One for each method of each case.
-        more: Other entries.
+        part_of: The command of which this run is a part. It adds to the file, in place of its rows
+            of the same case and method.
+        more: Other entries; dictionaries are merged, too.
     """
     used = {package: version(package) for name, package in OPTIONAL.items() if name in sys.modules}
     document = {"measured": measured(), "machine": machine(), "versions": versions() | used}
+    if part_of is not None:
+        document["measured"]["command"] = part_of
+    if part_of is not None and path.is_file():
+        old = json.loads(path.read_text())
+        document["versions"] = old["versions"] | document["versions"]
+        new = {(row["case"], row["method"]) for row in rows}
+        rows = [row for row in old["rows"] if (row["case"], row["method"]) not in new] + rows
+        for name, value in old.items():
+            if name not in ("measured", "machine", "versions", "rows"):
+                more[name] = value | more.get(name, {})
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document | more | {"rows": rows}, indent=2) + "\n")
 

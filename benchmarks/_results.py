@@ -33,6 +33,10 @@ class Results:
             raise KeyError(f"{self.path.name}: expected one case '{beginning}…', got {len(found)}")
         return found.pop()
 
+    def has_case(self, case: str) -> bool:
+        """Whether there is a case of exactly this name."""
+        return any(case == found for found, _ in self._rows)
+
     def row(self, beginning: str, method: str) -> dict[str, Any]:
         """The row of a method in the case whose name begins so."""
         return self._rows[self.case(beginning), method]

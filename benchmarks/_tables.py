@@ -165,21 +165,78 @@ def md_loop() -> str:
     return with_source(table(["µs per step", *methods], rows), "md_loop")
 
 
+CODES = {
+    "ASE": "ASE",
+    "torch-sim": "torch-sim",
+    "`pure_callback`": "pure_callback",
+    "torchcall, TorchScript": "torchcall, TorchScript",
+    "**torchcall, package**": "torchcall, package",
+}
+DYNAMICS = {"MACE 16x0e + 16x1o": "mlip_md_mace", "7net-0": "mlip_md_sevennet"}
+
+
+def _dynamics(threads: int, systems: tuple[int, ...]) -> str:
+    """ms per step of each code, and in brackets the times that its package is faster."""
+    rows: list[list[str]] = []
+    for title, name in DYNAMICS.items():
+        found = results(name)
+        for count in systems:
+            for atoms in (8, 64, 216):
+                case = f"{title}, {atoms} atoms, systems: {count}, threads: {threads}"
+                if not found.has_case(case):
+                    continue
+                best = found.us(case, "torchcall, package")
+                cells = [
+                    f"{digits(found.us(case, code) / 1e3)} ({times(found.us(case, code) / best)} ×)"
+                    for code in list(CODES.values())[:-1]
+                ]
+                rate = digits(1e6 * atoms * count / best)
+                rows.append(
+                    [title, f"{count} × {atoms}", *cells, f"**{digits(best / 1e3)}**", rate]
+                )
+    head = ["ms per step", "systems × atoms", *CODES, "atom·steps/s of the package"]
+    return table(head, rows)
+
+
 @generated
 def mlip_md() -> str:
+    """Molecular dynamics under networks, by several codes."""
+    return with_source(_dynamics(1, (1, 16)), *DYNAMICS.values())
+
+
+@generated
+def mlip_md_threads() -> str:
+    """The same with two threads."""
+    return _dynamics(2, (1,))
+
+
+@generated
+def cold_start() -> str:
+    """From the start of a process to its first steps."""
+    rows: list[list[str]] = []
+    for name in DYNAMICS.values():
+        for case, codes in results(name).document.get("found", {}).items():
+            if not case.startswith("cold start, "):
+                continue
+            for code, row in codes.items():
+                ahead = row.get("ahead_after")
+                cells = [digits(row["start_s"]), digits(row["step_ms"])]
+                cells.append("" if ahead is None else f"{ahead:.0f} steps")
+                rows.append([case.removeprefix("cold start, "), code, *cells])
+    head = ["from a cold start", "", "s until 10 steps", "ms per step", "ahead of ASE after"]
+    return table(head, rows)
+
+
+@generated
+def md_files() -> str:
     """`torchcall md` beside its bare loop and ASE."""
-    found = results("mlip_md")
+    found = results("md_files")
     titles = {
         "a jitted loop alone": "loop alone",
         "`torchcall md --every 10`": "torchcall md, --every 10",
         "`torchcall md --every 100`": "torchcall md, --every 100",
         "ASE, torchcall's calculator": "ASE, torchcall's calculator",
-        "ASE, SevenNet's calculator": "ASE, SevenNet's calculator",
     }
-    argon, salt = found.case("argon, 500 atoms"), found.case("7net-0, 8 NaCl atoms")
-    rows: list[list[str]] = []
-    for title, method in titles.items():
-        ours = "" if "SevenNet" in title else found.spread(argon, method)
-        rows.append([title, ours, found.spread(salt, method)])
-    head = ["ms per step", "argon, 500 atoms", "7net-0, 8 atoms, TorchScript"]
-    return with_source(table(head, rows), "mlip_md")
+    argon = found.case("argon, 500 atoms")
+    rows = [[title, found.spread(argon, method)] for title, method in titles.items()]
+    return with_source(table(["ms per step", "argon, 500 atoms"], rows), "md_files")

@@ -1,141 +1,180 @@
-"""`torchcall md` against ASE's VelocityVerlet, and what its files cost per step.
+"""Molecular dynamics under a network: torchcall, ASE, torch-sim and a callback in a jitted loop.
 
-Constant energy, one torch thread, single precision: 500 argon atoms of the demo and 8 NaCl atoms
-under SevenNet-0 (`--network`, in an environment that has it). The command runs as it is: records of
-`--every` steps with a row of the log and a frame of the trajectory. "loop alone" is one jitted loop
-over the same steps and model, with nothing written.
+Steps of constant energy of 8, 64 and 216 atoms, of one system and of 16 replicas, with one and two
+torch threads; energies, forces and stresses in each step. Run it in an environment of the network
+(`make bench-networks` makes one) with `torch-sim-atomistic`. A run replaces the cases that it
+measures in the results file, so it can be done in parts:
+
+    python benchmarks/mlip_md.py --network mace --atoms 8 64 --replicas 1 --threads 1 \\
+        --json benchmarks/results/mlip_md_mace.json
+    python benchmarks/mlip_md.py --network mace --cold-start --json …     # the first 100 steps
+
+Other codes are missing for these reasons, found with the package index in November 2026. kUPS needs
+Python 3.12, and its adapters of torch networks need a CUDA device. mace-jax is not on PyPI, and
+jax-md reads the weights of neither network.
 """
 
 import sys
-import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ase
-import ase.build
-import ase.io
-import jax
 import numpy as np
+import torch
+from _codes import (
+    Code,
+    Maker,
+    ase_code,
+    callback_code,
+    check_energies,
+    torch_sim_code,
+    torch_sim_model,
+    torchcall_code,
+)
+from _cold_start import cold_start, compile_time
 from _harness import Report, parser
-from ase import units
-from ase.md.verlet import VelocityVerlet
+from _networks import NETWORKS, Network
 
-from torchcall._command import md
-from torchcall._command.included import included_file
+import torchcall
 from torchcall._command.memory import keep_memory
-from torchcall._command.parsing import Parser
-from torchcall.demo._timing import Run as TimedRun
-from torchcall.demo._timing import timed
-from torchcall.integrations.ase import Calculator
-from torchcall.md.process import process_settings
-from torchcall.md.progress import Progress
-from torchcall.md.run import Run
 
-LOOP, OURS, NATIVE = "loop alone", "ASE, torchcall's calculator", "ASE, SevenNet's calculator"
-EVERY = (10, 100)
-
-
-def command(folder: Path, structure: Path, every: int, *options: str) -> Run:
-    """A run of `torchcall md` before its first step."""
-    words = ["--structure", str(structure), "--temperature", "90", "--threads", "1", *options]
-    files = ["--log", str(folder / f"{every}.csv"), "--traj", str(folder / f"{every}.extxyz")]
-    arguments = Parser("md", "")
-    md.add_options(arguments)
-    parsed = arguments.parse_args([*words, *files, "--every", str(every), "--steps", str(10**8)])
-    md.check(parsed)
-    return Run(parsed)
+ASE, TORCH_SIM, CALLBACK = "ASE", "torch-sim", "pure_callback"
+PACKAGE, SCRIPT = "torchcall, package", "torchcall, TorchScript"
+ENGINES = {
+    ASE: "eager",
+    TORCH_SIM: "eager",
+    CALLBACK: "eager",
+    PACKAGE: "AOTInductor",
+    SCRIPT: "TorchScript",
+}
+BUDGET = 120.0  # seconds for the rounds of a case
 
 
-def records(run: Run, pool: Any, bar: Progress) -> TimedRun:
-    """Steps of the command, with rows, frames and progress bar."""
+def replicas_of(network: Network, atoms: int, replicas: int) -> list[ase.Atoms]:
+    """Copies of `atoms` atoms near the sites of a crystal, each with its velocities for 300 K.
 
-    def steps(calls: int) -> None:
-        for _ in range(calls // run.options.every):
-            run.record(pool)
-            bar.show(run.step, run.done.frame)
-
-    return lambda calls: timed(lambda: steps(calls))
-
-
-def loop(run: Run) -> TimedRun:
-    """Steps of the command's own loop, as one record of any length."""
-    simulation, state = run.simulation_of(run.model), [run.done.groups[0]]
-
-    def steps(calls: int) -> None:
-        state[0] = simulation.advance(state[0])
-        jax.block_until_ready(state[0].state)
-        assert calls == simulation.every
-
-    return lambda calls: timed(lambda: steps(calls))
+    Raises:
+        SystemExit: `atoms` is not 8 times a cube.
+    """
+    repeat = round((atoms / 8) ** (1 / 3))
+    if 8 * repeat**3 != atoms:
+        sys.exit(f"torchcall: --atoms: expected 8 n³, got {atoms}")
+    crystal = network.cell() * (repeat, repeat, repeat)
+    rng = np.random.default_rng(0)
+    crystal.positions += rng.normal(scale=0.03, size=crystal.positions.shape)
+    masses = crystal.get_masses()[:, None]
+    systems = [crystal.copy() for _ in range(replicas)]
+    for system in systems:
+        noise = rng.normal(size=(atoms, 3))
+        system.set_momenta(noise * np.sqrt(masses * 0.02585))
+    return systems
 
 
-def ase_loop(atoms: ase.Atoms, calculator: Any, timestep: float) -> TimedRun:
-    """Steps of ASE's VelocityVerlet."""
-    atoms = atoms.copy()
-    atoms.calc = calculator
-    dynamics = VelocityVerlet(atoms, timestep=timestep)
-    return lambda calls: timed(lambda: dynamics.run(calls))
+def makers(name: str, network: Network, threads: int, wanted: list[str]) -> dict[str, Maker]:
+    """The codes, with their networks loaded once. Prints why a code is left out."""
+
+    def ours(engine: str) -> Any:
+        # With one thread a package is serial, which is the fastest on these sizes.
+        torch.set_num_threads(1 if engine == "package" else threads)
+        model = network.load(engine, verbose=False, threads=1 if engine == "package" else threads)
+        torch.set_num_threads(threads)
+        return model
+
+    def callback() -> Maker:
+        model = ours("eager")
+        return lambda systems, every: callback_code(model, systems, every, threads)
+
+    def own(engine: str) -> Callable[[], Maker]:
+        def load() -> Maker:
+            model = ours(engine)
+            return lambda systems, every: torchcall_code(model, systems, every)
+
+        return load
+
+    def native() -> Maker:
+        calculator = network.calculator()
+        return lambda systems, _: ase_code(calculator, systems)
+
+    def batched() -> Maker:
+        model = torch_sim_model(name, network.source)
+        return lambda systems, _: torch_sim_code(model, systems)
+
+    loads = {ASE: native, TORCH_SIM: batched, CALLBACK: callback}
+    loads |= {SCRIPT: own("script"), PACKAGE: own("package")}
+    found: dict[str, Maker] = {}
+    for code in wanted:
+        try:
+            found[code] = loads[code]()
+        except ImportError as error:
+            print(f"{code} is left out: {str(error).splitlines()[0]}")
+    return found
 
 
 def measure(
-    report: Report, title: str, atoms: ase.Atoms, calculators: dict[str, Callable[[Run], Any]],
-    *options: str,
-) -> None:  # fmt: skip
-    """Measures one structure and model."""
-    with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(1) as pool:
-        folder = Path(name)
-        structure = folder / "structure.extxyz"
-        ase.io.write(structure, atoms)
-        runs = {every: command(folder, structure, every, *options) for every in EVERY}
-        longest = runs[max(EVERY)]
-        methods: dict[str, TimedRun] = {LOOP: loop(longest)}
-        with Progress(0, 10**8, 2.0, len(atoms)) as bar:
-            for every, run in runs.items():
-                methods[f"torchcall md, --every {every}"] = records(run, pool, bar)
-            for label, make in calculators.items():
-                methods[label] = ase_loop(atoms, make(longest), 2.0 * units.fs)
-            for run in methods.values():
-                run(max(EVERY))
-            engines = {NATIVE: "eager"}
-            timings = report.time(title, methods, calls=max(EVERY), engines=engines)
-        begun = time.perf_counter()
-        longest.save()
-        print(f"  a checkpoint takes {1e3 * (time.perf_counter() - begun):.1f} ms (every 10 s)")
-        for every in EVERY:
-            share = timings[f"torchcall md, --every {every}"].us_median / timings[LOOP].us_median
-            report.claim(title, f"--every {every} / loop alone", share, 1.05)
-        best = timings[f"torchcall md, --every {max(EVERY)}"].us_median
-        for label in calculators:
-            ratio = timings[label].us_median / best
-            report.claim(title, f"{label} / torchcall md", ratio, 1.0, at_most=False)
+    report: Report, title: str, codes: dict[str, Maker], systems: list[ase.Atoms], threads: int
+) -> None:
+    """Measures one case."""
+    case = f"{title}, {len(systems[0])} atoms, systems: {len(systems)}, threads: {threads}"
+    first, make = next(iter(codes.items()))
+    reference = make(systems, 1)
+    seconds = reference.run(1)
+    every = int(np.clip(round(0.3 / seconds), 1, 10))
+    prepared: dict[str, Code] = {first: reference}
+    prepared |= {name: make(systems, every) for name, make in codes.items() if name != first}
+    check_energies(prepared)
+    for code in prepared.values():
+        code.run(every)
+        if seconds < 1:  # TorchScript optimises a module in its first calls
+            code.run(every)
+    rounds = int(np.clip(BUDGET / (len(prepared) * every * seconds), 2, report.options.rounds))
+    runs = {name: code.run for name, code in prepared.items()}
+    timings = report.time(case, runs, calls=every, most_rounds=rounds, engines=ENGINES)
+    if PACKAGE not in timings:
+        return
+    best = timings[PACKAGE].us_median
+    for name in (ASE, TORCH_SIM, CALLBACK):
+        if name in timings:
+            small = name == ASE and len(systems[0]) == 8
+            ratio = timings[name].us_median / best
+            report.claim(case, f"{name} / package", ratio, 2.0 if small else 1.0, at_most=False)
 
 
 def main() -> int:
-    """Measures, prints, and writes the file."""
+    """Measures, prints, and merges with the file."""
     arguments = parser(__doc__ or "")
-    arguments.add_argument("--network", action="store_true", help="7net-0 in place of argon")
+    add = arguments.add_argument
+    add("--network", choices=["mace", "sevennet"], required=True)
+    add("--atoms", type=int, nargs="+", default=[8, 64, 216], help="of a system: 8 n³")
+    add("--replicas", type=int, nargs="+", default=[1, 16], help="systems in a step")
+    add("--threads", type=int, nargs="+", default=[1], help="of torch")
+    add("--codes", nargs="+", choices=list(ENGINES), default=list(ENGINES), help="default: all")
+    add("--cold-start", action="store_true", help="the first 100 steps in new processes instead")
+    add("--compile", action="store_true", help="the compilation of the package instead")
     arguments.set_defaults(rounds=11)
     options = arguments.parse_args()
-    keep_memory()  # as the command
-    report = Report("torchcall md and ASE", options)
-    settings = Parser("md", "")
-    md.add_options(settings)
-    with process_settings(settings.parse_args(["--threads", "1"])):
-        ours: dict[str, Callable[[Run], Any]] = {OURS: lambda run: Calculator(run.model)}
-        if options.network:
-            from sevenn.calculator import SevenNetCalculator  # pyright: ignore
-
-            salt = ase.build.bulk("NaCl", "rocksalt", a=5.64, cubic=True)
-            salt.rattle(0.03, rng=np.random.default_rng(0))
-            ours[NATIVE] = lambda _: SevenNetCalculator("7net-0", device="cpu")
-            measure(report, "7net-0, 8 NaCl atoms", salt, ours, "--model", "7net-0")
-        else:
-            argon: Any = ase.io.read(included_file("argon.xyz"))
-            measure(report, "argon, 500 atoms", argon, ours)
-    return report.finish()
+    keep_memory()  # as the commands; for all codes
+    torch.set_num_threads(options.threads[0])
+    report = Report(f"{options.network}: molecular dynamics", options)
+    network = NETWORKS[options.network]()
+    whole = f"mlip_md.py --network {options.network}"
+    if options.compile:
+        compile_time(report, network)
+        return report.finish(part_of=whole)
+    if options.cold_start:
+        for atoms in options.atoms:
+            (system,) = replicas_of(network, atoms, 1)
+            cold_start(report, network, options.network, system)
+        return report.finish(part_of=whole)
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        torchcall.set_num_threads(threads)
+        codes = makers(options.network, network, threads, options.codes)
+        for atoms in options.atoms:
+            for replicas in options.replicas:
+                systems = replicas_of(network, atoms, replicas)
+                measure(report, network.title, codes, systems, threads)
+                report.save(part_of=whole)
+    return report.finish(part_of=whole)
 
 
 if __name__ == "__main__":
