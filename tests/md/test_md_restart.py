@@ -298,12 +298,12 @@ def test_weights_that_hardly_change_energies_are_other_weights(
     crystal, tmp_path, monkeypatch, capfd
 ):
     monkeypatch.chdir(tmp_path)
-    torch.jit.script(Scaled(1.0)).save("model.pt")
+    torch.jit.script(Scaled(1.0).eval()).save("model.pt")
     options = f"--structure {crystal} --model model.pt --cutoff 5 --threads 1 --every 5 --steps"
     assert main(["md", *options.split(), "5"]) == 0
-    torch.jit.script(Scaled(1.0)).save("model.pt")
+    torch.jit.script(Scaled(1.0).eval()).save("model.pt")
     assert main(["md", "--restart", "--steps", "10"]) == 0
-    torch.jit.script(Scaled(1.0 + 1e-6)).save("model.pt")
+    torch.jit.script(Scaled(1.0 + 1e-6).eval()).save("model.pt")
     capfd.readouterr()
     assert main(["md", "--restart", "--steps", "15"]) == 2
     assert capfd.readouterr().err.splitlines()[-1].endswith("got one with other weights")
