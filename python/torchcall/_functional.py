@@ -19,6 +19,7 @@ from torchcall._engines.functional import (
 )
 from torchcall._engines.names import name_of
 from torchcall._engines.script import FileSource, LiveSource
+from torchcall._undocumented.of_torch import uncompiled
 from torchcall._wrapper import TorchModuleWrapper
 
 _OPTIONS = CallOptions(has_parameters=True)
@@ -87,7 +88,7 @@ def functional(
     if isinstance(module, str | Path):
         path, module = Path(module), _loaded(Path(module))
     else:
-        path, module = None, getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+        path, module = None, uncompiled(module)
     if not isinstance(module, torch.nn.Module):
         got = f"the class {module.__name__}" if isinstance(module, type) else type_name(module)
         raise TypeError(

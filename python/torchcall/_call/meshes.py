@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.core import ShapedArray
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from torchcall._call.sharding import Axes
+from torchcall._undocumented.of_jax import ShapedArray
 
 
 def _varying(x: Any) -> frozenset[Any]:

@@ -9,16 +9,15 @@ from functools import partial
 from typing import Any
 
 import jax
-from jax._src import dispatch, sharding_impls  # no public names
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend import core
-from jax.interpreters import mlir
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from torchcall._call.meshes import axes_of_factors, count, partition_spec, resharded
 from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call_p, sharded_p
 from torchcall._call.sharding import Axes, Sharding, in_jax
+from torchcall._undocumented import of_jax
+from torchcall._undocumented.of_jax import LoweringRuleContext, lower_fun, register_lowering
 
 
 class Registrations(list[Any]):
@@ -44,7 +43,7 @@ class Registrations(list[Any]):
 
 
 def lower_partitioned(
-    ctx: mlir.LoweringRuleContext,
+    ctx: LoweringRuleContext,
     operands: Sequence[Any],
     whole: Callable[..., list[Any]],
     given: Sequence[Axes],
@@ -60,10 +59,10 @@ def lower_partitioned(
         made: per result, the factors of its axes.
         part: makes the call of one device, from the mesh's axes along which factors are divided.
     """
-    if ctx.module_context.lowering_parameters.for_export:
-        return mlir.lower_fun(whole, multiple_results=True)(ctx, *operands)
+    if of_jax.is_for_export(ctx):
+        return lower_fun(whole, multiple_results=True)(ctx, *operands)
     held = Registrations()
-    ctx.module_context.add_keepalive(held)
+    of_jax.add_keepalive(ctx, held)
 
     def partition(mesh: Any, args: Any, results: Any) -> Any:
         mesh, axes = _axes_of_factors(mesh, [*made, *given], [*results, *args])
@@ -92,10 +91,10 @@ def lower_partitioned(
         values = call(*given)
         return [resharded(v, aval) for v, aval in zip(values, ctx.avals_out, strict=True)]
 
-    return mlir.lower_fun(lowered, multiple_results=True)(ctx, *operands)
+    return lower_fun(lowered, multiple_results=True)(ctx, *operands)
 
 
-def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+def _lower(ctx: LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
     sharding = plan.sharding
     assert sharding is not None
 
@@ -112,11 +111,10 @@ def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any
     )
 
 
-def register(primitive: core.Primitive, rule: Callable[..., Any]) -> None:
+def register(primitive: of_jax.Primitive, rule: Callable[..., Any]) -> None:
     """Registers a rule that uses `lower_partitioned`."""
-    mlir.register_lowering(primitive, rule)
-    # As JAX's own custom_partitioning, whose rule needs the devices.
-    dispatch.prim_requires_devices_during_lowering.add(primitive)
+    register_lowering(primitive, rule)
+    of_jax.require_devices(primitive)
 
 
 register(sharded_p, _lower)
@@ -161,12 +159,9 @@ def _axes_of_factors(
 
 
 def _named(mesh: Mesh, array: Any) -> jax.ShapeDtypeStruct:
-    """The array with XLA's sharding by names of the mesh; whole where it has no names.
-
-    XLA can divide an axis of an array by a part of a mesh's axis, as after a reshape.
-    """
+    """The array with XLA's sharding by names of the mesh; whole where it has no names."""
     try:
-        (spec,) = sharding_impls.parse_flatten_op_sharding(array.sharding._hlo_sharding, mesh)
-    except Exception:  # an assertion, or one of several errors
+        spec = of_jax.partition_spec(array, mesh)
+    except Exception:
         spec = PartitionSpec()
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, spec))

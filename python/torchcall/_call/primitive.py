@@ -5,20 +5,24 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.core import ShapedArray
-from jax.extend import core
-from jax.interpreters import mlir
 
 from torchcall import _native
 from torchcall._call.exported import program_of
 from torchcall._call.meshes import aligned, results
 from torchcall._call.plan import CallPlan
 from torchcall._targets import EXPORTED
+from torchcall._undocumented import of_jax
+from torchcall._undocumented.of_jax import (
+    LoweringRuleContext,
+    Primitive,
+    ShapedArray,
+    register_lowering,
+)
 
-call_p = core.Primitive("torchcall")
+call_p = Primitive("torchcall")
 call_p.multiple_results = True
 # A call whose wrapper has a sharding rule. `partition` lowers it.
-sharded_p = core.Primitive("torchcall_sharded")
+sharded_p = Primitive("torchcall_sharded")
 sharded_p.multiple_results = True
 
 
@@ -46,9 +50,7 @@ def compiled(plan: CallPlan) -> Callable[..., list[jax.Array]]:
 
     # jax_debug_nans names the function in its error.
     torchcall.__name__ = torchcall.__qualname__ = f"torchcall: {plan.model_name}"
-    # JAX marks its own primitives in the same way: with jax_debug_nans, a NaN in the result is
-    # reported without running the function again operation by operation.
-    torchcall._apply_primitive = True  # pyright: ignore[reportFunctionMemberAccess]
+    of_jax.mark_as_primitive(torchcall)
     return jax.jit(torchcall)
 
 
@@ -73,7 +75,7 @@ def _sharded_abstract_eval(*operands: Any, plan: CallPlan) -> list[ShapedArray]:
     )
 
 
-def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+def _lowering_cpu(ctx: LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
     if plan.requires_graph:
         refuse(
             plan,
@@ -83,7 +85,7 @@ def _lowering_cpu(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan)
     return _lower(ctx, *operands, plan=plan, kind="cpu", platform="cpu")
 
 
-def _lowering_cuda(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
+def _lowering_cuda(ctx: LoweringRuleContext, *operands: Any, plan: CallPlan) -> Any:
     obstacle = _native.prepare_cuda()
     if obstacle is not None:
         refuse(
@@ -95,7 +97,7 @@ def _lowering_cuda(ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan
 
 
 def _lower(
-    ctx: mlir.LoweringRuleContext, *operands: Any, plan: CallPlan, kind: str, platform: str
+    ctx: LoweringRuleContext, *operands: Any, plan: CallPlan, kind: str, platform: str
 ) -> Any:
     if plan.device not in (None, kind):
         refuse(
@@ -103,7 +105,7 @@ def _lower(
             f"a package compiled for {plan.device} in a program for {kind}",
             f'compile the model again with torchcall.compile(..., device="{kind}")',
         )
-    if ctx.module_context.lowering_parameters.for_export:
+    if of_jax.is_for_export(ctx):
         # The program outlives this process: it holds no registration, and needs none.
         rule = jax.ffi.ffi_lowering(EXPORTED)
         return rule(ctx, *operands, program=program_of(plan))
@@ -111,21 +113,20 @@ def _lower(
     # XLA's executable shares ownership of the plan once it is instantiated. Until then, and as long
     # as JAX may compile this module again, the module holds the registration.
     registration = plan.register()
-    ctx.module_context.add_keepalive(registration)
+    of_jax.add_keepalive(ctx, registration)
     rule = jax.ffi.ffi_lowering(_native.TARGET)
     return rule(
         ctx, *operands, plan=np.int64(registration.id), ordinal=np.int64(registration.ordinal)
     )
 
 
-def _lowering_elsewhere(ctx: mlir.LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:
-    platforms = ", ".join(ctx.module_context.platforms)
-    refuse(plan, f"platform {platforms}", "run the program on the CPU or a CUDA device")
+def _lowering_elsewhere(ctx: LoweringRuleContext, *_: Any, plan: CallPlan) -> NoReturn:
+    refuse(plan, f"platform {of_jax.platforms(ctx)}", "run the program on the CPU or a CUDA device")
 
 
-mlir.register_lowering(call_p, _lowering_cpu, platform="cpu")
-mlir.register_lowering(call_p, _lowering_cuda, platform="cuda")
-mlir.register_lowering(call_p, _lowering_elsewhere)
+register_lowering(call_p, _lowering_cpu, platform="cpu")
+register_lowering(call_p, _lowering_cuda, platform="cuda")
+register_lowering(call_p, _lowering_elsewhere)
 
 
 def refuse(plan: CallPlan, what: str, instead: str) -> NoReturn:

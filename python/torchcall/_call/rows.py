@@ -10,8 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.extend import core
-from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, PartitionSpec
 
 from torchcall._call.meshes import count, mesh_of, results
@@ -20,8 +18,14 @@ from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call_p
 from torchcall._call.sharding import Axes, divided
 from torchcall._call.transforms import tangent_p, tangent_plan
+from torchcall._undocumented.of_jax import (
+    LoweringRuleContext,
+    Primitive,
+    lower_fun,
+    primitive_batchers,
+)
 
-rows_p = core.Primitive("torchcall_rows")
+rows_p = Primitive("torchcall_rows")
 rows_p.multiple_results = True
 
 
@@ -99,14 +103,14 @@ def _batch(
     return out, [0] * len(out)
 
 
-batching.primitive_batchers[rows_p] = _batch
+primitive_batchers[rows_p] = _batch
 
 
 def _lower(
-    ctx: mlir.LoweringRuleContext, *operands: Any, function: Any, has_rows: tuple[bool, ...]
+    ctx: LoweringRuleContext, *operands: Any, function: Any, has_rows: tuple[bool, ...]
 ) -> Any:
     if AxisType.Explicit in mesh_of(ctx.avals_in).axis_types:  # the rows are not divided
-        return mlir.lower_fun(function, multiple_results=True)(ctx, *operands)
+        return lower_fun(function, multiple_results=True)(ctx, *operands)
 
     avals: list[Any] = list(ctx.avals_in)
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from torchcall import _bridge
+from torchcall._undocumented.of_jax import is_constant
 
 DTYPE_NAMES = frozenset(_bridge.dtype_names())
 STATIC_TYPES = (bool, int, float, str, type(None))
@@ -40,9 +41,7 @@ def shape_dtype(name: str, value: Any) -> jax.ShapeDtypeStruct:
     """
     if isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a JAX or NumPy array, got a torch.Tensor")
-    # JAX 0.8.1 passes constants of a traced function as arrays of a type of its own.
-    constant = type(value).__module__ == "jax._src.literals"
-    if not constant and not isinstance(value, jax.Array | np.ndarray | np.generic):
+    if not is_constant(value) and not isinstance(value, jax.Array | np.ndarray | np.generic):
         raise TypeError(
             f"{name}: expected an array or a Python scalar (int, float, bool, str, None), "
             f"got {type_name(value)}"

@@ -13,20 +13,28 @@ from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 
 from torchcall._call import partition
 from torchcall._call.derive import differentiable, mapped_plan, require_gradients, vjp_plan
 from torchcall._call.meshes import aligned, resharded, results
 from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call, call_p, compiled, refuse, sharded_p
+from torchcall._undocumented.of_jax import (
+    Primitive,
+    ShapedArray,
+    Zero,
+    is_undefined_primal,
+    lower_fun,
+    primitive_batchers,
+    primitive_jvps,
+    primitive_transposes,
+    register_lowering,
+)
 
 __all__ = ["compiled", "partition"]  # `planning` imports this, so that all rules are registered
 
 # The outputs of floating point, for tangents of the operands `inputs`.
-tangent_p = core.Primitive("torchcall_tangent")
+tangent_p = Primitive("torchcall_tangent")
 tangent_p.multiple_results = True
 
 
@@ -34,8 +42,8 @@ def _differentiable_outputs(plan: CallPlan) -> list[int]:
     return [j for j, output in enumerate(plan.spec.outputs) if differentiable(output)]
 
 
-def _zero_tangent(primal: Any) -> ad.Zero:
-    return ad.Zero(jax.typeof(primal).to_tangent_aval())
+def _zero_tangent(primal: Any) -> Zero:
+    return Zero(jax.typeof(primal).to_tangent_aval())
 
 
 @tangent_p.def_abstract_eval
@@ -90,14 +98,14 @@ def _tangent(*operands: Any, plan: CallPlan, inputs: tuple[int, ...]) -> list[ja
 
 
 tangent_p.def_impl(_tangent)
-mlir.register_lowering(tangent_p, mlir.lower_fun(_tangent, multiple_results=True))
+register_lowering(tangent_p, lower_fun(_tangent, multiple_results=True))
 
 
 def _jvp(primals: Any, tangents: Any, *, plan: CallPlan) -> Any:
     inputs = tuple(
         i
         for i, (tangent, operand) in enumerate(zip(tangents, plan.spec.operands, strict=True))
-        if type(tangent) is not ad.Zero and differentiable(operand)
+        if type(tangent) is not Zero and differentiable(operand)
     )
     outputs = _differentiable_outputs(plan)
     moving = [tangents[i] for i in inputs]
@@ -158,9 +166,9 @@ def _tangent_transpose(
     given = [
         (j, cotangent)
         for j, cotangent in zip(_differentiable_outputs(plan), cotangents, strict=True)
-        if type(cotangent) is not ad.Zero
+        if type(cotangent) is not Zero
     ]
-    wanted = [i for i, x in zip(inputs, tangents, strict=True) if ad.is_undefined_primal(x)]
+    wanted = [i for i, x in zip(inputs, tangents, strict=True) if is_undefined_primal(x)]
     transposed = vjp_plan(plan, wanted, [j for j, _ in given])
     found = call(transposed, [*primals, *(cotangent for _, cotangent in given)])
     gradients = {
@@ -216,9 +224,9 @@ def _transpose(cotangents: Any, *operands: Any, plan: CallPlan) -> NoReturn:
 
 
 for primitive in (call_p, sharded_p):
-    ad.primitive_jvps[primitive] = _jvp
-    ad.primitive_transposes[primitive] = _transpose
-    batching.primitive_batchers[primitive] = _batch
-ad.primitive_jvps[tangent_p] = _tangent_jvp
-ad.primitive_transposes[tangent_p] = _tangent_transpose
-batching.primitive_batchers[tangent_p] = _tangent_batch
+    primitive_jvps[primitive] = _jvp
+    primitive_transposes[primitive] = _transpose
+    primitive_batchers[primitive] = _batch
+primitive_jvps[tangent_p] = _tangent_jvp
+primitive_transposes[tangent_p] = _tangent_transpose
+primitive_batchers[tangent_p] = _tangent_batch

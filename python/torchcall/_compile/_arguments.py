@@ -5,12 +5,17 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-import torch.utils._pytree as torch_pytree
 from jax.core import Tracer
 
 from torchcall._call.specs import DTYPE_NAMES, torch_dtype
 from torchcall._call.tree import check_keys
 from torchcall._compile._metadata import dtype_name
+from torchcall._undocumented.of_torch import (
+    keystr,
+    tree_flatten_with_path,
+    tree_structure,
+    tree_unflatten,
+)
 
 
 def example_of(example: Any, device: torch.device) -> tuple[Any, ...]:
@@ -28,7 +33,7 @@ def example_of(example: Any, device: torch.device) -> tuple[Any, ...]:
     if not leaves:
         raise TypeError(f"{expected} with at least one array, got none")
     tensors = [_tensor(name, leaf).to(device).contiguous() for name, leaf in leaves]
-    return torch_pytree.tree_unflatten(tensors, torch_pytree.tree_structure(example))
+    return tree_unflatten(tensors, tree_structure(example))
 
 
 def _tensor(name: str, value: Any) -> torch.Tensor:
@@ -56,5 +61,5 @@ def _tensor(name: str, value: Any) -> torch.Tensor:
 
 def named(root: str, tree: Any) -> list[tuple[str, Any]]:
     """Leaves with their paths, in torch's order."""
-    pairs, _ = torch_pytree.tree_flatten_with_path(tree)
-    return [(root + torch_pytree.keystr(path), leaf) for path, leaf in pairs]
+    pairs, _ = tree_flatten_with_path(tree)
+    return [(root + keystr(path), leaf) for path, leaf in pairs]

@@ -12,15 +12,8 @@ from typing import Any
 import sympy
 import torch
 from filelock import FileLock
-from torch._guards import detect_fake_mode
-from torch._inductor import aot_compile
-from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
-from torch._inductor.package.package import package_aoti
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
-from torch.fx.experimental import _config
 
 from torchcall._compile._errors import (
     CompileError,
@@ -32,6 +25,16 @@ from torchcall._compile._errors import (
 from torchcall._compile._strides import linear_strides
 from torchcall._compile._sums import sums_of_any_size
 from torchcall._engines.package_file import DERIVATIVE, METADATA_KEY, MODEL
+from torchcall._undocumented.of_compiler import (
+    OBLIVIOUS_OF_SIZES,
+    CppCompileError,
+    InvalidCxxCompiler,
+    aot_compile,
+    cache_dir,
+    package_aoti,
+    patched,
+)
+from torchcall._undocumented.of_torch import FakeTensorMode, detect_fake_mode
 
 
 def shapes_of(
@@ -220,12 +223,11 @@ def build(
     }
     try:
         # With the flag, choices between equivalent operators do not restrict the sizes.
-        symbols: Any = _config
         with (
             _threads_of_the_machine(),
             linear_strides(),
             sums_of_any_size(),
-            symbols.patch(backed_size_oblivious=True),
+            patched(OBLIVIOUS_OF_SIZES, True),
         ):
             _compile(programs, str(path), configs)
     except Exception as error:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch._inductor.cpu_vec_isa import pick_vec_isa
 
 from torchcall._compile._folder import cache_folder, digest_of
+from torchcall._undocumented.of_compiler import pick_vec_isa
 
 
 def key_of(metadata: dict[str, Any], options: dict[str, Any]) -> str:

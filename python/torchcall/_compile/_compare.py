@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.utils._pytree as torch_pytree
+
+from torchcall._undocumented.of_torch import tree_leaves, tree_map
 
 # Relative to the largest absolute value. Covers another order of sums and fused multiply-adds.
 TOLERANCE = {
@@ -36,7 +37,7 @@ def compare_results(
     """
     for what, args, expected in references:
         try:
-            found = torch_pytree.tree_leaves(evaluate(*torch_pytree.tree_map(torch.clone, args)))
+            found = tree_leaves(evaluate(*tree_map(torch.clone, args)))
         except Exception as error:
             raise DifferentError(f"fails for {what}: {type(error).__name__}: {error}") from error
         if len(found) != len(expected):

@@ -4,10 +4,16 @@ import copy
 from typing import Any
 
 import torch
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
 
 from torchcall._compile._errors import CompileError, message_of
+from torchcall._undocumented.of_torch import (
+    BUFFERS,
+    MODULES,
+    PARAMETERS,
+    Dropout,
+    NormBase,
+    uncompiled,
+)
 
 
 def copy_of(
@@ -27,7 +33,7 @@ def copy_of(
         TypeError: it is not an eager module.
         CompileError: it cannot be copied.
     """
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    module = uncompiled(module)
     expected = "torchcall: compile: module: expected an eager torch.nn.Module"
     if isinstance(module, torch.jit.ScriptModule):
         raise TypeError(
@@ -78,7 +84,7 @@ def training_part(module: object) -> str:
     return ""
 
 
-_CHANGED_BY_TRAINING = (_DropoutNd, _NormBase, torch.nn.RNNBase, torch.nn.MultiheadAttention)
+_CHANGED_BY_TRAINING = (Dropout, NormBase, torch.nn.RNNBase, torch.nn.MultiheadAttention)
 
 
 def scripted_parts(module: torch.nn.Module) -> list[str]:
@@ -103,11 +109,11 @@ def _copied(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:
     state = vars(module).copy()
     fields: dict[str, Any] = vars(result)
     # Submodules first: attributes may refer to them.
-    fields["_modules"] = {
+    fields[MODULES] = {
         name: None if part is None else _copied(part, memo)
-        for name, part in state.pop("_modules").items()
+        for name, part in state.pop(MODULES).items()
     }
-    for group in ("_parameters", "_buffers"):
+    for group in (PARAMETERS, BUFFERS):
         tensors = state.pop(group)
         fields[group] = {name: _tensor(tensor, memo) for name, tensor in tensors.items()}
     for name, value in state.items():

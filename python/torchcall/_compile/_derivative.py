@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as torch_pytree
-from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
@@ -14,6 +12,7 @@ from torchcall._compile._errors import CompileError, SpecialisedError, message_o
 from torchcall._compile._metadata import dtype_name
 from torchcall._compile._program import as_program, trace_fakes
 from torchcall._engines.derivatives import DifferentiatesInside
+from torchcall._undocumented.of_torch import detect_fake_mode, tree_leaves, tree_map
 
 Named = list[tuple[str, torch.Tensor]]
 
@@ -39,7 +38,7 @@ def chosen_inputs(gradients: object, args: tuple[Any, ...]) -> list[int]:
             raise ValueError(f"{expected} from 0 to {len(args) - 1}, got {gradients!r}")
     chosen, first = [], 0
     for i, arg in enumerate(args):
-        leaves = torch_pytree.tree_leaves(arg)
+        leaves = tree_leaves(arg)
         own = [first + k for k, leaf in enumerate(leaves) if leaf.dtype.is_floating_point]
         if i in positions:
             if not own and gradients is not True:
@@ -119,8 +118,8 @@ class VectorJacobianProduct:
             for value in results
             if value.is_floating_point()
         ]
-        given = (*torch_pytree.tree_leaves(args), *cotangents)
-        return given, list(self(*torch_pytree.tree_map(torch.clone, given)))
+        given = (*tree_leaves(args), *cotangents)
+        return given, list(self(*tree_map(torch.clone, given)))
 
     def trace(self, program: ExportedProgram) -> GraphModule:
         """Traces the product for the sizes that an exported program of the module has.

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from torchcall._undocumented.of_torch import OperatorBase
+
 REMEDY = (
     "Use the module without compilation: as torch.jit.script(module) if it can be scripted, or as "
     "an eager module, which runs in Python"
@@ -87,7 +89,7 @@ def _operation(error: BaseException) -> str | None:
     """The operator that an exception of torch, or one of its causes, names."""
     for link in _chain(error):
         function = getattr(link, "func", None)
-        if isinstance(function, torch._ops.OperatorBase):
+        if isinstance(function, OperatorBase):
             return str(function)
         for line in str(link).splitlines():
             if line.strip().startswith("target: "):  # an operator that inductor lacks

@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.utils._pytree as torch_pytree
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram, export
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from torchcall._call.specs import DTYPE_NAMES
@@ -32,6 +29,16 @@ from torchcall._compile._errors import (
 from torchcall._compile._metadata import axis, dtype_name, metadata_of, row
 from torchcall._compile._progress import Progress
 from torchcall._compile._run import Derivative, check_flags, checked_device, produce, writing
+from torchcall._undocumented.of_torch import (
+    FakeTensorMode,
+    trace_fake,
+    tree_flatten,
+    tree_leaves,
+    tree_map,
+    tree_structure,
+    tree_unflatten,
+    write_count,
+)
 
 _LARGEST = 1 << 62  # a larger maximum of an axis means that there is none
 
@@ -63,7 +70,7 @@ class _Positional(torch.nn.Module):
 
     def forward(self, *args: Any) -> Any:
         if self.copies:
-            args = torch_pytree.tree_map(torch.clone, args)
+            args = tree_map(torch.clone, args)
         return self.inner(*args)
 
 
@@ -164,7 +171,7 @@ class Subject:
         self._module = copy_of(module, name, None, device)
         given = _copied(args)
         buffers = list(self._module.buffers())
-        before, state = _versions(torch_pytree.tree_leaves(given)), _versions(buffers)
+        before, state = _versions(tree_leaves(given)), _versions(buffers)
         try:
             out = self._module(*given)
         except Exception as error:
@@ -192,14 +199,12 @@ class Subject:
                 )
         if not self.outputs:
             raise TypeError(f"torchcall: {name}: output: expected at least one tensor, got none")
-        self._positional = _Positional(
-            self._module, copies=_versions(torch_pytree.tree_leaves(given)) != before
-        )
+        self._positional = _Positional(self._module, copies=_versions(tree_leaves(given)) != before)
 
     def evaluate(self, args: tuple[Any, ...]) -> list[torch.Tensor]:
         """The module's results, flat."""
         out = self._module(*_copied(args))
-        return [leaf.detach() for leaf in torch_pytree.tree_leaves(out)]
+        return [leaf.detach() for leaf in tree_leaves(out)]
 
     def product(self, chosen: list[int]) -> VectorJacobianProduct:
         """The vector-Jacobian product with respect to these flat arguments.
@@ -207,11 +212,11 @@ class Subject:
         Raises:
             TypeError, CompileError: the module cannot be differentiated.
         """
-        spec = torch_pytree.tree_structure(self.args)
+        spec = tree_structure(self.args)
 
         def flat(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-            out = self._positional(*torch_pytree.tree_unflatten(tensors, spec))
-            return torch_pytree.tree_leaves(out)
+            out = self._positional(*tree_unflatten(tensors, spec))
+            return tree_leaves(out)
 
         return VectorJacobianProduct(self.name, flat, self.inputs, self.outputs, chosen)
 
@@ -245,12 +250,12 @@ class Subject:
         Raises:
             CompileError: `failed`, if tracing fails, too; or tracing succeeds and exporting fails.
         """
-        leaves, spec = torch_pytree.tree_flatten(self.args)
+        leaves, spec = tree_flatten(self.args)
         structure: list[Any] = []
 
         def flat(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            out = self._positional(*torch_pytree.tree_unflatten(list(tensors), spec))
-            results, out_spec = torch_pytree.tree_flatten(out)
+            out = self._positional(*tree_unflatten(list(tensors), spec))
+            results, out_spec = tree_flatten(out)
             structure.append(out_spec)
             return tuple(result.detach() for result in results)
 
@@ -258,15 +263,13 @@ class Subject:
         fakes = [mode.from_tensor(leaf) for leaf in leaves]
         try:
             with mode, torch.enable_grad():
-                # "real" leaves the tensors unchanged; they are fake already.
-                trace = make_fx(flat, tracing_mode="real", _allow_non_fake_inputs=True)
-                graph = trace(*fakes)
+                graph = trace_fake(flat, fakes)
         except Exception:
             raise failed from failed.__cause__
 
         def rebuilt(*args: Any) -> Any:
-            results = graph(*torch_pytree.tree_leaves(args))
-            return torch_pytree.tree_unflatten(list(results), structure[-1])
+            results = graph(*tree_leaves(args))
+            return tree_unflatten(list(results), structure[-1])
 
         holder = _Positional(rebuilt, copies=False)
         holder.graph = graph
@@ -280,7 +283,7 @@ class Subject:
         program = exported.program
         return metadata_of(
             name=self.name,
-            device=torch_pytree.tree_leaves(self.args)[0].device,
+            device=tree_leaves(self.args)[0].device,
             content=content_of(
                 program.graph_module,
                 program.state_dict,
@@ -328,7 +331,7 @@ class Subject:
         return results
 
     def _resized(self, shapes: list[list[int | str]], sizes: dict[str, int]) -> tuple[Any, ...]:
-        leaves, spec = torch_pytree.tree_flatten(self.args)
+        leaves, spec = tree_flatten(self.args)
         resized = []
         for leaf, shape in zip(leaves, shapes, strict=True):
             for i, name in enumerate(shape):
@@ -336,7 +339,7 @@ class Subject:
                     rows = torch.arange(sizes[name], device=leaf.device) % leaf.shape[i]
                     leaf = leaf.index_select(i, rows)
             resized.append(leaf.contiguous())
-        return torch_pytree.tree_unflatten(resized, spec)
+        return tree_unflatten(resized, spec)
 
 
 def _exported(module: torch.nn.Module, args: tuple[Any, ...], *, dynamic: bool) -> ExportedProgram:
@@ -346,16 +349,16 @@ def _exported(module: torch.nn.Module, args: tuple[Any, ...], *, dynamic: bool) 
         def axes(leaf: torch.Tensor) -> dict[int, Any]:
             return {i: Dim.AUTO for i, size in enumerate(leaf.shape) if size >= 2}
 
-        shapes = (torch_pytree.tree_map(axes, args),)
+        shapes = (tree_map(axes, args),)
     return export(module, args, dynamic_shapes=shapes, strict=False)
 
 
 def _versions(tensors: list[torch.Tensor]) -> list[int]:
-    return [tensor._version for tensor in tensors]
+    return [write_count(tensor) for tensor in tensors]
 
 
 def _copied(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return torch_pytree.tree_map(torch.clone, args)
+    return tree_map(torch.clone, args)
 
 
 def _report_fixed(subject: Subject, exported: Exported, progress: Progress) -> None:

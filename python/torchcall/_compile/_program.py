@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from torchcall._compile._errors import Watch, cannot_export
 from torchcall._engines.fake_scripts import traceable_scripts
+from torchcall._undocumented.of_compiler import PyTreeCodeGen, PyTreeInfo
+from torchcall._undocumented.of_torch import trace_fake, tree_flatten
 
 
 def trace_fakes(
@@ -31,14 +30,7 @@ def trace_fakes(
     watch = Watch()
     try:
         with mode, traceable_scripts(inline_functions=True), watch:
-            # The inputs are fake already: "real" leaves them unchanged.
-            trace = make_fx(
-                function,
-                decomposition_table=_DECOMPOSITIONS,
-                tracing_mode="real",
-                _allow_non_fake_inputs=True,
-            )
-            return trace(*fakes)
+            return trace_fake(function, fakes, decomposition_table=_DECOMPOSITIONS)
     except Exception as error:
         raise cannot_export(name, stage, error, watch) from error
 
@@ -58,9 +50,9 @@ def as_program(
         if isinstance(value, torch.Tensor):
             delattr(graph, name)
             graph.register_buffer(name, value.detach())
-    _, inputs = pytree.tree_flatten((arguments, {}))
-    _, outputs = pytree.tree_flatten(results)
-    graph.graph.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, inputs, outputs)))
+    _, inputs = tree_flatten((arguments, {}))
+    _, outputs = tree_flatten(results)
+    graph.graph.set_codegen(PyTreeCodeGen(PyTreeInfo(names, inputs, outputs)))
     graph.recompile()
     graph.meta["example"] = arguments
     return graph

@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from filelock import Timeout
-from torch._inductor import aoti_load_package
-from torch._inductor.package.package import load_package
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
@@ -23,6 +21,7 @@ from torchcall._compile._folder import cache_folder
 from torchcall._compile._progress import Progress
 from torchcall._compile._shortcuts import shortcuts
 from torchcall._engines.package_file import DERIVATIVE
+from torchcall._undocumented.of_compiler import aoti_load_package, load_package
 
 # torch's exporter and compiler keep their state in module globals.
 _LOCK = threading.RLock()

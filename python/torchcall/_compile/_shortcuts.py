@@ -11,8 +11,18 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from torch._inductor import codecache, config, cpu_vec_isa
+from torchcall._undocumented.of_compiler import (
+    BUILDER,
+    FAKE_TENSOR_CACHE,
+    VALID_INSTRUCTIONS,
+    found,
+    has_own_instructions,
+    patched,
+    replaced,
+    supported_vec_isa_list,
+    x86_isa_checker,
+)
+from torchcall._undocumented.of_torch import enable_amx
 
 
 @contextlib.contextmanager
@@ -29,29 +39,25 @@ def known_instructions() -> Iterator[None]:
     It otherwise compiles and loads one to six tests. Every x86 compiler of C++20 has the
     instructions that torch asks for. The user's setting `vec_isa_ok` has precedence.
     """
-    name = "valid_vec_isa_list"
-    own: Any = getattr(cpu_vec_isa, name, None)
-    if own is None or config.cpp.vec_isa_ok is not None or platform.machine() != "x86_64":
+    lacks = found(VALID_INSTRUCTIONS) is None
+    if lacks or has_own_instructions() or platform.machine() != "x86_64":
         yield
         return
-    setattr(cpu_vec_isa, name, _reported)
-    try:
+    with replaced(VALID_INSTRUCTIONS, _reported):
         yield
-    finally:
-        setattr(cpu_vec_isa, name, own)
 
 
 def _reported() -> list[Any]:
     """torch's sets of instructions that the processor has, the best first."""
-    flags = cpu_vec_isa.x86_isa_checker()
-    found = []
-    for isa in cpu_vec_isa.supported_vec_isa_list:
+    flags = x86_isa_checker()
+    usable = []
+    for isa in supported_vec_isa_list:
         if all(flag in flags for flag in str(isa).split()):
             # Linux enables AMX for each process.
-            if "amx_tile" in str(isa) and not torch.cpu._init_amx():
+            if "amx_tile" in str(isa) and not enable_amx():
                 continue
-            found.append(_untested(type(isa)))
-    return found
+            usable.append(_untested(type(isa)))
+    return usable
 
 
 def _untested(kind: type[Any]) -> Any:
@@ -66,13 +72,10 @@ def uncached_fake_tensors() -> Iterator[None]:
 
     With symbolic sizes, making a tensor from the cache takes longer than that.
     """
-    from torch._dynamo import config as dynamo
-
-    settings: Any = dynamo
-    if not hasattr(settings, "fake_tensor_cache_enabled"):
+    if found(FAKE_TENSOR_CACHE) is None:
         yield
         return
-    with settings.patch(fake_tensor_cache_enabled=False):
+    with patched(FAKE_TENSOR_CACHE, False):
         yield
 
 
@@ -91,8 +94,7 @@ def no_collections() -> Iterator[None]:
 @contextlib.contextmanager
 def parallel_files() -> Iterator[None]:
     """The C++ compiler works on a package's two files at the same time."""
-    name = "CppBuilder"
-    own: Any = getattr(codecache, name, None)
+    own = found(BUILDER)
     if not (hasattr(own, "build") and hasattr(own, "get_target_file_path")):
         yield
         return
@@ -124,9 +126,8 @@ def parallel_files() -> Iterator[None]:
             except BaseException as error:  # raised again by the thread that waits
                 errors.append(error)
 
-    setattr(codecache, name, Builder)
     try:
-        yield
+        with replaced(BUILDER, Builder):
+            yield
     finally:
-        setattr(codecache, name, own)
         wait()

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import sympy
-from torch._inductor.codegen import cpp
 
-_NAME = "stride_at_vec_range"
+from torchcall._undocumented.of_compiler import STRIDE, found, replaced
 
 
 def linear_stride(index: Any, variable: sympy.Symbol) -> sympy.Expr | None:
@@ -29,17 +28,14 @@ def linear_stride(index: Any, variable: sympy.Symbol) -> sympy.Expr | None:
 @contextlib.contextmanager
 def linear_strides() -> Iterator[None]:
     """Lets torch's C++ generator read strides off; it computes the others itself."""
-    own: Any = getattr(cpp, _NAME, None)
+    own = found(STRIDE)
     if own is None:  # a torch that names it differently
         yield
         return
 
     def stride(index: Any, var: sympy.Symbol, *length: Any, **more: Any) -> Any:
-        found = linear_stride(index, var)
-        return own(index, var, *length, **more) if found is None else found
+        known = linear_stride(index, var)
+        return own(index, var, *length, **more) if known is None else known
 
-    setattr(cpp, _NAME, stride)
-    try:
+    with replaced(STRIDE, stride):
         yield
-    finally:
-        setattr(cpp, _NAME, own)

@@ -4,8 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from torch._inductor.codegen import cpp
-from torch._inductor.virtualized import V
+from torchcall._undocumented.of_compiler import CppKernel, V
 
 _CHOICE = "need_use_acc_helper"
 _CHECKS = ("check_lt", "check_leq")
@@ -18,7 +17,7 @@ def sums_of_any_size() -> Iterator[None]:
     torch 2.11 chooses by the example's size, and records that only sizes on the same side of 4096
     are valid. Both ways are right for every size; they differ in rounding.
     """
-    own: Any = getattr(cpp.CppKernel, _CHOICE, None)
+    own: Any = getattr(CppKernel, _CHOICE, None)
     if own is None:  # a torch that names it differently
         yield
         return
@@ -32,8 +31,8 @@ def sums_of_any_size() -> Iterator[None]:
             for name in _CHECKS:
                 del sizes[name]
 
-    setattr(cpp.CppKernel, _CHOICE, choice)
+    setattr(CppKernel, _CHOICE, choice)
     try:
         yield
     finally:
-        setattr(cpp.CppKernel, _CHOICE, own)
+        setattr(CppKernel, _CHOICE, own)

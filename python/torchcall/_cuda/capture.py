@@ -13,10 +13,14 @@ from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
 
 from torchcall import _bridge
 from torchcall._cuda.observation import observed
+from torchcall._undocumented.of_torch import (
+    clear_cublas_workspaces,
+    disable_current_modes,
+    remove_pool,
+)
 
 # Runs on the capture stream before the capture: libraries create their handles and workspaces on a
 # stream's first use, which a capture forbids.
@@ -69,7 +73,7 @@ def capture(recording: _bridge.Recording) -> Captured | NotCaptured:
     refused: replays outside torch would draw the same numbers each time.
     """
     try:
-        with _disable_current_modes():
+        with disable_current_modes():
             return _capture(recording)
     except Exception as error:
         return NotCaptured(_first_line(error), isinstance(error, InvalidatedCaptureError))
@@ -228,7 +232,7 @@ def _clear_workspaces() -> None:
     before the capture, it is allocated in the graph's pool; cleared afterwards, it stays private.
     """
     with suppress(AttributeError):
-        torch._C._cuda_clearCublasWorkspaces()
+        clear_cublas_workspaces()
 
 
 _invalidated: list[torch.cuda.CUDAGraph] = []
@@ -264,8 +268,7 @@ def _release_pool(graph: torch.cuda.CUDAGraph, pool: Any, device: torch.device) 
     """
     _invalidated.append(graph)
     with suppress(Exception):
-        torch._C._cuda_endAllocateToPool(device.index, pool)
-        torch._C._cuda_releasePool(device.index, pool)
+        remove_pool(device.index, pool)
 
 
 @contextmanager

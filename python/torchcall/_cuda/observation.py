@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from torchcall._undocumented.of_torch import BUFFERS, PARAMETERS, write_count
+
 _PLAIN = (bool, int, float, complex, str, bytes, tuple, torch.Size)
 
 
@@ -56,7 +58,7 @@ def _state(module: torch.nn.Module) -> list[tuple[str, object, int]]:
     state = []
     for path, part in module.named_modules():
         own = vars(part)
-        for holder in (own, own["_parameters"], own["_buffers"]):
+        for holder in (own, own[PARAMETERS], own[BUFFERS]):
             for name, value in holder.items():
                 state.append((f"{path}.{name}" if path else name, value, _version(value)))
     return state
@@ -64,5 +66,5 @@ def _state(module: torch.nn.Module) -> list[tuple[str, object, int]]:
 
 def _version(value: Any) -> int:
     if isinstance(value, torch.Tensor):
-        return 0 if value.is_inference() else value._version
+        return 0 if value.is_inference() else write_count(value)
     return len(value) if isinstance(value, Sized) and not isinstance(value, _PLAIN) else 0

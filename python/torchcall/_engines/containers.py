@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-# What every module has. Of these, only hooks run in a call.
+from torchcall._undocumented.of_torch import HOOKS
+
+# What every module has. Of these, only `HOOKS` run in a call.
 _OF_ALL_MODULES = frozenset(vars(torch.nn.Module()))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def attributes_of(part: torch.nn.Module) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def hidden_references(module: torch.nn.Module, keys: Collection[str]) -> Iterato
             by_part[id(part)] = first
     for path, part in module.named_modules():
         for name, value in vars(part).items():
-            if name in _OF_ALL_MODULES and name not in _HOOKS:
+            if name in _OF_ALL_MODULES and name not in HOOKS:
                 continue
             found = _hidden(value, wanted, by_part)
             if found is not None:

@@ -8,6 +8,8 @@ import torch
 from torch.autograd.function import BackwardCFunction
 from torch.overrides import TorchFunctionMode
 
+from torchcall._undocumented.of_torch import BUFFERS, is_view
+
 
 class GradientError(Exception):
     """A cotangent does not fit its output, or a gradient is missing or has none itself."""
@@ -252,11 +254,11 @@ def detach_state(module: Any) -> None:
         return
     for part in module.modules():
         attributes = vars(part)
-        for values in (attributes["_buffers"], attributes):
+        for values in (attributes[BUFFERS], attributes):
             for name, value in list(values.items()):
                 if not isinstance(value, torch.Tensor) or value.grad_fn is None:
                     continue
-                if value._is_view():  # which torch cannot detach in place
+                if is_view(value):  # which torch cannot detach in place
                     values[name] = value.detach()
                 else:
                     value.detach_()

@@ -3,7 +3,6 @@
 import copy
 import functools
 import math
-import sys
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -27,6 +26,7 @@ from torchcall._engines.fakes import infer_outputs
 from torchcall._engines.isolation import restored, tracing_copy
 from torchcall._engines.names import name_of
 from torchcall._engines.replicas import Replicas
+from torchcall._undocumented.of_torch import is_compiler_loaded
 
 
 class _ResultError(Exception):
@@ -366,6 +366,6 @@ class EagerCall:
 
 def _without_compilation() -> AbstractContextManager[Any]:
     """Disables torch.compile: compiled modules run as eager ones."""
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and the import takes seconds
+    if not is_compiler_loaded():  # nothing is compiled, and the import takes seconds
         return nullcontext()
     return torch.compiler.set_stance("force_eager")

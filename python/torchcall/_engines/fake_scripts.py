@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from torchcall._undocumented.of_torch import ScriptMethod, function_of_graph, python_function
+
 # Operators that read a list and do not change it.
 _READS = {
     "aten::tensor",
@@ -50,7 +52,7 @@ def traceable(module: Any) -> Callable[..., Any]:
         return module
     for node in from_lists:
         _replace(graph, node)
-    function = torch._C._create_function_from_graph("forward", graph)
+    function = function_of_graph("forward", graph)
     is_method = not isinstance(module, torch.jit.ScriptFunction)
     arguments = module.schema.arguments
     parameters = [a for a in arguments if not (is_method and a.name == "self")]
@@ -70,7 +72,7 @@ def traceable(module: Any) -> Callable[..., Any]:
 _lock = threading.Lock()
 _here = threading.local()  # `contexts`: the option of each context of this thread
 _active = 0
-_KINDS: tuple[Any, ...] = (torch.jit.ScriptFunction, torch._C.ScriptMethod)
+_KINDS: tuple[Any, ...] = (torch.jit.ScriptFunction, ScriptMethod)
 _originals = {kind: kind.__call__ for kind in _KINDS}
 
 
@@ -111,7 +113,7 @@ def _traceable_call(original: Callable[..., Any]) -> Callable[..., Any]:
         contexts = getattr(_here, "contexts", None)
         if not contexts:  # another thread's context
             return original(self, *args, **kwargs)
-        python = getattr(self, "_torchdynamo_inline", None)
+        python = python_function(self)
         if contexts[-1] and python is not None:
             return python(*args, **kwargs)
         function = traceable(self)

@@ -9,12 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from torchcall._call.specs import is_symbolic, torch_dtype, torch_dtype_name
 from torchcall._engines.fake_scripts import NotTraceableError, traceable_scripts
+from torchcall._undocumented.of_torch import (
+    FakeTensorMode,
+    TorchDispatchMode,
+    disable_current_modes,
+    optimized_execution,
+)
 
 
 class InferenceError(ValueError):
@@ -62,12 +65,12 @@ def infer_outputs(
     operations = _Operations()
     try:
         # The calling thread's modes must not affect the result.
-        with torch.device("cpu"), _disable_current_modes(), torch.no_grad():
+        with torch.device("cpu"), disable_current_modes(), torch.no_grad():
             traced = load() if change is None else change(load())
         with (
-            _quiet_logger("torch._subclasses.fake_tensor"),
+            _quiet_logger(FakeTensorMode.__module__),
             torch.device("cpu"),
-            _disable_current_modes(),
+            disable_current_modes(),
             torch.autocast("cpu", enabled=False),
             FakeTensorMode(allow_non_fake_inputs=True),
             operations,

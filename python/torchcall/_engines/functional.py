@@ -2,13 +2,12 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import torch
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from torchcall import _bridge
 from torchcall._call.call import Call
@@ -17,6 +16,13 @@ from torchcall._engines.containers import attributes_of, hidden_references, rene
 from torchcall._engines.eager import EagerCall, EagerSource
 from torchcall._engines.names import name_of
 from torchcall._engines.script import FileSource, LiveSource, ScriptCall
+from torchcall._undocumented.of_torch import (
+    BUFFERS,
+    PARAMETERS,
+    Movable,
+    current_dispatch_mode,
+    write_count,
+)
 
 
 class Parameter(NamedTuple):
@@ -185,7 +191,7 @@ def _refuse_hidden(module: torch.nn.Module, keys: set[str]) -> None:
         )
 
 
-class _WithParameters(torch.nn.Module):
+class _WithParameters(Movable):
     """`(parameters, *args, **kwargs) → module(*args, **kwargs)`, a pure function.
 
     Each call uses a copy of the module alone, so that several may run at once.
@@ -214,9 +220,9 @@ class _WithParameters(torch.nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "_WithParameters":
         return _WithParameters(_copied(self.module, memo), self._keys)
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "_WithParameters":
-        self._free.clear()  # the copies of tensors on another device
-        return super()._apply(fn, recurse)
+    def moved(self) -> None:
+        """Drops the copies of tensors on another device."""
+        self._free.clear()
 
 
 class _Copy:
@@ -236,7 +242,7 @@ class _Copy:
             if not isinstance(value, bool | int | float | str | None)
         ]
         self._buffers = [
-            (name, entries, key, value, value._version, _statistic(key, value))
+            (name, entries, key, value, write_count(value), _statistic(key, value))
             for name, entries, key, value in _buffers(parts)
         ]
 
@@ -263,8 +269,8 @@ class _Copy:
         return result
 
     def _check_buffers(self) -> None:
-        for name, entries, key, value, version, before in self._buffers:
-            same = entries.get(key) is value and value._version == version
+        for name, entries, key, value, count, before in self._buffers:
+            same = entries.get(key) is value and write_count(value) == count
             if same and (before is None or _is_traced() or torch.equal(before, value)):
                 continue
             raise ValueError(
@@ -275,16 +281,17 @@ class _Copy:
 
 def _slot(parts: dict[str, torch.nn.Module], name: str) -> tuple[dict[str, Any], str]:
     owner, _, last = name.rpartition(".")
-    return parts[owner]._parameters, last
+    return getattr(parts[owner], PARAMETERS), last
 
 
 def _buffers(
     parts: dict[str, torch.nn.Module],
 ) -> Iterator[tuple[str, dict[str, Any], str, torch.Tensor]]:
     for path, part in parts.items():
-        for key, value in part._buffers.items():
+        entries = getattr(part, BUFFERS)
+        for key, value in entries.items():
             if value is not None:
-                yield f"{path}.{key}".lstrip("."), part._buffers, key, value
+                yield f"{path}.{key}".lstrip("."), entries, key, value
 
 
 def _statistic(key: str, value: torch.Tensor) -> torch.Tensor | None:
@@ -294,7 +301,7 @@ def _statistic(key: str, value: torch.Tensor) -> torch.Tensor | None:
 
 def _is_traced() -> bool:
     """Whether tensors have no values now."""
-    return _get_current_dispatch_mode() is not None
+    return current_dispatch_mode() is not None
 
 
 def _copied(module: torch.nn.Module, memo: dict[int, Any]) -> torch.nn.Module:

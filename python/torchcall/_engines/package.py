@@ -7,26 +7,18 @@ from typing import Any
 
 import torch
 
-from torchcall import _bridge
+from torchcall import _bridge, _native
 from torchcall._call.call import Call
 from torchcall._call.plan import PlanSpec
 from torchcall._engines.content import FileContent
 from torchcall._engines.package_call import PackageCall, check_sizes
 from torchcall._engines.package_file import PackageMetadata, read_package, read_sources
+from torchcall._undocumented.of_torch import PACKAGE_INTERFACE, processor_has
 
 # The number of concurrent calls; runners share the weights.
 _MAX_RUNNERS = 16
 
-# torch's names for vector instructions, and its functions that check whether a processor has them.
-_ISA_CHECKS = {
-    "AVX2": "_is_avx2_supported",
-    "AVX512": "_is_avx512_supported",
-    "AVX512_VNNI": "_is_vnni_supported",
-    "AMX_TILE": "_is_amx_tile_supported",
-}
-
-# A file that torch copies into the source of every package, and a name that occurs only in it.
-_INTERFACE = Path(torch.__file__).parent / "_inductor/codegen/aoti_runtime/interface.cpp"
+# A name that occurs only in a package's copy of `PACKAGE_INTERFACE`.
 _ENTRY_POINT = "AOTInductorModelContainerCreate("
 
 
@@ -126,13 +118,13 @@ def _checked(path: Path) -> PackageMetadata:
     if metadata.device == "cuda" and not torch.cuda.is_available():
         raise refuse("a device that torch can use here", "cuda")
     own = metadata.torchcall
-    if own is not None and _minor(own["torch"]) != _minor(torch.__version__):
+    if own is not None and _native.minor(own["torch"]) != _native.minor(torch.__version__):
         raise refuse(f"torch {torch.__version__}", f"torch {own['torch']}")
     if own is None and not _is_of_this_torch(path):
         raise refuse(f"torch {torch.__version__}", "another torch, whose code it contains")
     if metadata.machine not in (None, platform.machine()):
         raise refuse(f"a machine {platform.machine()}", f"a machine {metadata.machine}")
-    lacking = [name for name in (metadata.isa or "").split() if not _has_instructions(name)]
+    lacking = [name for name in (metadata.isa or "").split() if not processor_has(name)]
     if lacking:
         raise refuse("this processor", f"one with {', '.join(lacking)}, which this processor lacks")
     return metadata
@@ -149,7 +141,7 @@ def _is_of_this_torch(path: Path) -> bool:
     Packages do not record torch's version, but torch copies that file into the source of each.
     """
     try:
-        ours = _normalized(_INTERFACE.read_text())
+        ours = _normalized(PACKAGE_INTERFACE.read_text())
     except OSError:
         return True
     theirs = [_normalized(text) for text in read_sources(path) if _ENTRY_POINT in text]
@@ -158,12 +150,3 @@ def _is_of_this_torch(path: Path) -> bool:
 
 def _normalized(text: str) -> str:
     return " ".join(text.split())
-
-
-def _minor(version: str) -> str:
-    return ".".join(version.split("+")[0].split(".")[:2])
-
-
-def _has_instructions(name: str) -> bool:
-    check = getattr(torch.cpu, _ISA_CHECKS.get(name, ""), None)
-    return True if check is None else bool(check())

@@ -3,13 +3,13 @@
 from typing import Any
 
 import jax
-import torch.utils._pytree as torch_pytree
 
 from torchcall._call.call import Call, CompiledDerivative, IndexCheck
 from torchcall._call.plan import PlanSpec
 from torchcall._call.specs import describe, is_symbolic
 from torchcall._call.tree import INT, LIST, NONE, STRING, TENSOR, TUPLE, Node
 from torchcall._engines.package_file import is_float
+from torchcall._undocumented.of_torch import tree_leaves, tree_map, tree_unflatten, treespec_loads
 
 _MODULE = "wrap the module itself (TorchScript or eager)"
 _FOREIGN = (
@@ -96,7 +96,7 @@ class PackageCall:
             jax.ShapeDtypeStruct(tuple(self._axes.get(n, n) for n in row["shape"]), row["dtype"])
             for row in rows
         ]
-        return torch_pytree.tree_map(lambda position: specs[position], self._results)
+        return tree_map(lambda position: specs[position], self._results)
 
     def results(self, outputs: Any) -> list[Node]:
         """The package's results in its order; None for those that `outputs` does not contain."""
@@ -105,7 +105,7 @@ class PackageCall:
         slots = jax.tree.unflatten(treedef, range(len(leaves)))
         _match(self._results, slots, "output ", pairs, selects=self._call.selects_outputs)
         wanted = dict(pairs)
-        n_results = len(torch_pytree.tree_leaves(self._results))
+        n_results = len(tree_leaves(self._results))
         nodes: list[Node] = [
             (TENSOR, wanted[i]) if i in wanted else (NONE, None) for i in range(n_results)
         ]
@@ -237,8 +237,8 @@ def _derivative(metadata: dict[str, Any], order: list[int]) -> CompiledDerivativ
 
 def _skeleton(line: str) -> Any:
     """A call spec's pytree. Its leaves are their positions."""
-    spec = torch_pytree.treespec_loads(line)
-    return torch_pytree.tree_unflatten(range(spec.num_leaves), spec)
+    spec = treespec_loads(line)
+    return tree_unflatten(range(spec.num_leaves), spec)
 
 
 def _match(

@@ -17,6 +17,7 @@ from torchcall._engines.archive import TORCHSCRIPT, check_archive
 from torchcall._engines.content import FileContent, archive_digest
 from torchcall._engines.fakes import infer_outputs
 from torchcall._engines.names import name_of
+from torchcall._undocumented.of_torch import cpp_module
 
 
 class ScriptSource:
@@ -47,7 +48,9 @@ class LiveSource(ScriptSource):
 
     def load(self, *, freeze: bool, requires_grad: bool) -> _bridge.Model:
         """Makes the native model."""
-        cpp = self._module._c if isinstance(self._module, torch.jit.ScriptModule) else self._module
+        cpp: Any = self._module
+        if isinstance(cpp, torch.jit.ScriptModule):
+            cpp = cpp_module(cpp)
         native = _bridge.Model.from_live(cpp, freeze, requires_grad)
         if native is None:
             self.weights = "copied"

@@ -9,6 +9,7 @@ import torch
 
 from torchcall._compile._copy import inference_copy
 from torchcall._engines.names import name_of
+from torchcall._undocumented.of_torch import uncompiled
 from torchcall.mliap._compile._example import checked_cutoff, checked_dtype
 from torchcall.mliap._compile._small import small_example
 from torchcall.mliap._energy_torch import weights_dtype, with_gradients
@@ -61,7 +62,7 @@ def energy_source(
         raise ValueError(
             f"{where}: engine: expected 'auto', 'eager', 'script' or 'package', got {engine!r}"
         )
-    module = getattr(module, "_orig_mod", module)  # what torch.compile wrapped
+    module = uncompiled(module)
     if not isinstance(module, torch.nn.Module):
         got = f"the class {module.__name__}" if isinstance(module, type) else type(module).__name__
         raise TypeError(f"{where}: module: expected a torch.nn.Module, got {got}")

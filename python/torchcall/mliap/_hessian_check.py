@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
 
 from torchcall._compile._copy import inference_copy
+from torchcall._undocumented.of_torch import optimized_execution
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._compile._small import small_example
 from torchcall.mliap._energy_torch import weights_dtype

@@ -4,8 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from torchcall._undocumented.of_torch import (
+    TorchDispatchMode,
+    address,
+    current_graph_task_id,
+    tree_leaves,
+)
 
 _DERIVE = "; if the module returns energies only, TorchMliap.from_energy differentiates them"
 _SUM = (
@@ -80,11 +85,11 @@ class Followed(TorchDispatchMode):
     def __init__(self, *tensors: torch.Tensor) -> None:
         super().__init__()
         self._alive = [tensor.untyped_storage() for tensor in tensors]
-        self._reached = {storage._cdata for storage in self._alive}
+        self._reached = {address(storage) for storage in self._alive}
 
     def reached(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was computed from them."""
-        return tensor.untyped_storage()._cdata in self._reached
+        return address(tensor.untyped_storage()) in self._reached
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -94,7 +99,7 @@ class Followed(TorchDispatchMode):
             for tensor in _tensors(result):
                 storage = tensor.untyped_storage()
                 self._alive.append(storage)
-                self._reached.add(storage._cdata)
+                self._reached.add(address(storage))
         return result
 
 
@@ -110,18 +115,18 @@ class WithoutGraph(Followed):
 
     def is_cut(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor was computed from such gradients."""
-        return tensor.untyped_storage()._cdata in self._cut
+        return address(tensor.untyped_storage()) in self._cut
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs)
-        in_backward = torch._C._current_graph_task_id() != -1 and not torch.is_grad_enabled()
+        in_backward = current_graph_task_id() != -1 and not torch.is_grad_enabled()
         given = _tensors((args, kwargs))
         if any(self.is_cut(x) for x in given) or (in_backward and any(map(self.reached, given))):
             # Shapes and masks have no derivatives.
             found = [x for x in _tensors(result) if x.is_floating_point() or x.is_complex()]
-            self._cut |= {x.untyped_storage()._cdata for x in found}
+            self._cut |= {address(x.untyped_storage()) for x in found}
         return result
 
 

@@ -10,15 +10,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from torchcall._call.meshes import aligned, resharded, results
 from torchcall._call.partition import register
 from torchcall._call.rows import over_rows
 from torchcall._call.sharding import Axes
+from torchcall._undocumented.of_jax import (
+    LoweringRuleContext,
+    Primitive,
+    ShapedArray,
+    Zero,
+    lower_fun,
+    primitive_batchers,
+    primitive_jvps,
+    primitive_transposes,
+)
 from torchcall.mliap._graph import AtomGraph
 from torchcall.mliap._merge import merge_graphs
 from torchcall.mliap._model import TorchMliap
@@ -29,7 +36,7 @@ Gradients = tuple[Float[Array, "n 3"], Float[Array, "b 3 3"] | None]
 Evaluate = Callable[[TorchMliap, AtomGraph, Array | None, Array | None], Gradients]
 Restore = Callable[[Sequence[Any]], tuple[TorchMliap, AtomGraph]]
 
-product_p = core.Primitive("torchcall_hessian_product")
+product_p = Primitive("torchcall_hessian_product")
 product_p.multiple_results = True
 
 # The parameters are:
@@ -185,12 +192,12 @@ def _impl(*operands: Any, **params: Any) -> list[Any]:
     return _evaluated(*operands, **params)
 
 
-def _lower(ctx: mlir.LoweringRuleContext, *operands: Any, **params: Any) -> Any:
+def _lower(ctx: LoweringRuleContext, *operands: Any, **params: Any) -> Any:
     def lowered(*operands: Any) -> list[Any]:
         values = _evaluated(*operands, **params)
         return [resharded(v, aval) for v, aval in zip(values, ctx.avals_out, strict=True)]
 
-    return mlir.lower_fun(lowered, multiple_results=True)(ctx, *operands)
+    return lower_fun(lowered, multiple_results=True)(ctx, *operands)
 
 
 register(product_p, _lower)
@@ -198,9 +205,9 @@ register(product_p, _lower)
 
 def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
     n = len(primals) - sum(params["given"])
-    moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not ad.Zero]
+    moving = [i for i, tangent in enumerate(tangents) if type(tangent) is not Zero]
     if moving and moving[0] >= n:
-        parts = [None if type(t) is ad.Zero else t for t in tangents[n:]]
+        parts = [None if type(t) is Zero else t for t in tangents[n:]]
         vector = _vector(parts, params["given"])
         rest = {key: value for key, value in params.items() if key != "given"}
         return product_p.bind(*primals, **params), _bind(primals[:n], vector, **rest)
@@ -214,7 +221,7 @@ def _jvp(primals: Sequence[Any], tangents: Sequence[Any], **params: Any) -> Any:
     return jax.jvp(of, [primals[i] for i in moving], [tangents[i] for i in moving])
 
 
-ad.primitive_jvps[product_p] = _jvp
+primitive_jvps[product_p] = _jvp
 
 
 def _transpose(
@@ -227,7 +234,7 @@ def _transpose(
     """The product is symmetric: that of the cotangents."""
     n = len(operands) - sum(given)
     linear = [i for i, has in enumerate(given) if has]
-    vector = [None if type(x) is ad.Zero else x for x in cotangents]
+    vector = [None if type(x) is Zero else x for x in cotangents]
     vector += [None] * (2 - len(vector))
     if all(part is None for part in vector):
         return [None] * len(operands)
@@ -235,7 +242,7 @@ def _transpose(
     return [*[None] * n, *(out[i] for i in linear)]
 
 
-ad.primitive_transposes[product_p] = _transpose
+primitive_transposes[product_p] = _transpose
 
 
 def _batch(
@@ -262,4 +269,4 @@ def _batch(
     return out, [0] * len(out)
 
 
-batching.primitive_batchers[product_p] = _batch
+primitive_batchers[product_p] = _batch

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from jax.core import Tracer
 
+from torchcall._undocumented.of_torch import COMPILED, python_class
 from torchcall._wrapper import TorchModuleWrapper
 
 Species = tuple[int, ...]
 """Atomic numbers, ascending."""
 
 # Attributes under which wrapper modules store the wrapped module.
-_INNER = ("_orig_mod", "module", "model")
+_INNER = (COMPILED, "module", "model")
 _DEPTH = 4
 
 
@@ -22,7 +23,8 @@ def species_of(module: object) -> Species | None:
     """The atomic numbers that a module declares, None where it declares none.
 
     Read from its attribute or buffer `species`, else `atomic_numbers`: positive integers. If a
-    module has neither, the modules in its attributes `_orig_mod`, `module` and `model` are read.
+    module has neither, the modules in its attributes `module` and `model`, or that
+    `torch.compile` wrapped, are read.
     """
     for _ in range(_DEPTH):
         for name in ("species", "atomic_numbers"):
@@ -73,8 +75,7 @@ def _attribute(module: object, name: str) -> Any:
     value = getattr(module, name, None)
     if value is None and isinstance(module, torch.jit.ScriptModule):
         # Scripting drops class attributes; a module scripted in this process retains its class.
-        kind = getattr(getattr(module, "_concrete_type", None), "py_class", None)
-        value = getattr(kind, name, None)
+        value = getattr(python_class(module), name, None)
     return value
 
 

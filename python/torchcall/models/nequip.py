@@ -20,6 +20,7 @@ import torch
 
 from torchcall._compile._copy import inference_copy
 from torchcall._compile._metadata import dtype_name
+from torchcall._undocumented.of_torch import compiler_settings
 from torchcall.mliap import TorchMliap, edge_vectors
 from torchcall.models import _common
 
@@ -212,8 +213,6 @@ def _contained() -> Iterator[None]:
 
 def _save(stack: contextlib.ExitStack) -> None:
     """Registers what restores the process's state."""
-    import torch._dynamo.config as dynamo
-
     e3nn = _common.require("e3nn", "nequip")
     _common.require("nequip", "nequip")
     state = _common.require("nequip.utils.global_state", "nequip")
@@ -227,8 +226,9 @@ def _save(stack: contextlib.ExitStack) -> None:
     sharing = torch.multiprocessing
     stack.callback(sharing.set_sharing_strategy, sharing.get_sharing_strategy())
     stack.callback(setattr, state, "_GLOBAL_STATE_INITIALIZED", state._GLOBAL_STATE_INITIALIZED)
+    settings = compiler_settings()
     for name in ("capture_dynamic_output_shape_ops", "capture_scalar_outputs"):
-        stack.callback(setattr, dynamo, name, getattr(dynamo, name))
+        stack.callback(setattr, settings, name, getattr(settings, name))
     if torch.cuda.is_available():
         backends: Any = torch.backends
         stack.callback(setattr, backends, "fp32_precision", backends.fp32_precision)

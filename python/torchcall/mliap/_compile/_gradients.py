@@ -7,6 +7,7 @@ import torch
 from torchcall._compile._copy import copy_of
 from torchcall._compile._errors import CompileError, message_of
 from torchcall._compile._metadata import dtype_name
+from torchcall._undocumented.of_torch import write_count
 from torchcall.mliap._compile._form import INPUTS, OUTPUTS, B, Graph, N, shape_of, sizes_of
 from torchcall.mliap._energy_torch import weights_dtype, with_gradients
 from torchcall.mliap._outputs import Followed, check_attached, check_outputs, checked_energy
@@ -57,10 +58,10 @@ class PotentialModule:
         # Not leaves: autograd forbids in-place writes to leaves, and the module may write to them.
         inputs |= {"pos": leaves[0] * 1, "cell": leaves[1] * 1}
         tensors = dict(inputs)
-        versions = {key: tensor._version for key, tensor in tensors.items()}
+        versions = {key: write_count(tensor) for key, tensor in tensors.items()}
         with torch.enable_grad(), Followed(inputs["pos"], inputs["cell"]) as followed:
             out = self.module(inputs)
-        self._writes = any(t._version != versions[key] for key, t in tensors.items())
+        self._writes = any(write_count(t) != versions[key] for key, t in tensors.items())
         self.differentiates = isinstance(out, dict) and "position_gradients" in out
         if self.differentiates:
             self.cell_gradients = "cell_gradients" in out

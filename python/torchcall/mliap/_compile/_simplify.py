@@ -11,11 +11,13 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.fx.node import map_arg
 
+from torchcall._undocumented.of_torch import BUFFERS, PARAMETERS, OpOverload, schema, unsafe_view
+
 _aten = torch.ops.aten
 # They return their input if they do not change its shape.
 _SAME_IF_SHAPE = {
     _aten.view.default,
-    _aten._unsafe_view.default,
+    unsafe_view,
     _aten.expand.default,
     _aten.slice.Tensor,
     _aten.squeeze.dim,
@@ -62,7 +64,7 @@ def simplify(module: GraphModule) -> None:
             _reuse(node, first, key)
     module.graph.eliminate_dead_code()
     used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for group in (module._buffers, module._parameters, vars(module)):
+    for group in (getattr(module, BUFFERS), getattr(module, PARAMETERS), vars(module)):
         for name in [k for k, v in group.items() if isinstance(v, torch.Tensor) and k not in used]:
             del group[name]
     module.recompile()
@@ -78,25 +80,25 @@ def written_inputs(module: GraphModule) -> list[int]:
 
 
 def _known(target: Any) -> bool:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return torch.Tag.inplace_view not in target.tags
     return getattr(target, "__module__", "") in ("_operator", "math", "torch")
 
 
 def _pure(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return getattr(target, "__module__", "") == "_operator"
     random = torch.Tag.nondeterministic_seeded in target.tags
-    return target.namespace == "aten" and not target._schema.is_mutable and not random
+    return target.namespace == "aten" and not schema(target).is_mutable and not random
 
 
 def _written_by(node: Node) -> list[Node]:
     """The tensors that an operator writes to."""
     target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
+    if not isinstance(target, OpOverload) or not schema(target).is_mutable:
         return []
     found: list[Node] = []
-    for i, argument in enumerate(target._schema.arguments):
+    for i, argument in enumerate(schema(target).arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
             map_arg((value,), found.append)  # type: ignore[arg-type]
@@ -117,12 +119,12 @@ def _bases(nodes: list[Node]) -> dict[Node, Node]:
 
 
 def _shares(target: Any) -> bool:
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return target is operator.getitem
     # These may return their input, without saying so in their schema.
-    if target in (_aten._unsafe_view.default, _aten.reshape.default, _aten.contiguous.default):
+    if target in (unsafe_view, _aten.reshape.default, _aten.contiguous.default):
         return True
-    return any(result.alias_info is not None for result in target._schema.returns)
+    return any(result.alias_info is not None for result in schema(target).returns)
 
 
 def _shape(node: Node) -> list[Any] | None:
@@ -149,7 +151,7 @@ def _fold(module: GraphModule, node: Node, constants: dict[Node, torch.Tensor]) 
     Views are only evaluated: they cost nothing in a call, and a copy would take memory.
     """
     target: Any = node.target
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         return None
     args, kwargs = map_arg((node.args, dict(node.kwargs)), lambda n: constants[n])
     with torch.no_grad():

@@ -5,8 +5,6 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import LocalSource
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
     ShapeEnv,
@@ -16,6 +14,8 @@ from torch.fx.experimental.symbolic_shapes import (
 from torchcall._compile._copy import scripted_parts
 from torchcall._compile._errors import CompileError, SpecialisedError
 from torchcall._compile._program import as_program, trace_fakes
+from torchcall._undocumented.of_compiler import LocalSource
+from torchcall._undocumented.of_torch import FakeTensorMode
 from torchcall.mliap._compile._derivative import PotentialDerivative
 from torchcall.mliap._compile._form import INPUTS, OUTPUTS, B, E, Graph, N, Sizes
 from torchcall.mliap._compile._gradients import PotentialModule

@@ -9,12 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import ShapedArray
 from jax.custom_batching import custom_vmap
-from jax.extend import core
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Bool
 
+from torchcall._undocumented.of_jax import (
+    Primitive,
+    ShapedArray,
+    Zero,
+    deflinear2,
+    lower_fun,
+    primitive_batchers,
+    register_lowering,
+)
 from torchcall.mliap._energy import (
     EnergyAndGradients,
     energy_tangent,
@@ -142,7 +148,7 @@ def _in_any_mapped_vmap(axis_size: int, in_batched: Any, needed: Array) -> tuple
 
 # The tangent of gradients: a linear function of a scalar whose value is NaN and whose transpose
 # raises. Reverse mode only reaches it when differentiating gradients.
-_no_tangent_p = core.Primitive("torchcall_no_tangent")
+_no_tangent_p = Primitive("torchcall_no_tangent")
 
 
 def _refuse() -> NoReturn:
@@ -175,11 +181,11 @@ def _batch(args: Any, dims: Any, *, shape: tuple[int, ...], dtype: Any) -> tuple
 
 def _transpose(cotangent: Any, tangent: Any, *, shape: Any, dtype: Any) -> Any:
     del tangent, shape, dtype
-    if not isinstance(cotangent, ad.Zero):
+    if not isinstance(cotangent, Zero):
         _refuse()
     return [None]
 
 
-mlir.register_lowering(_no_tangent_p, mlir.lower_fun(_impl, multiple_results=False))
-batching.primitive_batchers[_no_tangent_p] = _batch
-ad.deflinear2(_no_tangent_p, _transpose)
+register_lowering(_no_tangent_p, lower_fun(_impl, multiple_results=False))
+primitive_batchers[_no_tangent_p] = _batch
+deflinear2(_no_tangent_p, _transpose)
