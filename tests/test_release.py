@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 import torchcall
+from torchcall import _versions
 from torchcall.__main__ import main
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,13 @@ def test_all_versions_agree(capsys):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == torchcall.__version__
     assert "version" not in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_versions_of_the_requirements_stand_in_one_place():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {_versions.JAX, f"jaxlib>={_versions.OLDEST_JAX}", _versions.TORCH} <= set(
+        project["dependencies"]
+    )
 
 
 def test_the_changelog_has_a_section_for_the_version():

@@ -11,16 +11,12 @@ import torch
 
 from torchcall import _bridge
 from torchcall._requirements import REBUILD
+from torchcall._versions import minor, numbers
 
 TARGET = "torchcall"
 
 _registered: set[str] = set()
 _register_lock = threading.Lock()
-
-
-def minor(version: str) -> str:
-    """2.13.0+cpu → 2.13"""
-    return ".".join(version.split("+")[0].split(".")[:2])
 
 
 def library_root() -> Path:
@@ -42,7 +38,7 @@ def find_torch_half(torch_version: str, root: Path) -> Path:
     if found:
         return found[0]
     built = [p.name.removeprefix("torch-") for p in (root / "lib").glob("torch-*")]
-    built.sort(key=lambda version: [int(part) for part in version.split(".")])
+    built.sort(key=numbers)
     install = f"`pip install 'torch=={built[-1]}.*'`, or " if built else ""
     raise ImportError(
         f"torchcall: expected torch {' or '.join(built) or '(none was built)'}, which this "

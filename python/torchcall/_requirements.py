@@ -3,7 +3,8 @@
 import importlib
 from types import ModuleType
 
-OLDEST_JAX = "0.8.1"
+from torchcall._versions import JAX, OLDEST_JAX, TORCH, satisfies
+
 REBUILD = (
     "pip install --no-build-isolation --no-binary torchcall --force-reinstall --no-deps torchcall"
 )
@@ -23,11 +24,6 @@ def _is_missing(error: Exception, name: str) -> bool:
     return isinstance(error, ModuleNotFoundError) and error.name == name
 
 
-def _release(version: str) -> tuple[int, ...]:
-    numbers = (part for part in version.split("+")[0].split(".")[:3])
-    return tuple(int(part) if part.isdigit() else 0 for part in numbers)
-
-
 def check() -> None:
     """Imports jaxlib, jax and torch.
 
@@ -35,11 +31,11 @@ def check() -> None:
         ImportError: one is missing or damaged, or JAX is too old. Names the command that helps.
     """
     for name in ("jaxlib", "jax"):
-        install = f"'jax>={OLDEST_JAX}'"
+        install = f"'{JAX}'"
         version = _import(name, install).__version__
-        if _release(version) < _release(OLDEST_JAX):
+        if not satisfies(version, f">={OLDEST_JAX}"):
             raise ImportError(
                 f"torchcall: expected {name} {OLDEST_JAX} or newer, got {name} {version}; "
                 f"`pip install --upgrade {install}`"
             )
-    _import("torch", "'torch>=2.11,<2.16'")
+    _import("torch", f"'{TORCH}'")

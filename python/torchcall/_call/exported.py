@@ -19,6 +19,7 @@ from torchcall import _bridge, _native, _targets
 from torchcall._call.content import content_of
 from torchcall._call.plan import CallPlan, Operand, PlanSpec, no_content
 from torchcall._call.specs import is_symbolic
+from torchcall._versions import minor
 
 # Raised whenever the text changes its meaning.
 _FORMAT = 1
@@ -88,7 +89,7 @@ def program_of(plan: CallPlan) -> str:
     )
     text = {
         "format": _FORMAT,
-        "torch": _native.minor(torch.__version__),
+        "torch": minor(torch.__version__),
         "name": plan.model_name,
         "content": content,
         "fingerprint": plan.model.fingerprint,
@@ -176,7 +177,7 @@ def _load(program: dict[str, Any], platform: str) -> ExportedCall | str:
             f"format {program['format']} of another torchcall",
             "export it again with this one",
         )
-    if program["torch"] != _native.minor(torch.__version__):
+    if program["torch"] != minor(torch.__version__):
         return refuse(
             f"torch {program['torch']}, with which it was exported",
             f"torch {torch.__version__}",

@@ -8,6 +8,7 @@ from typing import Any
 
 from torchcall._doctor.report import Section, import_error, imported, one_line
 from torchcall._requirements import REBUILD
+from torchcall._versions import minor, numbers
 
 VARIABLE = "TORCHCALL_TORCH_HALF"
 
@@ -60,10 +61,9 @@ def _failed(
     torch: Any = imported("torch")
     reason = str(error).strip().splitlines()[0].removeprefix("torchcall: ")
     section.show("in use", "none: it cannot be loaded")
-    minor = ".".join(str(torch.__version__).split("+")[0].split(".")[:2])
     if override:
         remedy = f"unset {VARIABLE}"
-    elif minor not in found and found:
+    elif minor(str(torch.__version__)) not in found and found:
         remedy = f"pip install 'torch=={list(found)[-1]}.*'"
     else:
         remedy = REBUILD
@@ -80,8 +80,4 @@ def halves() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in (root / "lib").glob("torch-*/*torchcall_torch.*"):
         found[path.parent.name.removeprefix("torch-")] = path
-    return dict(sorted(found.items(), key=lambda item: _numbers(item[0])))
-
-
-def _numbers(minor: str) -> list[int]:
-    return [int(part) if part.isdigit() else 0 for part in minor.split(".")]
+    return dict(sorted(found.items(), key=lambda item: numbers(item[0])))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torchcall
 from torchcall._doctor.report import Section, import_error, imported, one_line
+from torchcall._versions import satisfies
 
 NEEDED = ("numpy", "jaxlib", "jax", "torch")
 
@@ -123,28 +124,3 @@ def requirements() -> list[Requirement]:
             versions = ",".join(sorted(parts[2].replace(" ", "").split(","), reverse=True))
             found.append(Requirement(parts[1], versions, extra[1] if extra else None))
     return found
-
-
-def satisfies(found: str, wanted: str) -> bool:
-    """Whether a version is in a range such as `<2.16,>=2.11`. Pre-releases count as releases."""
-
-    def numbers(text: str) -> tuple[int, ...]:
-        release = re.match(r"\d+(\.\d+)*", text)
-        parts = [int(part) for part in release[0].split(".")] if release else []
-        return tuple([*parts, 0, 0, 0, 0][:4])
-
-    comparisons = {
-        ">=": lambda a, b: a >= b,
-        "<=": lambda a, b: a <= b,
-        "==": lambda a, b: a == b,
-        "!=": lambda a, b: a != b,
-        ">": lambda a, b: a > b,
-        "<": lambda a, b: a < b,
-    }
-    for part in filter(None, wanted.split(",")):
-        comparison = re.match(r"[<>=!]=?", part)
-        if comparison is None or comparison[0] not in comparisons:
-            continue
-        if not comparisons[comparison[0]](numbers(found), numbers(part[len(comparison[0]) :])):
-            return False
-    return True

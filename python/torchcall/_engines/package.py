@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
-from torchcall import _bridge, _native
+from torchcall import _bridge
 from torchcall._call.call import Call
 from torchcall._call.plan import PlanSpec
 from torchcall._engines.content import FileContent
 from torchcall._engines.package_call import PackageCall, check_sizes
 from torchcall._engines.package_file import PackageMetadata, read_package, read_sources
 from torchcall._undocumented.of_torch import PACKAGE_INTERFACE, processor_has
+from torchcall._versions import minor
 
 # The number of concurrent calls; runners share the weights.
 _MAX_RUNNERS = 16
@@ -118,7 +119,7 @@ def _checked(path: Path) -> PackageMetadata:
     if metadata.device == "cuda" and not torch.cuda.is_available():
         raise refuse("a device that torch can use here", "cuda")
     own = metadata.torchcall
-    if own is not None and _native.minor(own["torch"]) != _native.minor(torch.__version__):
+    if own is not None and minor(own["torch"]) != minor(torch.__version__):
         raise refuse(f"torch {torch.__version__}", f"torch {own['torch']}")
     if own is None and not _is_of_this_torch(path):
         raise refuse(f"torch {torch.__version__}", "another torch, whose code it contains")
