@@ -1,5 +1,7 @@
 """The command line: help and errors before slow imports, exit status."""
 
+import errno
+import os
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 import torchcall
 from torchcall.__main__ import COMMANDS, main
 from torchcall._command import parsing
+from torchcall.md.stop import explain
 
 # Prints what a command imported beside its own output.
 LIST_IMPORTS = """
@@ -37,6 +40,25 @@ def test_the_usage_lists_the_commands(arguments, capsys):
 def test_each_command_has_a_help(name, capsys):
     assert main([name, "--help"]) == 0
     assert "--help" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["md", "--help"], ["--version"]], ids=str)
+@pytest.mark.parametrize("lost", ["stdout", "both"])
+def test_nobody_reads_the_output(arguments, lost):
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "torchcall", *arguments],
+        stdout=writing, stderr=writing if lost == "both" else subprocess.PIPE, check=False,
+    )  # fmt: skip
+    os.close(writing)
+    assert done.returncode in (0, 141)  # argparse reports no error
+    assert not done.stderr
+
+
+def test_a_run_whose_output_nobody_reads_ends_quietly(tmp_path):
+    with pytest.raises(BrokenPipeError):
+        explain(BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, tmp_path / "md.csv")
 
 
 def test_the_version(capsys):
@@ -88,10 +110,10 @@ def test_the_module_is_a_program():
 
 
 def test_a_missing_package_is_one_line(monkeypatch, capsys):
-    error = ModuleNotFoundError("No module named 'torch'", name="torch")
+    error = ModuleNotFoundError("No module named 'filelock'", name="filelock")
     monkeypatch.setattr("torchcall._command.energy.run", lambda _: (_ for _ in ()).throw(error))
     assert main(["energy"]) == 1
-    assert only_line(capsys.readouterr().err).endswith("pip install torch")
+    assert only_line(capsys.readouterr().err).endswith("pip install filelock")
 
 
 @pytest.mark.parametrize(

@@ -38,20 +38,44 @@ GOOD = {"jaxlib": "__version__ = '0.10.2'", "jax": "__version__ = '0.10.2'", "to
     ],
 )  # fmt: skip
 def test_import_error_names_the_cause_and_the_remedy(changes, parts, tmp_path):
-    package = tmp_path / "torchcall"
-    package.mkdir()
-    for name in ("__init__.py", "_loaded.py", "_requirements.py"):
-        shutil.copy(PACKAGE / name, package)
-    (package / "_bridge.broken.so").touch()
-    for name, text in (GOOD | changes).items():
-        if text is not None:
-            (tmp_path / f"{name}.py").write_text(text)
-    # Without site-packages: only the modules above.
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", "import torchcall; torchcall.load"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    last = done.stderr.rsplit("ImportError: ", 1)[-1]
+    install(changes, tmp_path)
+    last = error_of(["-c", "import torchcall; torchcall.load"], tmp_path)
     assert last.startswith("torchcall: ")
     for part in parts:
         assert part in last
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"torch": None}, {"jax": None}, {"jax": "__version__ = '0.7.2'"}],
+    ids=["no torch", "no jax", "old jax"],
+)
+def test_every_way_into_the_package_gives_the_same_error(changes, tmp_path):
+    install(changes, tmp_path)
+    expected = error_of(["-c", "import torchcall; torchcall.load"], tmp_path)
+    assert expected.startswith("torchcall: ")
+    ways = [["-c", f"import torchcall.{name}"] for name in ("mliap", "models.mace")]
+    ways += [["-c", f"import torchcall.integrations.{name}"] for name in ("jax_md", "ase", "kups")]
+    ways += [["-m", "torchcall", "md"]]
+    for way in ways:
+        assert error_of(way, tmp_path) == expected, way
+
+
+def install(changes, folder):
+    """A copy of the package, and modules in the place of those that it needs."""
+    shutil.copytree(
+        PACKAGE, folder / "torchcall", ignore=shutil.ignore_patterns("lib", "*.so", "__pycache__")
+    )
+    (folder / "torchcall" / "_bridge.broken.so").touch()
+    for name, text in (GOOD | changes).items():
+        if text is not None:
+            (folder / f"{name}.py").write_text(text)
+
+
+def error_of(arguments, folder):
+    # Without site-packages: only the modules of the folder.
+    done = subprocess.run(
+        [sys.executable, "-S", *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    return done.stderr.rsplit("ImportError: ", 1)[-1]

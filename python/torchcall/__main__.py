@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from torchcall._command.memory import keep_memory
@@ -22,7 +23,9 @@ COMMANDS = {
     "doctor": "report versions, devices, caches and settings, and test each engine",
 }
 
-_NEEDED = ("jax", "jaxlib", "numpy", "torch")
+# Packages that are imported without a check of their own.
+_NEEDED = ("filelock", "jaxtyping", "numpy", "platformdirs", "typing_extensions")
+_NO_READER = 141  # as after SIGPIPE, in a shell
 
 
 def program() -> NoReturn:
@@ -46,8 +49,22 @@ def main(argv: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 1 if the run failed; 2 for a wrong option or input; 130 after Ctrl-C;
-        143 after SIGTERM.
+        143 after SIGTERM; 141 if nobody reads its output any more, as after `| head -1`.
     """
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes the streams again when it ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                os.dup2(nowhere, stream.fileno())
+        return _NO_READER
+    return status
+
+
+def _run(argv: list[str] | None) -> int:
     name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
     if name in ("-h", "--help"):
         print(_usage(), end="")
@@ -76,15 +93,28 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(f"{name}: {str(error) or 'interrupted'}", getattr(error, "status", 130))
     except MemoryError:
         return _fail(f"{name}: out of memory", 1)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         # Errors of models and files start with "torchcall:". Anything else is a bug and needs its
-        # traceback.
+        # traceback, unless a package is missing or too old.
+        _, prefix, reason = str(error).partition("torchcall:")
+        if (not prefix or isinstance(error, ImportError)) and (lacking := _lacking()):
+            return _fail(lacking, 1)
         if isinstance(error, ModuleNotFoundError) and error.name in _NEEDED:
             return _fail(f"{name}: needs the package {error.name}: pip install {error.name}", 1)
-        _, prefix, reason = str(error).partition("torchcall:")
         if not prefix:
             raise
         return _fail(reason.strip(), 2)
+
+
+def _lacking() -> str:
+    """What `import torchcall` says about a package that is missing or too old, else empty."""
+    try:
+        importlib.import_module("torchcall._requirements").check()
+    except ImportError as error:
+        return str(error).removeprefix("torchcall: ")
+    return ""
 
 
 def _usage() -> str:

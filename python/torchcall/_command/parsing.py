@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torchcall import _requirements
+
 PROGRAM = "torchcall" if Path(sys.argv[0]).stem == "torchcall" else "python -m torchcall"
 
 
@@ -123,8 +125,10 @@ def require(package: str, purpose: str, extra: str) -> None:
 
     Raises:
         CommandError: It is not; names the extra to install.
+        ImportError: JAX or torch is missing, too.
     """
     if sys.modules.get(package, package) is None or importlib.util.find_spec(package) is None:
+        _requirements.check()
         raise CommandError(
             f"{purpose} needs the package {package}: pip install 'torchcall[{extra}]'"
         )

@@ -364,7 +364,8 @@ class Run:
             work()
         except BaseException as error:
             failed = None
-            if not (isinstance(error, OSError) and error.errno):
+            on_disk = isinstance(error, OSError) and error.errno
+            if not on_disk or isinstance(error, BrokenPipeError):
                 try:
                     self.save()
                 except OSError as disk:

@@ -26,6 +26,8 @@ def explain(error: BaseException, step: int, log: Path) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         name, status = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
         raise CommandError(f"stopped by {name} after step {step}; {again}", status) from error
+    if isinstance(error, BrokenPipeError):  # nobody reads what it prints
+        raise error
     if isinstance(error, OSError) and error.errno:
         raise CommandError(
             f"cannot write after step {step}: {error.strerror}; the files are whole up to "

@@ -1,5 +1,6 @@
 """Machine-learned interatomic potentials in JAX programs."""
 
+from torchcall import _loaded as _loaded  # first: reports what is missing
 from torchcall.mliap._adapters import (
     EdgeArrays,
     Geometry,

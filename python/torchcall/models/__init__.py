@@ -3,6 +3,7 @@
 One module per network, each with its own `load`. A network's package is imported when it is used.
 """
 
+from torchcall import _loaded as _loaded  # first: reports what is missing
 from torchcall.models import chgnet, mace, nequip, own, sevennet
 from torchcall.models._load import load
 
