@@ -7,7 +7,9 @@ import shlex
 import tomllib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import jax
 import pytest
 
 import torchcall
@@ -22,7 +24,7 @@ ALL_PAGES = [*PAGES, *sorted((ROOT / "docs" / "networks").glob("*.md"))]
 # options of `load`.
 NOT_RUN = {
     "README.md": (1, "needs sevenn, which test-models tests"),
-    "integrations.md": (3, "continue from a model that the page does not make; one needs kUPS"),
+    "integrations.md": (1, "needs kUPS"),
     "transformations.md": (1, "needs a mesh of several devices"),
     "networks/chgnet.md": (1, "needs chgnet and a checkpoint"),
     "networks/mace.md": (1, "needs mace and a checkpoint"),
@@ -37,14 +39,24 @@ def _examples(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _examples(p)], ids=lambda p: p.name)
+def _runs(page: Path) -> Any:
+    """The page as a parameter. jax-md compiles for ten seconds, and warns about dtypes."""
+    is_slow = page.name == "integrations.md"
+    warns = pytest.mark.filterwarnings("ignore:Explicitly requested dtype float64")
+    return pytest.param(page, marks=[pytest.mark.slow, warns] if is_slow else [], id=page.name)
+
+
+@pytest.mark.parametrize("page", [_runs(p) for p in PAGES if _examples(p)])
 def test_every_example_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCHCALL_CACHE", str(tmp_path / "cache"))
     # TorchScript reads a class's source from a file.
     script = tmp_path / f"{page.stem.replace('-', '_')}.py"
     script.write_text("\n".join(_examples(page)))
-    exec(compile(script.read_text(), script, "exec"), {"__name__": script.stem})
+    # jax-md adds integers to floats.
+    promotion = "standard" if page.name == "integrations.md" else "strict"
+    with jax.numpy_dtype_promotion(promotion):
+        exec(compile(script.read_text(), script, "exec"), {"__name__": script.stem})
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: p.name)
