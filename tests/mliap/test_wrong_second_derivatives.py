@@ -10,7 +10,8 @@ import reference
 import torch
 from reference import CUTOFF, one_thread  # noqa: F401
 
-from torchcall.mliap import TorchMliap, energy
+from torchcall.mliap import TorchMliap, edge_vectors, energy
+from torchcall.mliap._hessian_check import wrong_products
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -69,3 +70,34 @@ def test_an_operator_whose_backward_detaches_is_an_error_at_trace_time(engine, s
     with pytest.raises(NotImplementedError, match=text):
         jax.eval_shape(jax.hessian(of), x)
     assert model.wrapper.stats()["calls"] == before
+
+
+class Kinks(torch.nn.Module):
+    """Each pair's energy is a line between the values of r² at multiples of 2 mÅ, and for
+    `wide`, a network of ReLUs of its atoms' densities is added."""
+
+    def __init__(self, wide: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        linear = torch.nn.Linear
+        self.net = torch.nn.Sequential(linear(1, wide), torch.nn.ReLU(), linear(wide, 1))
+
+    def forward(self, graph: dict[str, torch.Tensor]) -> torch.Tensor:
+        r = edge_vectors(graph).square().sum(1).sqrt()
+        k = (r * 500).floor()
+        pairs = (k * (k + 1) + (2 * k + 1) * (r * 500 - k)) / 250000
+        atoms = torch.zeros_like(graph["pos"][:, 0])
+        density = atoms.index_add(0, graph["edge_index"][0], torch.exp(-r))
+        per_atom = atoms.index_add(0, graph["edge_index"][0], pairs)
+        per_atom = per_atom + self.net(density.unsqueeze(1)).squeeze(1)
+        return torch.zeros_like(graph["charge"]).index_add(0, graph["batch"], per_atom)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gradients_with_kinks_have_products(dtype):
+    """As ReLUs have in JAX: finite differences, whose steps cross kinks, are others."""
+    model = TorchMliap.from_energy(Kinks(512), CUTOFF, engine="eager", dtype=dtype)
+    before = torch.random.get_rng_state()
+    for cells in (False, True):
+        assert wrong_products(model.wrapper, CUTOFF, cells) == ""
+    assert torch.equal(before, torch.random.get_rng_state())

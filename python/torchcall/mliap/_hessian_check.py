@@ -15,14 +15,16 @@ from torchcall.mliap._energy_torch import weights_dtype
 from torchcall.mliap._species import wrapped_species
 
 Arrays = tuple[torch.Tensor, ...]
-_STEP = {torch.float32: 1e-2, torch.float64: 1e-3}  # Å
+_STEPS = {torch.float32: (1e-2, 3e-3), torch.float64: (1e-3, 1e-5)}  # Å
 
 
 def wrong_products(wrapper: TorchModuleWrapper, cutoff: float, cells: bool) -> str:
     """Compares `vᵀ H` of torch with a central difference of the gradients along v.
 
     On a small structure, in eval mode. torch does not notice every backward that it cannot
-    differentiate: one in C++, or one that detaches, gives products that lack a part.
+    differentiate: one in C++, or one that detaches, gives products that lack a part. These differ
+    along every vector and for every step. Gradients with kinks, as of a ReLU, differ where a step
+    crosses one, so a second vector with shorter steps decides, and then float64.
 
     Args:
         wrapper: an eager or TorchScript module.
@@ -34,37 +36,64 @@ def wrong_products(wrapper: TorchModuleWrapper, cutoff: float, cells: bool) -> s
     """
     try:
         module = inference_copy(wrapper._inspected()).cpu()
-        dtype = weights_dtype(module) or torch.float64
-        graph = small_example(cutoff, wrapped_species(wrapper), dtype)
+        own = weights_dtype(module) or torch.float64
+        species = wrapped_species(wrapper)
     except Exception:  # of any kind: modules are not copied elsewhere
         return ""
     keys = ("pos", "cell") if cells else ("pos",)
+    found = ""
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.enable_grad(),
+        torch.device("cpu"),
+        optimized_execution(False),
+    ):
+        for dtype in dict.fromkeys((own, torch.float64)):
+            for seed, step in enumerate(_STEPS.get(dtype, ())):
+                try:
+                    if dtype != own:
+                        module.to(dtype=dtype)
+                    graph = small_example(cutoff, species, dtype)
+                    wrong = _wrong(module, graph, keys, step, seed)
+                except Exception:  # the call itself reports it
+                    return found
+                if not wrong:
+                    return ""
+                found = found or wrong
+    return found
+
+
+def _wrong(
+    module: Callable[..., dict[str, torch.Tensor]],
+    graph: dict[str, torch.Tensor],
+    keys: tuple[str, ...],
+    step: float,
+    seed: int,
+) -> str:
+    """What is wrong with the product along one vector, empty if nothing is."""
     x = tuple(graph[key] for key in keys)
+    eps = torch.finfo(x[0].dtype).eps
 
     def gradients(*moved: torch.Tensor) -> Arrays:
         out = module(graph | dict(zip(keys, moved, strict=True)))
         return tuple(out[key] for key in ("position_gradients", "cell_gradients")[: len(keys)])
 
-    with torch.enable_grad(), torch.device("cpu"), optimized_execution(False):
-        v = _direction(graph, keys)
-        try:
-            differences = [_difference(gradients, x, v, _STEP[dtype] / n) for n in (1, 2)]
-            leaves = [value.clone().requires_grad_(True) for value in x]
-            found = gradients(*(leaf.clone() for leaf in leaves))
-        except Exception:  # the call itself reports it
-            return ""
-        try:
-            product = _product(found, leaves, v)
-        except Exception as error:
-            return (
-                "expected gradients that torch can differentiate, got an error of torch on a "
-                f"small structure: {error}"
-            )
+    v = _direction(graph, keys, seed)
+    differences = [_difference(gradients, x, v, step / n) for n in (1, 2)]
+    leaves = [value.clone().requires_grad_(True) for value in x]
+    found = gradients(*(leaf.clone() for leaf in leaves))
+    try:
+        product = _product(found, leaves, v)
+    except Exception as error:
+        return (
+            "expected gradients that torch can differentiate, got an error of torch on a "
+            f"small structure: {error}"
+        )
     for name, part, coarse, fine, gradient in zip(keys, product, *differences, found, strict=True):
         exact = (4 * fine - coarse) / 3
         error = (part - exact).abs().max().item()
         scale = max(part.abs().max().item(), exact.abs().max().item())
-        rounding = torch.finfo(dtype).eps * gradient.abs().max().item() / _STEP[dtype]
+        rounding = eps * gradient.abs().max().item() / step
         # NaN is not larger.
         if error > 0.01 * scale + 4 * (fine - coarse).abs().max().item() + 100 * rounding:
             return (
@@ -76,9 +105,9 @@ def wrong_products(wrapper: TorchModuleWrapper, cutoff: float, cells: bool) -> s
     return ""
 
 
-def _direction(graph: dict[str, torch.Tensor], keys: tuple[str, ...]) -> Arrays:
+def _direction(graph: dict[str, torch.Tensor], keys: tuple[str, ...], seed: int) -> Arrays:
     """A random one, of atoms that are no phantoms and of cells that are periodic."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     real = {"pos": graph["batch"] < len(graph["cell"]) - 1, "cell": graph["pbc"].all(1)}
     real["cell"][-1] = False
     moves = [torch.from_numpy(random.normal(size=graph[key].shape)) for key in keys]
