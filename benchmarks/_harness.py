@@ -106,6 +106,7 @@ class Report:
         self.options = options
         self.rows: list[dict[str, object]] = []
         self.found: dict[str, object] = {}  # other results, by case
+        self.part_of: str | None = None  # the command that this run adds to; see `record`
         self.claims: list[Claim] = []
         found = "  ".join(f"{name} {version}" for name, version in versions().items())
         where = machine()
@@ -161,25 +162,21 @@ class Report:
         """Adds a requirement of this run."""
         self.claims.append(Claim(case, text, value, limit, at_most))
 
-    def finish(self, *, part_of: str | None = None) -> int:
-        """Prints the claims and writes the file. The exit status is 1 only with `--check`.
-
-        Args:
-            part_of: The command of which this run is a part; adds to the file. See `record`.
-        """
+    def finish(self) -> int:
+        """Prints the claims and writes the file. The exit status is 1 only with `--check`."""
         if self.claims:
             print()
         for claim in self.claims:
             print(claim)
-        self.save(part_of=part_of)
+        self.save()
         failed = not all(claim.holds for claim in self.claims)
         return int(failed and self.options.check)
 
-    def save(self, *, part_of: str | None = None) -> None:
+    def save(self) -> None:
         """Writes the file, if there is one; see `finish`."""
         if self.options.json is not None:
             more = {"found": self.found} if self.found else {}
-            record(self.options.json, self.rows, part_of=part_of, **more)
+            record(self.options.json, self.rows, part_of=self.part_of, **more)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

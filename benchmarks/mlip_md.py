@@ -156,15 +156,15 @@ def main() -> int:
     torch.set_num_threads(options.threads[0])
     report = Report(f"{options.network}: molecular dynamics", options)
     network = NETWORKS[options.network]()
-    whole = f"mlip_md.py --network {options.network}"
+    report.part_of = f"mlip_md.py --network {options.network}"
     if options.compile:
         compile_time(report, network)
-        return report.finish(part_of=whole)
+        return report.finish()
     if options.cold_start:
         for atoms in options.atoms:
             (system,) = replicas_of(network, atoms, 1)
             cold_start(report, network, options.network, system)
-        return report.finish(part_of=whole)
+        return report.finish()
     for threads in options.threads:
         torch.set_num_threads(threads)
         torchcall.set_num_threads(threads)
@@ -173,8 +173,8 @@ def main() -> int:
             for replicas in options.replicas:
                 systems = replicas_of(network, atoms, replicas)
                 measure(report, network.title, codes, systems, threads)
-                report.save(part_of=whole)
-    return report.finish(part_of=whole)
+                report.save()
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -174,6 +174,15 @@ def test_third_derivatives_of_mapped_geometries(model, cases):
         np.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
+def test_products_without_jit(model, cases, products):
+    _, several, moves, strains = cases
+    first = jax.tree.map(lambda x: x[0], (several, moves, strains))
+    with jax.disable_jit():
+        found = pushed(model, *first)
+    for a, b in zip(found, products, strict=True):
+        np.testing.assert_allclose(a, b[0], rtol=0, atol=1e-11 * np.abs(b).max())
+
+
 def test_no_geometries(model, cases):
     _, several, moves, strains = cases
     none = jax.tree.map(lambda x: x[:0], (several, moves, strains))

@@ -269,9 +269,8 @@ def test_a_file_that_changed_is_not_exported(two):
 def test_a_process_without_any_model_is_told_to_load_it(two, tmp_path):
     (tmp_path / "program").write_bytes(exported(torchcall.load(two), X).serialize())
     code = """
-        import jax, jax.numpy as jnp, torchcall
-        from jax import export
-        program = export.deserialize(bytearray(open("program", "rb").read()))
+        import jax, jax.export, jax.numpy as jnp, torchcall
+        program = jax.export.deserialize(bytearray(open("program", "rb").read()))
         try:
             program.call(jnp.ones(3))
         except jax.errors.JaxRuntimeError as error:

@@ -352,10 +352,9 @@ class Run:
         for file in self.files.values():
             file.sync()
         groups = [packed(group) for group in done.groups]
-        checkpoint = Checkpoint(
-            done.step, stored(self.options), done.lengths, groups, self._weights
+        Checkpoint(done.step, stored(self.options), done.lengths, groups, self._weights).write(
+            self.options.checkpoint
         )
-        checkpoint.write(self.options.checkpoint)
         self._saved = time.perf_counter()
 
     def _stop_early(self, work: Any) -> None:

@@ -103,7 +103,12 @@ def _evaluate(
         jax.tree.leaves((model, graph))
     ):
         return _program(model)(model.cutoff.data, graph, moves, strains)
+    return _pushed(model, graph, moves, strains)
 
+
+def _pushed(
+    model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
+) -> Gradients:
     def gradients(moved: dict[str, Array]) -> Gradients:
         padded, masks = model.padded(replace(graph, **moved))
         out = model.evaluate(padded, masks.n_atoms, masks.n_edges, only_gradients=True)
@@ -121,7 +126,7 @@ def _evaluate(
 def _guarded(
     model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
 ) -> Gradients:
-    return _nan_if_incomplete(graph, _evaluate(model, _bare(graph), moves, strains))
+    return _nan_if_incomplete(graph, _pushed(model, _bare(graph), moves, strains))
 
 
 _program = model_programs("torchcall_hessian", _guarded)
