@@ -69,6 +69,6 @@ def fractional_argon(cells=2, noise=0.01):
 def documented(name):
     """The example of the documentation that uses a name."""
     page = Path(__file__).parents[2] / "docs" / "integrations.md"
-    blocks = re.findall(r"^```py\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```py(?:thon)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     (found,) = [block for block in blocks if name in block]
     return found
