@@ -68,6 +68,11 @@ def _over_rows(function: Any, rows: tuple[bool, ...], operands: Sequence[Any]) -
     return rows_p.bind(*operands, function=function, has_rows=rows)
 
 
+def row_factors(ndim: int, rows: bool) -> Axes:
+    """The factors of an array's axes, of which the first may be the rows."""
+    return ("rows" if rows else None, *[None] * (ndim - 1)) if ndim else ()
+
+
 def _axes(operands: Sequence[Any]) -> tuple[AxisType, ...]:
     return mesh_of([jax.typeof(x) for x in operands]).axis_types
 
@@ -114,11 +119,8 @@ def _lower(
 
     avals: list[Any] = list(ctx.avals_in)
 
-    def factors(aval: Any, rows: bool) -> Axes:
-        return ("rows" if rows else None, *[None] * (aval.ndim - 1)) if aval.ndim else ()
-
-    given = [factors(aval, rows) for aval, rows in zip(avals, has_rows, strict=True)]
-    made = [factors(aval, True) for aval in ctx.avals_out]
+    given = [row_factors(aval.ndim, rows) for aval, rows in zip(avals, has_rows, strict=True)]
+    made = [row_factors(aval.ndim, True) for aval in ctx.avals_out]
 
     def part(held: Registrations, mesh: Any, axes: Any) -> Any:
         parts = {f: count(mesh, names) for f, names in axes.items()}

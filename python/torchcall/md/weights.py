@@ -23,7 +23,10 @@ def weights_record(wrapper: TorchModuleWrapper) -> dict[str, str]:
 
 
 def is_other(now: dict[str, str], before: dict[str, str] | None) -> bool:
-    """Whether the models certainly differ. Other versions name or compile the same weights anew."""
+    """Whether the weights differ. False if the digests are of other versions or engines.
+
+    These may name or store the same weights differently.
+    """
     if before is None or not (now["digest"] and before["digest"]):
         return False
     return now["digest"] != before["digest"] and {**now, "digest": before["digest"]} == before

@@ -207,7 +207,7 @@ def _guarded(
     evaluate: Callable[[TorchMliap, AtomGraph], CommitteeOut], model: TorchMliap, graph: AtomGraph
 ) -> CommitteeOut:
     """One evaluation, NaN where edges may be missing."""
-    out = evaluate(model, replace(without_list(graph), did_overflow=None))
+    out = evaluate(model, without_list(graph))
     incomplete = lacks_edges(graph)
     if incomplete is None:
         return out

@@ -204,7 +204,7 @@ def _nan_if_incomplete(
     model: TorchMliap,
     graph: AtomGraph,
 ) -> EnergyAndGradients:
-    out = evaluate(model, replace(without_list(graph), did_overflow=None))
+    out = evaluate(model, without_list(graph))
     incomplete = lacks_edges(graph)
     return out if incomplete is None else nan_where(incomplete, graph, out)
 

@@ -251,9 +251,15 @@ def _first_axis(graph: AtomGraph, name: str) -> int:
 
 
 def without_list(graph: AtomGraph) -> AtomGraph:
-    """The graph without what it knows of its neighbour list, of the same class."""
+    """The graph without what it knows of its neighbour list and its overflow, of the same class."""
     return replace(
-        graph, list_positions=None, list_cell=None, list_cutoff=None, list_skin=0.0, _listed=None
+        graph,
+        list_positions=None,
+        list_cell=None,
+        list_cutoff=None,
+        list_skin=0.0,
+        did_overflow=None,
+        _listed=None,
     )
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import AtomGraph, ListedGraph, lacks_edges, without_list
 from torchcall.mliap._hessian_check import wrong_products
+from torchcall.mliap._merge import with_one_cutoff
 from torchcall.mliap._model import TorchMliap
 from torchcall.mliap._model_programs import model_programs
 from torchcall.mliap._padding import PaddingMasks
@@ -56,24 +57,12 @@ def hessian_product(
         _require_second_derivatives(model)
         if not _is_traced(arrays):
             return _program(model)(model.cutoff.data, graph, moves, strains)
-    pushed = product(_evaluate, _with_one_cutoff(model), _bare(graph), moves, strains)
+    pushed = product(_evaluate, with_one_cutoff(model), without_list(graph), moves, strains)
     return _nan_if_incomplete(graph, pushed)
 
 
 def _is_traced(arrays: list[Any]) -> bool:
     return any(isinstance(x, Tracer) for x in arrays)
-
-
-def _bare(graph: AtomGraph) -> AtomGraph:
-    return replace(without_list(graph), did_overflow=None)
-
-
-def _with_one_cutoff(model: TorchMliap) -> TorchMliap:
-    """Cutoffs by system only set the phantom's size, so the largest serves merged graphs."""
-    own = model.cutoff
-    if len(own.keys) == 1:
-        return model
-    return replace(model, cutoff=replace(own, keys=own.keys[:1], data=own.data.max(keepdims=True)))
 
 
 def _nan_if_incomplete(graph: AtomGraph, pushed: Gradients) -> Gradients:
@@ -126,7 +115,7 @@ def _pushed(
 def _guarded(
     model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
 ) -> Gradients:
-    return _nan_if_incomplete(graph, _pushed(model, _bare(graph), moves, strains))
+    return _nan_if_incomplete(graph, _pushed(model, without_list(graph), moves, strains))
 
 
 _program = model_programs("torchcall_hessian", _guarded)

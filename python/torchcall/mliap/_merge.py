@@ -36,6 +36,15 @@ def merge_graphs(graph: AtomGraph, mapped: AtomGraph, count: int) -> AtomGraph:
     return _merge(jax.tree.map(spread, graph, mapped))
 
 
+def with_one_cutoff(model: Any) -> Any:
+    """The `TorchMliap` with the largest of its cutoffs, which serves merged graphs.
+
+    Cutoffs by system only set the phantom's size.
+    """
+    own = model.cutoff
+    return replace(model, cutoff=replace(own, keys=own.keys[:1], data=own.data.max().reshape(1)))
+
+
 def evaluate_merged(
     evaluate: Callable[[Any, AtomGraph], Any], count: int, mapped: AtomGraph, model: Any, graph: Any
 ) -> tuple[Any, Any]:
@@ -50,9 +59,7 @@ def evaluate_merged(
     Returns:
         The arrays with a leading axis of length `count`, and that they have it.
     """
-    # Cutoffs by system only set the phantom's size, so the largest serves the merged graph.
-    data = jnp.max(model.cutoff.data, keepdims=True).reshape(1)
-    model = replace(model, cutoff=replace(model.cutoff, keys=model.cutoff.keys[:1], data=data))
+    model = with_one_cutoff(model)
     if count == 0:
         one = jax.tree.map(
             lambda value, has: jax.ShapeDtypeStruct(value.shape[1 if has else 0 :], value.dtype),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -92,7 +91,7 @@ def pad_with(
     )
     largest = jnp.max(jnp.asarray(cutoff.data if isinstance(cutoff, Table) else cutoff))
     # Fields that do not matter here would make other programs.
-    arrays = replace(without_list(listed(graph)), did_overflow=None)
+    arrays = without_list(listed(graph))
     return _pad(arrays, largest, sizes, element)
 
 

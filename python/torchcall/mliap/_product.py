@@ -14,8 +14,7 @@ from jaxtyping import Array, Float
 
 from torchcall._call.meshes import aligned, resharded, results
 from torchcall._call.partition import register
-from torchcall._call.rows import over_rows
-from torchcall._call.sharding import Axes
+from torchcall._call.rows import over_rows, row_factors
 from torchcall._undocumented.of_jax import (
     LoweringRuleContext,
     Primitive,
@@ -99,8 +98,8 @@ def _abstract_eval(
     return results(
         specs,
         operands,
-        [_factors(x.ndim, rows) for x, rows in zip(operands, has, strict=True)],
-        [_factors(len(spec.shape), True) for spec in specs],
+        [row_factors(x.ndim, rows) for x, rows in zip(operands, has, strict=True)],
+        [row_factors(len(spec.shape), True) for spec in specs],
     )
 
 
@@ -116,10 +115,6 @@ def _specs(
         jax.ShapeDtypeStruct((*axes, *shape), graph.positions.dtype)
         for shape in shapes[: 2 if model.compute_cell_gradients else 1]
     ]
-
-
-def _factors(ndim: int, rows: bool) -> Axes:
-    return ("rows" if rows else None, *[None] * (ndim - 1)) if ndim else ()
 
 
 def _evaluated(
