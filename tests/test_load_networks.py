@@ -5,6 +5,7 @@ import pickle
 import threading
 import time
 import types
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -70,6 +71,10 @@ def test_an_archive_is_loaded_with_its_own_cutoff(tmp_path, capsys):
 def test_what_is_not_recognised_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"expected a file or one of .*7net-0.*got '8net'"):
         models.load("8net")
+    with pytest.raises(ImportError, match=r"pip install 'torchcall\[sevennet\]'"):
+        models.load(Path("7net-0"))  # a Path may be a name too
+    with pytest.raises(TypeError, match=r"^torchcall: models.load: dtype: .*got 'float16'"):
+        models.load(Gaussians(), dtype="float16")
     with pytest.raises(ValueError, match=r"kind: expected 'auto' or one of .*got 'mice'"):
         models.load(Gaussians(), kind="mice")
     with pytest.raises(ValueError, match="known network, got a int"):

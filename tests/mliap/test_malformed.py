@@ -7,7 +7,6 @@ import reference
 import torch
 from reference import CUTOFF, one_thread  # noqa: F401
 
-import torchcall
 from torchcall import TorchModuleWrapper
 from torchcall.mliap import TorchMliap, edge_vectors, energy_and_gradients, with_gradients
 from torchcall.mliap._input import input_dtypes
@@ -130,6 +129,44 @@ def test_archives_and_scripts_are_checked(tmp_path):
             TorchMliap.from_module(model, 4.0)
 
 
+class OfPositions(torch.nn.Module):
+    def forward(self, pos: torch.Tensor) -> torch.Tensor:
+        return pos.sum()
+
+
+class OfTwo(torch.nn.Module):
+    def forward(self, pos: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        return pos.sum() + batch.sum()
+
+
+class OfAttributes(torch.nn.Module):
+    def forward(self, input):
+        return input.pos.sum()
+
+
+OTHER_INPUTS = [
+    OfPositions(),
+    OfTwo(),
+    OfAttributes(),
+    torch.nn.Linear(3, 1),
+    torch.nn.Conv2d(1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("module", OTHER_INPUTS, ids=lambda module: type(module).__name__)
+def test_modules_of_other_inputs_are_errors(module):
+    def check(wrap, module):
+        with pytest.raises(TypeError, match=r"input: expected .* takes one AtomGraphInput, a dict"):
+            wrap(module, 4.0)
+
+    check(TorchMliap.from_energy, module)
+    check(TorchMliap.from_module, module)
+    if not isinstance(module, OfAttributes):
+        scripted = torch.jit.script(module)
+        check(TorchMliap.from_energy, scripted)
+        check(TorchMliap.from_module, scripted)
+
+
 def test_forgotten_requires_grad_is_an_error():
     with pytest.raises(ValueError, match=r"torchcall: Malformed: .*expected requires_grad=True"):
         TorchMliap.from_module(module_of(full), 4.0, requires_grad=False)
@@ -239,7 +276,9 @@ def test_the_check_runs_no_kernel_and_changes_no_state():
     assert len(kinds) == before
 
 
-def test_wrappers_of_other_functions_remain_usable():
-    """A wrapper may have any signature; what does not fit is an error at the call."""
+def test_a_wrapper_of_another_function_is_an_error_and_remains_usable():
     cutoff = TorchMliap.from_module(module_of(full), 4.0).cutoff
-    TorchMliap(cutoff, torchcall.TorchModuleWrapper(torch.nn.functional.softplus))
+    wrapper = TorchModuleWrapper(torch.nn.functional.softplus)
+    with pytest.raises(TypeError, match=r"input: expected .* takes one AtomGraphInput, a dict"):
+        TorchMliap(cutoff, wrapper)
+    np.testing.assert_allclose(wrapper(np.zeros(2, np.float32)), np.log(2.0), rtol=1e-6)

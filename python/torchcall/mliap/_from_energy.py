@@ -74,8 +74,8 @@ def energy_source(
                 f"torchcall: {name}: cutoff: expected a length in Å, got none, and the module has "
                 "no attribute `cutoff`; pass from_energy(module, cutoff) or set it"
             )
-    length = checked_cutoff(cutoff)
-    floats = checked_dtype(dtype)
+    length = checked_cutoff(cutoff, f"torchcall: {name}")
+    floats = checked_dtype(dtype, f"torchcall: {name}")
     copied = inference_copy(module)
     if floats is not None:
         copied = copied.to(dtype=floats)

@@ -6,6 +6,7 @@ shapes or branches depend on values) are not checked here: their first call is.
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -33,6 +34,16 @@ from torchcall.mliap._outputs import (
 
 # (atoms, edges, systems): different from each other and from the sizes of other axes.
 _SIZES = (7, 13, 5)
+
+# Errors of a forward that does not take a dict as its one argument, whatever the values.
+_OTHER_INPUT = re.compile(
+    r"missing \d+ required positional argument"
+    r"|takes \d+ positional arguments? but|expected at most \d+ argument"
+    r"|must be Tensor, not dict|invalid combination of arguments - got \(dict\b"
+    r"|'dict' object has no attribute"
+    r"|Expected a value of type 'Tensor.*' for argument '\w+' but instead found type '?[Dd]ict"
+    r"|\(from the model's signature\)"
+)
 
 # Per wrapper: the values of `compute_cell_gradients` that were checked.
 _checked: weakref.WeakKeyDictionary[TorchModuleWrapper, set[bool]] = weakref.WeakKeyDictionary()
@@ -245,6 +256,13 @@ def _raise_if_certain(name: str, error: Exception) -> None:
                 f"torchcall: {name}: input: expected a module that reads the keys of an "
                 f"AtomGraphInput, {', '.join(keys)}; got one that reads {cause.args[0]!r}"
             ) from cause
+    if not isinstance(error, InferenceError):
+        text = str(error)
+    if found := [line.strip() for line in text.splitlines() if _OTHER_INPUT.search(line)]:
+        raise TypeError(
+            f"torchcall: {name}: input: expected a module whose forward takes one AtomGraphInput, "
+            f"a dict of tensors, got one that takes something else: {found[0]}"
+        ) from error
 
 
 def _input(

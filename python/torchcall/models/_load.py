@@ -80,7 +80,10 @@ def load(
         FileNotFoundError: the file does not exist.
         ImportError: the network's package is missing. The message names the extra to install.
     """
+    if isinstance(source, Path) and not source.exists():
+        source = str(source)  # perhaps the name of a pretrained model
     kind = _kind_of(source) if kind == "auto" else _checked(kind)
+    checked_dtype(dtype, "torchcall: models.load")
     network = _NETWORKS[kind]
     _check_options(kind, network, options)
     record = None

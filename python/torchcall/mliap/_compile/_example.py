@@ -17,8 +17,12 @@ from torchcall.mliap._padding import pad_graph
 _FLOATS = {"float32": torch.float32, "float64": torch.float64}
 
 
-def checked_cutoff(cutoff: Any) -> float:
+def checked_cutoff(cutoff: Any, where: str = "torchcall: compile") -> float:
     """The cutoff as a number.
+
+    Args:
+        cutoff: what the user passed.
+        where: the beginning of an error.
 
     Raises:
         ValueError: it is not a positive length.
@@ -26,18 +30,22 @@ def checked_cutoff(cutoff: Any) -> float:
     try:
         value = float(cutoff)
     except (TypeError, ValueError) as error:
-        raise _cutoff_error(cutoff) from error
+        raise _cutoff_error(cutoff, where) from error
     if isinstance(cutoff, bool | str) or not 0 < value < math.inf:
-        raise _cutoff_error(cutoff)
+        raise _cutoff_error(cutoff, where)
     return value
 
 
-def _cutoff_error(got: object) -> ValueError:
-    return ValueError(f"torchcall: compile: cutoff: expected a positive length in Å, got {got!r}")
+def _cutoff_error(got: object, where: str) -> ValueError:
+    return ValueError(f"{where}: cutoff: expected a positive length in Å, got {got!r}")
 
 
-def checked_dtype(dtype: Any) -> torch.dtype | None:
+def checked_dtype(dtype: Any, where: str = "torchcall: compile") -> torch.dtype | None:
     """The torch dtype for float32 or float64 of torch, NumPy or JAX, or a name; None for None.
+
+    Args:
+        dtype: what the user passed.
+        where: the beginning of an error.
 
     Raises:
         TypeError: the argument is neither.
@@ -46,7 +54,7 @@ def checked_dtype(dtype: Any) -> torch.dtype | None:
         return None
     name = dtype_name(dtype) if isinstance(dtype, torch.dtype) else _numpy_name(dtype)
     if name not in _FLOATS:
-        raise TypeError(f"torchcall: compile: dtype: expected float32 or float64, got {dtype!r}")
+        raise TypeError(f"{where}: dtype: expected float32 or float64, got {dtype!r}")
     return _FLOATS[name]
 
 
