@@ -106,6 +106,19 @@ def test_files_that_are_no_models_are_errors_of_ours(tmp_path, monkeypatch):
         models.load(tmp_path / "dict.pt", kind="sevennet")
 
 
+def test_a_checkpoint_with_a_damaged_entry_is_an_error(tmp_path, monkeypatch):
+    """torch reads its weights as if all were well."""
+    path = tmp_path / "weights.pt"
+    torch.save({"model_state_dict": torch.ones(1000), "_type_map": {}}, path)
+    monkeypatch.setattr(models.sevennet, "load", lambda *_, **__: pytest.fail("was loaded"))
+    content = path.read_bytes()
+    place = content.index(np.ones(100, np.float32).tobytes())
+    path.write_bytes(content[:place] + b"\1" + content[place + 1 :])
+    assert torch.load(path)["model_state_dict"][0] != 1
+    with pytest.raises(ValueError, match=r"kind='sevennet', got a damaged file: the checksum of"):
+        models.load(path)
+
+
 def test_one_thread_at_a_time_loads_a_network():
     inside, most, start = [0], [0], threading.Barrier(3)
 

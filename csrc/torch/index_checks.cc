@@ -13,10 +13,17 @@ bool IsMember(const TcIndexCheck& check, uint64_t entry) {
   return entry < 128 && (check.allowed[entry / 64] >> (entry % 64) & 1) != 0;
 }
 
+// As "1-94, 96": three or more in a row are a range.
 std::string Listed(const TcIndexCheck& check) {
   std::string text;
-  for (uint64_t entry = 0; entry < 128; ++entry) {
-    if (IsMember(check, entry)) text += (text.empty() ? "" : ", ") + std::to_string(entry);
+  for (uint64_t first = 0; first < 128; ++first) {
+    if (!IsMember(check, first)) continue;
+    uint64_t last = first;
+    while (IsMember(check, last + 1)) ++last;
+    text += (text.empty() ? "" : ", ") + std::to_string(first);
+    if (last < first + 2) continue;
+    text += "-" + std::to_string(last);
+    first = last;
   }
   return text;
 }

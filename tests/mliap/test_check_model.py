@@ -253,6 +253,12 @@ def test_an_accepted_undeclared_element_is_found(faulty, monkeypatch):
     assert "Element 1 got an energy" in report.failures[0].advice
 
 
+def test_a_graph_of_numpy_arrays_passes(faulty):
+    module, model, graph = faulty
+    module.fault = ""
+    assert_passes(model, jax.tree.map(np.asarray, graph))
+
+
 @pytest.mark.usefixtures("x64")
 def test_a_package_passes(graph, package):  # noqa: F811
     model = TorchMliap.from_package(package)

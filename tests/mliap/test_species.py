@@ -82,6 +82,16 @@ def test_traced_numbers_are_checked_in_the_call(model, compiled, graph, number):
     np.testing.assert_array_equal(compiled(graph), right)
 
 
+def test_elements_in_a_row_are_listed_as_ranges(graph):
+    module = Springs()
+    module.species = torch.tensor([1, 2, 3, 6, 13, 14, 127, 126, 125])
+    model = TorchMliap.from_module(torch.jit.script(module), CUTOFF, requires_grad=False)
+    wrong = with_element(graph, 8)
+    listed = "expected one of 1-3, 6, 13, 14, 125-127, got 8"
+    assert listed in error_of(lambda: energy(model, wrong))
+    assert listed in error_of(lambda: jax.jit(energy, compiler_options=QUICK)(model, wrong))
+
+
 def test_concrete_numbers_are_checked_when_the_program_is_traced(model, graph):
     wrong = with_element(graph, 8)
     expected = "graph.atomic_numbers: expected one of 6, 14, got 8 at entry 3"

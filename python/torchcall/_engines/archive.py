@@ -90,6 +90,22 @@ def check_archive(path: Path, expected: str) -> dict[str, zipfile.ZipInfo]:
     return entries
 
 
+def check_checksums(path: Path, expected: str) -> None:
+    """Checks that no entry of a zip archive is damaged: torch reads the others as if all were well.
+
+    Raises:
+        ValueError: the checksum of an entry is wrong.
+    """
+    try:
+        _, damaged = _contents(path)
+    except DAMAGE:  # reported where the file is loaded
+        return
+    if damaged is not None:
+        raise refusal(
+            path, expected, f"a damaged file: the checksum of its entry {damaged} is wrong"
+        )
+
+
 def _contents(path: Path) -> tuple[dict[str, zipfile.ZipInfo] | None, str | None]:
     """The entries, None if this is no zip archive, and the first one with a wrong checksum."""
     if not zipfile.is_zipfile(path):

@@ -62,8 +62,21 @@ def unknown_element(species: Species | None, numbers: Any, batch: Any, n_systems
     if known.all():
         return ""
     entry = int(np.argmin(known))
-    listed = ", ".join(map(str, species))
-    return f"expected one of {listed}, got {int(np.asarray(numbers)[entry])} at entry {entry}"
+    return (
+        f"expected one of {listed(species)}, got {int(np.asarray(numbers)[entry])} at entry {entry}"
+    )
+
+
+def listed(species: Species) -> str:
+    """As "1-94, 96": three or more in a row are a range."""
+    runs: list[list[int]] = []
+    for number in species:
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    parts = [f"{r[0]}-{r[-1]}" if len(r) > 2 else ", ".join(map(str, r)) for r in runs]
+    return ", ".join(parts)
 
 
 def _declared(found: object) -> Species | None:

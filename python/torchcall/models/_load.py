@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from torchcall._engines.archive import check_checksums
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap import TorchMliap
 from torchcall.mliap._compile._example import checked_dtype
@@ -99,6 +100,8 @@ def load(
             if verbose:
                 report(model, f"{kind}: {source}")
             return model
+    if network is not own and isinstance(source, str | Path) and Path(source).is_file():
+        check_checksums(Path(source), f"a model for kind={kind!r}")
     try:
         model = network.load(source, dtype=dtype, engine=engine, device=device, **options)
     except _UNREADABLE as error:

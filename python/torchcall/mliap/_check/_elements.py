@@ -12,6 +12,7 @@ import numpy as np
 from torchcall.mliap._check._report import Finding
 from torchcall.mliap._check._trial import Trial
 from torchcall.mliap._energy import energy_and_gradients
+from torchcall.mliap._species import listed
 
 
 def present(trial: Trial) -> list[int]:
@@ -45,7 +46,7 @@ def findings(trial: Trial) -> Iterator[Finding]:
 def _refused(trial: Trial, species: tuple[int, ...]) -> Finding:
     unknown = next(z for z in range(1, len(species) + 2) if z not in species)
     first = int(np.argmax(trial.real))
-    numbers = trial.graph.atomic_numbers.at[first].set(unknown)
+    numbers = jnp.asarray(trial.graph.atomic_numbers).at[first].set(unknown)
     wrong = replace(trial.graph, atomic_numbers=numbers)
     calls: list[Callable[[], object]] = [lambda: energy_and_gradients(trial.model, wrong)]
     # On a GPU, traced numbers are not checked. The native check supports numbers below 128.
@@ -62,8 +63,7 @@ def _refused(trial: Trial, species: tuple[int, ...]) -> Finding:
         "an element that the model does not declare is refused",
         float(accepted),
         0.0,
-        f"Element {unknown} got an energy, although the model declares only "
-        f"{', '.join(map(str, species))}.",
+        f"Element {unknown} got an energy, although the model declares only {listed(species)}.",
     )
 
 
