@@ -1,6 +1,7 @@
 """An import of torchcall that cannot work gives one error, which names the command that helps."""
 
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,25 @@ def test_every_way_into_the_package_gives_the_same_error(changes, tmp_path):
     ways += [["-m", "torchcall", "md"]]
     for way in ways:
         assert error_of(way, tmp_path) == expected, way
+
+
+@pytest.mark.parametrize("way", [["-c", "import torchcall; torchcall.load"], ["-m", "torchcall"]])
+def test_an_incomplete_bridge_is_an_error(way, tmp_path):
+    """Loading it would end the process by a signal."""
+    install({}, tmp_path)
+    # The first bytes of a library whose section headers, its last part, end at byte 6560.
+    start = b"\x7fELF\2\1" + bytes(34) + struct.pack("<Q10x2H2x", 6400, 40, 4)
+    (tmp_path / "torchcall" / "_bridge.broken.so").write_bytes(start + bytes(100))
+    if way[0] == "-m":
+        report = subprocess.run(
+            [sys.executable, "-S", *way, "doctor"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert report.returncode == 1, report.stderr
+        text = report.stdout
+    else:
+        text = error_of(way, tmp_path)
+    assert "_bridge.broken.so: expected 6560 bytes, got 164: the file is incomplete" in text
+    assert "`pip install --force-reinstall --no-deps torchcall`" in text
 
 
 def install(changes, folder):

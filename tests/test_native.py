@@ -82,12 +82,18 @@ def import_errors(tmp_path_factory):
     half = str(_native.find_torch_half(torch.__version__, _native.library_root()))
     start = folder / "start.so"
     start.write_bytes(Path(half).read_bytes()[:300_000])
+    older = folder / "older.so"  # needs a function that the installed torch does not have
+    source = "namespace at { void gone(); } void (*gone)() = at::gone;"
+    subprocess.run(
+        ["c++", "-shared", "-fPIC", "-xc++", "-", "-o", older], input=source, text=True, check=True
+    )
     cases = {
         "another torch": ("2.99.1+cpu", ""),
         "another torch, half named": ("2.99.1+cpu", half),
         "missing": (torch.__version__, "/nowhere/half.so"),
         "text": (torch.__version__, str(text)),
         "incomplete": (torch.__version__, str(start)),
+        "replaced torch": (torch.__version__, str(older)),
         "another library": (torch.__version__, "libm.so.6"),
     }
     (folder / "cases.json").write_text(json.dumps(list(cases.values())))
@@ -126,6 +132,23 @@ def test_an_incomplete_torch_half_is_an_error(import_errors):
     """Loading it would end the process."""
     message = import_errors["incomplete"]
     assert re.search(r"start.so: expected \d{6,} bytes, got 300000", message)
+    assert "`pip install --force-reinstall --no-deps torchcall`" in message
+
+
+def test_a_torch_that_was_replaced_by_a_build_that_lacks_a_function_is_an_error(import_errors):
+    message = import_errors["replaced torch"]
+    assert message.startswith("torchcall: cannot load ")
+    loaded = f"older.so with torch {torch.__version__} in {Path(torch.__file__).parent}: "
+    assert loaded in message
+    assert "undefined symbol: _ZN2at4goneEv" in message
+    assert "torch was replaced" in message
+    assert "Install torchcall again: `pip install --force-reinstall --no-deps" in message
+
+
+def test_a_torch_that_replaced_another_minor_gets_its_own_half(library_root):
+    """A wheel has a half for each minor version of torch."""
+    chosen = [_native.find_torch_half(v, library_root).parent.name for v in ("1.98.0", "1.99.1")]
+    assert chosen == ["torch-1.98", "torch-1.99"]
 
 
 def test_a_library_without_the_entry_point_is_an_error(import_errors):

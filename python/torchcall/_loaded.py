@@ -8,6 +8,7 @@ Raises:
 from torchcall import _requirements
 
 _requirements.check()
+_requirements.check_bridge()
 
 try:
     from torchcall import _bridge
@@ -18,7 +19,7 @@ except ImportError as error:
     found = ", ".join(sorted(path.name for path in folder.glob("_bridge*.so"))) or "none"
     raise ImportError(
         f"torchcall: cannot load torchcall._bridge: {error}. Libraries in {folder}: {found}. "
-        "For this Python: `pip install --force-reinstall --no-deps torchcall`"
+        f"For this Python: `{_requirements.REINSTALL}`"
     ) from error
 
 from torchcall import _interrupts, _native  # noqa: E402

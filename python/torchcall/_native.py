@@ -1,7 +1,6 @@
 """Loads the torch half that matches the installed torch, and registers the FFI handlers."""
 
 import os
-import struct
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import jax
 import torch
 
 from torchcall import _bridge
-from torchcall._requirements import REBUILD
+from torchcall._requirements import REBUILD, REINSTALL, require_whole
 from torchcall._versions import minor, numbers
 
 TARGET = "torchcall"
@@ -55,7 +54,7 @@ def load_torch_half() -> Path:
     """
     override = os.environ.get("TORCHCALL_TORCH_HALF")
     path = Path(override) if override else find_torch_half(torch.__version__, library_root())
-    _require_whole(path)
+    require_whole(path)
     try:
         _bridge.load_torch_half(str(path))
     except RuntimeError as error:
@@ -63,7 +62,7 @@ def load_torch_half() -> Path:
             f"torchcall: cannot load {path} with torch {torch.__version__} "
             f"in {Path(torch.__file__).parent}: {error}\n"
             "Likely causes: torch was replaced after torchcall was built, or the file is damaged. "
-            f"Install torchcall again, or build it for this torch: `{REBUILD}`"
+            f"Install torchcall again: `{REINSTALL}`; or build it for this torch: `{REBUILD}`"
         ) from error
     built_for = _bridge.torch_half_version()
     if minor(built_for) != minor(torch.__version__):
@@ -72,28 +71,6 @@ def load_torch_half() -> Path:
             f"got one built for torch {built_for}"
         )
     return path
-
-
-def _require_whole(path: Path) -> None:
-    """Raises ImportError for an ELF library that lacks its end, which would end the process.
-
-    The section headers are the last part of a library.
-    """
-    try:
-        with path.open("rb") as file:
-            header = file.read(64)
-        size = path.stat().st_size
-    except OSError:
-        return  # the loader's own message says more
-    if len(header) < 64 or header[:6] != b"\x7fELF\x02\x01":  # 64 bits, little endian
-        return
-    (offset,) = struct.unpack_from("<Q", header, 40)
-    length, number = struct.unpack_from("<HH", header, 58)
-    if size < offset + length * number:
-        raise ImportError(
-            f"torchcall: {path}: expected {offset + length * number} bytes, got {size}: the file "
-            "is incomplete; install torchcall again"
-        )
 
 
 def register_target(platform: str) -> None:

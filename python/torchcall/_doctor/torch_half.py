@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torchcall._doctor.report import Section, import_error, imported, one_line
-from torchcall._requirements import REBUILD
+from torchcall._requirements import REBUILD, REINSTALL, check_bridge
 from torchcall._versions import minor, numbers
 
 VARIABLE = "TORCHCALL_TORCH_HALF"
@@ -30,13 +30,21 @@ def probe(section: Section) -> None:
     missing = [name for name in ("jax", "torch") if imported(name) is None]
     if missing:
         section.show("in use", f"none: {missing[0]} cannot be imported")
-    elif (error := import_error("torchcall._bridge")) is not None:
+    elif (error := _bridge_error()) is not None:
         section.show("in use", "none: the JAX half cannot be imported")
-        section.problem(f"the JAX half cannot be imported: {one_line(error)}", REBUILD)
+        section.problem(f"the JAX half cannot be imported: {one_line(error)}", REINSTALL)
     elif (error := import_error("torchcall._loaded")) is not None:
         _failed(section, error, override, found)
     else:
         _loaded(section, override)
+
+
+def _bridge_error() -> BaseException | None:
+    try:
+        check_bridge()
+    except ImportError as error:
+        return error
+    return import_error("torchcall._bridge")
 
 
 def _loaded(section: Section, override: str | None) -> None:
@@ -66,7 +74,7 @@ def _failed(
     elif minor(str(torch.__version__)) not in found and found:
         remedy = f"pip install 'torch=={list(found)[-1]}.*'"
     else:
-        remedy = REBUILD
+        remedy = REINSTALL if "incomplete" in reason else REBUILD
     section.problem(reason, remedy)
 
 
