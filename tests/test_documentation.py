@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import torchcall
 from torchcall.__main__ import COMMANDS
+from torchcall._command.included import argon
 from torchcall._command.parsing import Parser
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +28,6 @@ ALL_PAGES = [*PAGES, *sorted((ROOT / "docs" / "networks").glob("*.md"))]
 NOT_RUN = {
     "README.md": (1, "needs sevenn, which test-models tests"),
     "integrations.md": (1, "needs kUPS"),
-    "transformations.md": (1, "needs a mesh of several devices"),
     "networks/chgnet.md": (1, "needs chgnet and a checkpoint"),
     "networks/mace.md": (1, "needs mace and a checkpoint"),
     "networks/nequip.md": (1, "needs nequip and checkpoints"),
@@ -56,7 +58,30 @@ def test_every_example_runs(page, tmp_path, monkeypatch):
     # jax-md adds integers to floats.
     promotion = "standard" if page.name == "integrations.md" else "strict"
     with jax.numpy_dtype_promotion(promotion):
-        exec(compile(script.read_text(), script, "exec"), {"__name__": script.stem})
+        namespace = {"__name__": script.stem}
+        exec(compile(script.read_text(), script, "exec"), namespace)
+        if page.name == "transformations.md":
+            check_forces(namespace["forces"], namespace["rows"])
+
+
+def check_forces(forces: Any, rows: Any) -> None:
+    """The last function of the page of transformations, called with replicas of two argon atoms."""
+    pair = jnp.asarray([[0, 0, 0], [3.6, 0, 0]], jnp.float32)
+    arrays = {
+        "positions": pair,
+        "atomic_numbers": jnp.asarray([18, 18]),
+        "cell": 20 * jnp.eye(3)[None],
+        "pbc": jnp.ones((1, 3), bool),
+        "batch": None,
+        "edge_index": jnp.asarray([[0, 1], [1, 0]]),
+        "cell_offsets": jnp.zeros((2, 3)),
+    }
+    graph = torchcall.mliap.AtomGraph(**arrays)
+    replicas = jax.tree.map(lambda leaf: jnp.stack([leaf] * jax.device_count()), graph)
+    found = forces(argon(), jax.device_put(replicas, rows))
+    assert found.shape == (jax.device_count(), 2, 3)
+    np.testing.assert_allclose(found[:, 0], -found[:, 1])
+    assert (abs(found[:, 0, 0]) > 0.01).all()
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda p: p.name)
