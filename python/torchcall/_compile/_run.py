@@ -180,14 +180,16 @@ def _taken(key: str, to: Path, check: Callable[[], None], progress: Progress) ->
 
 
 def _expected_time(operators: int, programs: int = 1) -> str:
-    """The processor time that torch's compiler takes on a quiet machine, an AMD EPYC.
+    """The time that torch's compiler takes on a quiet machine: a range, as operators differ.
 
-    A busy machine takes twice the processor time, and longer by the clock.
+    Measured: near the lower end for Lennard-Jones and MACE, near the upper end for 7net-0.
     """
-    seconds = 10 * programs + operators / 30
-    if seconds > 90:
-        return f"about {seconds / 60:.0f} min"
-    return f"about {10 * round(seconds / 10)} s"
+    least = 10 * programs + operators / 30
+    low, high = (
+        f"{10 * round(t / 10)} s" if t <= 90 else f"{t / 60:.0f} min" for t in (least, 3 * least)
+    )
+    same = low.split()[1] == high.split()[1]
+    return f"{low.split()[0] if same else low} to {high}"
 
 
 def checked_device(device: str | torch.device) -> torch.device:
