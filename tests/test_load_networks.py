@@ -101,6 +101,12 @@ def test_files_that_are_no_models_are_errors_of_ours(tmp_path, monkeypatch):
     def load(source, **_):
         return {}[source]
 
+    whole = (tmp_path / "dict.pt").read_bytes()
+    for size in (0, 100, len(whole) - 1):
+        (tmp_path / "cut.model").write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"^torchcall: .*cut\.model: expected .*, got a"):
+            models.load(tmp_path / "cut.model", head="default")
+
     monkeypatch.setattr(models.sevennet, "load", load)
     with pytest.raises(ValueError, match=r"^torchcall: .*kind='sevennet', got .*KeyError"):
         models.load(tmp_path / "dict.pt", kind="sevennet")

@@ -4,6 +4,7 @@ mace-torch has no trained models in its package: these are random ones, saved as
 """
 
 import os
+import warnings
 
 import jax
 import numpy as np
@@ -187,6 +188,13 @@ def test_weights_without_a_model_are_refused(tmp_path):
     torch.save(network("MACE").state_dict(), tmp_path / "weights.pt")
     with pytest.raises(TypeError, match=r"expected a model, as MACE's training writes"):
         loader.load(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("engine", ["eager", "script"])
+def test_loading_warns_of_nothing(files, engine):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        models.load(files / "ScaleShiftMACE.model", head="dft", engine=engine)
 
 
 def test_loading_restores_the_environment_and_the_default_dtype(files):

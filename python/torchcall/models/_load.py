@@ -86,6 +86,8 @@ def load(
     kind = _kind_of(source) if kind == "auto" else _checked(kind)
     checked_dtype(dtype, "torchcall: models.load")
     network = _NETWORKS[kind]
+    if network is own and isinstance(source, str | Path):
+        own.check_file(source)  # first: a damaged checkpoint has options that are not of `own`
     _check_options(kind, network, options)
     record = None
     if engine == "package" and "example" not in options:

@@ -142,16 +142,18 @@ def load(
 
     heads = _heads(model)
     title = f"MACE: {_class_name(model)}" + (f", head {heads[index]!r}" if len(heads) > 1 else "")
-    return _common.build(
-        MaceEnergy(model, index),
-        title=title,
-        engine=engine,
-        dtype=dtype,
-        device=device,
-        script=jit.script,
-        verbose=verbose,
-        **options,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript's about the source of mace and e3nn
+        return _common.build(
+            MaceEnergy(model, index),
+            title=title,
+            engine=engine,
+            dtype=dtype,
+            device=device,
+            script=jit.script,
+            verbose=verbose,
+            **options,
+        )
 
 
 def prepared(model: Any) -> Any:

@@ -67,13 +67,7 @@ def load(
         return model
     module: Any = source
     if isinstance(source, str | Path):
-        try:
-            check_archive(Path(source), TORCHSCRIPT)
-        except PickledModelError as error:
-            raise ValueError(
-                f"torchcall: {source}: expected a checkpoint of a known network, a TorchScript "
-                "archive or a package, got a pickle of something else"
-            ) from error
+        check_file(source)
         module = torch.jit.load(source, map_location="cpu").eval()
     title = f"{source if isinstance(source, str | Path) else type(module).__name__}"
     if gradients is None:
@@ -105,6 +99,19 @@ def load(
     if verbose:
         _common.report(model, title)
     return model
+
+
+def check_file(path: str | Path) -> None:
+    """Raises ValueError unless a file is a package or a TorchScript archive that is complete."""
+    if is_package(Path(path)):
+        return  # checked where it is loaded
+    try:
+        check_archive(Path(path), TORCHSCRIPT)
+    except PickledModelError as error:
+        raise ValueError(
+            f"torchcall: {path}: expected a checkpoint of a known network, a TorchScript archive "
+            "or a package, got a pickle of something else"
+        ) from error
 
 
 def _returns_dict(module: Any) -> bool:
