@@ -217,7 +217,7 @@ CLAIMS = [
         lambda: [
             0.5
             * results("scaling").ratio(
-                "8 replicas of 64 atoms, TorchScript",
+                "16 replicas of 64 atoms, TorchScript",
                 "one device in each of two unconnected processes",
                 "two devices",
             )

@@ -101,7 +101,7 @@ def scaling() -> str:
     rows: list[list[str]] = []
     alone = "one device in each of two unconnected processes"
     for engine in ("TorchScript", "eager"):
-        case = found.case(f"8 replicas of 64 atoms, {engine}")
+        case = found.case(f"16 replicas of 64 atoms, {engine}")
         one = found.us(case, "one device")
         for title, method, work in (
             ("one device", "one device", 1),
@@ -111,7 +111,7 @@ def scaling() -> str:
         ):
             us = found.us(case, method)
             rows.append([engine, title, digits(us), times(work * one / us)])
-    head = ["8 replicas of 64 atoms", "", "µs per step", "throughput / one device's"]
+    head = ["16 replicas of 64 atoms", "", "µs per step", "throughput / one device's"]
     return with_source(table(head, rows), "scaling")
 
 

@@ -71,9 +71,17 @@ def process_settings(options: argparse.Namespace) -> Iterator[None]:
             f"{options.devices}"
         )
 
+    signals = 0
+
+    # The second one does not disturb what is saved. The third ends the process: the exception of
+    # the first is lost if code of torch's compiler catches it.
     def terminate(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another one would disturb what is saved
-        raise Terminated("stopped by SIGTERM")
+        nonlocal signals
+        signals += 1
+        if signals == 1:
+            raise Terminated("stopped by SIGTERM")
+        if signals > 2:
+            os._exit(Terminated.status)
 
     old = signal.getsignal(signal.SIGTERM)
     with suppress(ValueError):  # not the main thread
