@@ -128,6 +128,7 @@ def test_box_has_the_requested_atoms_and_density(load):
         box(100)
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_runs_on_the_cpu(tmp_path):
     path = tmp_path / "gpu_md.json"
     options = ["--device", "cpu", "--quick", "--potentials", "Lennard-Jones"]

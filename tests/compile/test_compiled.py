@@ -121,6 +121,7 @@ def test_a_damaged_package_is_an_error(package, tmp_path):
         read_package(path)
 
 
+@pytest.mark.slow
 def test_a_static_package_in_single_precision_has_the_examples_capacity(tmp_path):
     members = [reference.systems()["triclinic"]]
     graph = reference.graph(members, n_atoms=4, n_edges=20, dtype=torch.float32)

@@ -16,7 +16,7 @@ from torchcall._command.included import load_example, quiet_torchscript
 
 OPTIONS = (
     "--structure ../crystal.xyz --model ../large.pt --cutoff 5 --temperature 30 --threads 1 "
-    "--every 5 --skin 0.6 --steps 40 --traj t.extxyz --checkpoint-every 1000"
+    "--every 5 --skin 0.6 --steps 100 --traj t.extxyz --checkpoint-every 1000"
 )
 LOST_SIGNALS = """
 import os, signal
@@ -71,8 +71,11 @@ def test_a_run_without_memory_leaves_whole_files_and_continues_bit_for_bit(tmp_p
     log = broken / "md.csv"
     while not (log.exists() and log.read_text().count("\n") > 3) and process.poll() is None:
         time.sleep(0.01)
-    # What it has and 8 MiB more: it fails at the next call.
-    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+    # What it has between two calls, and 8 MiB more: it fails at its next call.
+    pages = 1 << 60
+    for _ in range(50):
+        pages = min(pages, int(Path(f"/proc/{process.pid}/statm").read_text().split()[0]))
+        time.sleep(0.01)
     limit = f"--as={pages * 4096 + 2**23}:"
     subprocess.run(["prlimit", f"--pid={process.pid}", limit], check=True)
     _, printed = process.communicate(timeout=120)

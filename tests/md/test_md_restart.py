@@ -104,7 +104,7 @@ def kill_after(monkeypatch, appends):
 @pytest.mark.parametrize(
     "ensemble",
     [
-        pytest.param(name, marks=[] if name == "replicas" else pytest.mark.slow)
+        pytest.param(name, marks=[] if name == "langevin" else pytest.mark.slow)
         for name in ENSEMBLES
     ],
 )
@@ -167,6 +167,7 @@ def test_signals_save_a_checkpoint(
     assert contents(tmp_path / "broken") == unbroken
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_does_not_disturb_the_end(crystal, tmp_path):
     words = [*arguments(crystal), "--steps", "100000000"]
     command = [sys.executable, "-m", "torchcall", "md", *words]
@@ -294,6 +295,7 @@ class Scaled(torch.nn.Module):
         return out
 
 
+@pytest.mark.slow
 def test_weights_that_hardly_change_energies_are_other_weights(
     crystal, tmp_path, monkeypatch, capfd
 ):
@@ -373,13 +375,11 @@ def killed_for_real(crystal, folder, seconds):
     assert all(len(atoms) == 32 for atoms in frames)
 
 
-@pytest.mark.parametrize(
-    "kills", [1, pytest.param(50, marks=pytest.mark.slow)], ids=["once", "50 times"]
-)
-def test_sigkill_at_random_moments(kills, crystal, md, tmp_path):
+@pytest.mark.slow
+def test_sigkill_at_random_moments_50_times(crystal, md, tmp_path):
     assert md("unbroken", "--steps", "400") == 0
-    random = np.random.default_rng(kills)
-    for k in range(kills):
+    random = np.random.default_rng(50)
+    for k in range(50):
         folder = tmp_path / f"killed-{k}"
         killed_for_real(crystal, folder, random.uniform(0.0, 1.5))
         assert md(folder.name, "--restart", "--steps", "400") == 0

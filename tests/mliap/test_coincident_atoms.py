@@ -59,7 +59,11 @@ def ase_pairs(positions, cell, pbc, batch):
 
 @pytest.mark.parametrize(
     "form, dtype",
-    [("custom calls", np.float32), ("custom calls", np.float64), ("JAX", np.float32)],
+    [
+        ("custom calls", np.float32),
+        ("custom calls", np.float64),
+        pytest.param("JAX", np.float32, marks=pytest.mark.slow),
+    ],
 )
 def test_all_pairs_are_listed_when_allocated_and_when_updated(form, dtype):
     """For the custom calls, which a CPU runs, and for the JAX stages of other devices."""
