@@ -254,4 +254,9 @@ def test_process_exits_cleanly_while_computations_run(tmp_path):
     """
     done = run_python(tmp_path, code)
     assert "Fatal" not in done.stderr
-    assert "nanobind" not in done.stderr
+    printed = [line for line in done.stderr.splitlines() if "nanobind" in line]
+    # Triton 3.9, which CUDA builds of torch 2.15 bring, prints what is left of its own objects,
+    # also without torchcall. torchcall and jaxlib switch that off.
+    if "triton._C" in done.stderr:
+        printed = [line for line in printed if not re.search("leaked|refleaks|refer", line)]
+    assert not printed

@@ -2,6 +2,7 @@
 
 #include <ATen/Functions.h>
 #include <sys/stat.h>
+#include <torch/version.h>
 
 #include <charconv>
 #include <stdexcept>
@@ -229,6 +230,12 @@ std::unique_ptr<CallContext> PackagePlan::NewContext(TcPlace place) const {
 std::string PackagePlan::WithNames(std::string text) const {
   static const std::string kMark = "input_handles[";
   const size_t at = text.find(kMark);
+#if TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 13
+  // A package's code returns no text there.
+  if (text.find("API call failed") != std::string::npos) {
+    return text + "; torch " TORCH_VERSION " has printed the reason to standard error";
+  }
+#endif
   if (at == std::string::npos) return text;
   const size_t end = text.find(']', at);
   if (end == std::string::npos) return text;
