@@ -220,6 +220,9 @@ def test_types_with_other_names_need_a_map():
     source = network("nequip", types=["chlorine", "sodium"])
     with pytest.raises(ValueError, match="'chlorine'; pass species="):
         models.load(source)
+    for wrong in (["sodium", "chlorine"], {}):
+        with pytest.raises(TypeError, match="species: expected a dict of chemical symbols"):
+            models.load(source, species=wrong)
     model = models.load(source, engine="eager", species={"Na": "sodium", "Cl": "chlorine"})
     assert model.species == (11, 17)
     expected = calculator(network("nequip"))

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from torchcall._compile._copy import inference_copy
-from torchcall._compile._metadata import dtype_name
 from torchcall._undocumented.of_torch import compiler_settings
 from torchcall.mliap import TorchMliap, edge_vectors
+from torchcall.mliap._compile._example import checked_dtype
 from torchcall.models import _common
 
 NAMES: tuple[str, ...] = ()
@@ -170,6 +170,11 @@ def _energy(network: Any, species: Mapping[str, str] | None) -> NequipEnergy:
         )
     types: list[str] = network.metadata["type_names"].split(" ")
     named = {name: name for name in types} if species is None else species
+    if not isinstance(named, Mapping) or not named:
+        raise TypeError(
+            "torchcall: NequIP: species: expected a dict of chemical symbols and, for each, one of "
+            f"the model's types {', '.join(types)}, got {named!r}"
+        )
     index = torch.full((120,), -1, dtype=torch.int64)
     for symbol, name in named.items():
         if symbol not in atomic_numbers or name not in types:
@@ -188,7 +193,7 @@ def _energy(network: Any, species: Mapping[str, str] | None) -> NequipEnergy:
 def _check_dtype(network: Any, dtype: Any) -> None:
     own = network.metadata["model_dtype"]
     if dtype is not None:
-        wanted = dtype_name(dtype) if isinstance(dtype, torch.dtype) else np.dtype(dtype).name
+        wanted = str(checked_dtype(dtype, "torchcall: NequIP")).removeprefix("torch.")
         if wanted != own:
             raise ValueError(
                 f"torchcall: NequIP: dtype: expected None or {own}, the `model_dtype` that the "
