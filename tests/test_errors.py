@@ -124,6 +124,25 @@ def test_error_text_puts_the_cause_before_the_traceback():
     assert "test_errors.py" in text  # torch's own traceback names the line of the model
 
 
+def raises(x: Tensor) -> Tensor:
+    if x.dim() > 0:
+        raise ValueError("atoms are too close")
+    return x
+
+
+def calls_raises(x: Tensor) -> Tensor:
+    return raises(x)
+
+
+@pytest.mark.parametrize("function", [raises, calls_raises])
+@pytest.mark.parametrize("spec", [None, like_input], ids=["traced", "called"])
+def test_the_cause_comes_first_for_functions_whose_source_is_not_indented(function, spec):
+    f = TorchModuleWrapper(torch.jit.script(function), output_spec=spec)
+    text = error_of(lambda: f(X))
+    assert text.index("ValueError: atoms are too close") < text.index("Traceback of TorchScript")
+    assert text.index("Traceback of TorchScript") < text.index("def raises(x")
+
+
 def test_error_has_no_cpp_stack_trace_even_when_torch_enables_it(tmp_path):
     code = """
         import jax, numpy as np, torch, torchcall

@@ -41,11 +41,13 @@ std::string WithoutCppTrace(std::string text) {
 }
 
 // Moves the cause of an error, which the interpreter puts last, before the TorchScript traceback:
-// "raised ValueError: ...", then the traceback.
+// "raised ValueError: ...", then the traceback. Source lines of a script function are not indented,
+// so the cause comes after the place where it occurred.
 std::string Raised(const std::string& message) {
   const std::string text = WithoutCppTrace(message);
   if (text.find("Traceback of TorchScript") == std::string::npos) return "raised: " + text;
-  size_t line = 0;
+  const size_t place = text.rfind("<--- HERE\n");
+  size_t line = place == std::string::npos ? 0 : text.find('\n', place) + 1;
   while (line < text.size()) {
     const std::string_view rest = std::string_view(text).substr(line);
     const bool of_traceback = rest.starts_with(' ') || rest.starts_with('\n') ||

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import jax
 import torch
-from jax.core import Tracer
 
 from torchcall._call.call import CallOptions
 from torchcall._call.content import replace
@@ -21,7 +20,7 @@ from torchcall._call.plan import MOST_PLANS, CallPlan
 from torchcall._call.planning import Prepared, describe_call, leaf_specs, plan_key, prepare
 from torchcall._call.primitive import bind
 from torchcall._call.sharding import ShardingRule
-from torchcall._call.specs import is_static
+from torchcall._call.specs import any_traced, is_static
 from torchcall._call.threads import measured_threads, warm_up
 from torchcall._call.tree import check_keys
 from torchcall._engines import check_sizes, source_of, unpickle
@@ -84,8 +83,8 @@ class TorchModuleWrapper:
             without a graph, with "require" too.
 
     XLA merges equal calls and drops calls whose outputs are unused, so a model that draws random
-    numbers draws them once per distinct call. `jax_debug_nans` finds NaNs that a model returns.
-    `checkify`'s float checks do not: check the result, `checkify.check(jnp.isfinite(y).all(), "")`.
+    numbers draws them once per distinct call. `jax_debug_nans` and `checkify`'s float checks find
+    NaNs that a model returns.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: at construction: the model is unusable. At a call:
@@ -160,8 +159,7 @@ class TorchModuleWrapper:
     ) -> Any:
         """Calls the model. `lengths` are the int32 scalars of `Narrowing`, in its order."""
         prepared, operands = self._prepared_call(args, kwargs, options, lengths)
-        traced = any(isinstance(operand, Tracer) for operand in operands)
-        outputs = bind(prepared.plan, operands) if traced else prepared.run(*operands)
+        outputs = bind(prepared.plan, operands) if any_traced(operands) else prepared.run(*operands)
         return jax.tree.unflatten(prepared.structure, outputs)
 
     def _prepared_call(
@@ -210,7 +208,7 @@ class TorchModuleWrapper:
     ) -> None:
         """`warmup` of the call that `_call` makes with these arguments."""
         prepared, operands = self._prepared_call(args, kwargs, options, lengths)
-        if any(isinstance(operand, Tracer) for operand in operands):
+        if any_traced(operands):
             raise TypeError(
                 self._say("warmup: expected real data, got traced arrays; call it outside jax.jit")
             )

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import torch
 from graphs import QUICK
+from jax.experimental import checkify
 from reference import one_thread  # noqa: F401
 
-from torchcall.mliap import energy
+from torchcall.mliap import TorchMliap, energy
 
 pytestmark = pytest.mark.usefixtures("x64")
 NAME = "Stillinger-Weber"
@@ -188,6 +190,34 @@ def test_no_geometries(model, cases):
     none = jax.tree.map(lambda x: x[:0], (several, moves, strains))
     found = jax.vmap(lambda *args: pushed(model, *args))(*none)
     assert [x.shape for x in found] == [moves[:0].shape, strains[:0].shape]
+
+
+class Kinked(torch.nn.Module):
+    """An energy whose second derivatives are not finite where a coordinate is zero."""
+
+    def forward(self, graph: dict[str, torch.Tensor]) -> torch.Tensor:
+        per_atom = graph["pos"].abs().pow(1.5).sum(1)
+        return torch.zeros_like(graph["charge"]).index_add(0, graph["batch"], per_atom)
+
+
+@pytest.mark.parametrize("value, found", [(0.0, "Hessian-vector product"), (np.nan, "energy")])
+def test_float_checks_find_nans_of_mapped_graphs(cases, value, found):
+    _, several, moves, _ = cases
+    model = TorchMliap.from_energy(Kinked(), 2.0, engine="eager")
+
+    def products(several):
+        def product(graph, move):
+            def total(x):
+                return energy(model, replace(graph, positions=x)).sum()
+
+            return jax.jvp(jax.grad(total), (graph.positions,), (move,))[1]
+
+        return jax.vmap(product)(several, moves)
+
+    run = jax.jit(checkify.checkify(products, errors=checkify.float_checks), compiler_options=QUICK)
+    assert run(several)[0].get() is None
+    wrong = replace(several, positions=several.positions.at[1, 0, 0].set(value))
+    assert f"torchcall: {found}" in run(wrong)[0].get()
 
 
 @pytest.mark.parametrize("mapped", [False, True], ids=["one", "mapped"])

@@ -98,3 +98,11 @@ def test_warmup_calls_a_wrapper_of_another_kind(graph):
     model.warmup(graph)
     assert calls == [(len(graph.positions) + 1, 3)]
     assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize("wrong, kind", [(None, "NoneType"), ({"pos": 0}, "dict")])
+def test_what_is_no_graph_is_an_error(wrong, kind):
+    model = graphs.potential("Lennard-Jones")
+    for use in (model.warmup, lambda given: energy(model, given)):
+        with pytest.raises(TypeError, match=f"torchcall: graph: expected an AtomGraph, got {kind}"):
+            use(wrong)

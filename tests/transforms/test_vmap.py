@@ -153,6 +153,9 @@ def test_the_model_gets_the_axis_in_the_form_that_the_method_says():
 @pytest.mark.parametrize("method", ["expand_dims", "broadcast_all"])
 def test_a_model_that_does_not_return_the_axis_is_an_error(engine, method):
     f = wrapped(total, engine, vmap_method=method)
+    for call in (jax.vmap(f), jax.vmap(jax.grad(f))):
+        text = error_of(lambda call=call: call(random(5, 3)))
+        assert f"torchcall: total (vmap_method='{method}'): " in text, text
     text = error_of(lambda: jax.vmap(f)(random(5, 3)))
     assert "output: expected float64 (5,), got float64 ()" in text, text
 

@@ -219,7 +219,10 @@ def mapped_plan(plan: CallPlan, size: int, mapped: Sequence[bool]) -> tuple[Call
     for i in {*cotangents, *(i for inputs, _, _ in spec.derivatives for i in inputs)}:
         forms[i] = "mapped" if mapped[i] else "repeated"
     key = "wider", size, tuple(forms)
-    return plan.derived(key, lambda spec: _wider(spec, size, forms), sharding), forms
+    # The option promises that the model takes a further axis, so errors of this call name it.
+    option = f" (vmap_method={method!r})"
+    name = plan.model_name if plan.model_name.endswith(option) else plan.model_name + option
+    return plan.derived(key, lambda spec: _wider(spec, size, forms), sharding, name), forms
 
 
 def _fixes_parameters(spec: PlanSpec, mapped: Sequence[bool]) -> bool:

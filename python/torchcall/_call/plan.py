@@ -166,6 +166,7 @@ class CallPlan:
         key: Any,
         change: Callable[[PlanSpec], PlanSpec],
         sharding: Callable[[Sharding], Sharding],
+        model_name: str | None = None,
     ) -> "CallPlan":
         """A plan of the same model, which this one remembers.
 
@@ -173,12 +174,13 @@ class CallPlan:
             key: equal for equal changes.
             change: makes its specification from this one's.
             sharding: makes its `sharding` from this one's.
+            model_name: what its errors call the model; None: as this one's.
         """
         found = self._derived.get(key)
         if found is None:
             made = CallPlan(
                 self.model,
-                self.model_name,
+                model_name or self.model_name,
                 change(self.spec),
                 self.device,
                 self._compiled,

@@ -24,6 +24,8 @@ call_p.multiple_results = True
 # A call whose wrapper has a sharding rule. `partition` lowers it.
 sharded_p = Primitive("torchcall_sharded")
 sharded_p.multiple_results = True
+for _primitive in (call_p, sharded_p):
+    of_jax.check_nans(_primitive, lambda plan: f"torchcall: {plan.model_name}")
 
 
 def bind(plan: CallPlan, operands: list[Any]) -> list[jax.Array]:

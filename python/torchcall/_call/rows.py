@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax.sharding import AxisType, PartitionSpec
 
 from torchcall._call.meshes import count, mesh_of, results
@@ -17,16 +16,19 @@ from torchcall._call.partition import Registrations, lower_partitioned, register
 from torchcall._call.plan import CallPlan
 from torchcall._call.primitive import call_p
 from torchcall._call.sharding import Axes, divided
+from torchcall._call.specs import any_traced
 from torchcall._call.transforms import tangent_p, tangent_plan
 from torchcall._undocumented.of_jax import (
     LoweringRuleContext,
     Primitive,
+    check_nans,
     lower_fun,
     primitive_batchers,
 )
 
 rows_p = Primitive("torchcall_rows")
 rows_p.multiple_results = True
+check_nans(rows_p, lambda **_: "torchcall: energy")
 
 
 def over_rows(
@@ -42,8 +44,7 @@ def over_rows(
     """
     arrays, tree = jax.tree.flatten(tuple(operands))
     rows = tuple(jax.tree.leaves(tuple(has_rows)))
-    traced = any(isinstance(x, Tracer) for x in arrays)
-    if not any(rows) or not traced or AxisType.Manual in _axes(arrays):
+    if not any(rows) or not any_traced(arrays) or AxisType.Manual in _axes(arrays):
         return function(*operands)
     structures: list[Any] = []
 

@@ -1,10 +1,12 @@
 """Supported arguments: arrays, static Python values, and the dtypes that JAX and torch share."""
 
+from collections.abc import Iterable
 from typing import Any, TypeGuard
 
 import jax
 import numpy as np
 import torch
+from jax.core import Tracer
 
 from torchcall import _bridge
 from torchcall._undocumented.of_jax import is_constant
@@ -21,6 +23,11 @@ def type_name(value: object) -> str:
 def is_static(value: object) -> TypeGuard[bool | int | float | str | None]:
     """Whether a leaf is a Python value that reaches the model unchanged."""
     return isinstance(value, STATIC_TYPES) and not isinstance(value, np.generic)
+
+
+def any_traced(leaves: Iterable[object]) -> bool:
+    """Whether an array belongs to a program that is being traced."""
+    return any(isinstance(leaf, Tracer) for leaf in leaves)
 
 
 def is_symbolic(size: object) -> bool:

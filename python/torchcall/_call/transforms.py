@@ -23,6 +23,7 @@ from torchcall._undocumented.of_jax import (
     Primitive,
     ShapedArray,
     Zero,
+    check_nans,
     is_undefined_primal,
     lower_fun,
     primitive_batchers,
@@ -36,6 +37,7 @@ __all__ = ["compiled", "partition"]  # `planning` imports this, so that all rule
 # The outputs of floating point, for tangents of the operands `inputs`.
 tangent_p = Primitive("torchcall_tangent")
 tangent_p.multiple_results = True
+check_nans(tangent_p, lambda plan, **_: f"torchcall: tangent of {plan.model_name}")
 
 
 def _differentiable_outputs(plan: CallPlan) -> list[int]:

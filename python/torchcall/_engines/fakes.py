@@ -167,7 +167,9 @@ def _reason(text: str, first_error: str) -> str:
     if not found:
         return text.strip()
     lines = after.splitlines()
-    is_reason = (i for i, line in enumerate(lines[1:], 1) if line and not line.startswith(" "))
+    # Source lines of a script function are not indented.
+    place = max((i for i, line in enumerate(lines) if line.endswith("<--- HERE")), default=0)
+    is_reason = (i for i in range(place + 1, len(lines)) if lines[i] and lines[i][0] != " ")
     start = next(is_reason, len(lines))
     reason = "\n".join(lines[start:]).strip()
     if reason.endswith(":"):

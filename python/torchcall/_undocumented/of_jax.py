@@ -1,7 +1,10 @@
 """Names of JAX: of private modules, `jax.extend` and `jax.interpreters`, and private attributes."""
 
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+from jax._src import checkify
 from jax._src.dispatch import prim_requires_devices_during_lowering
 from jax._src.sharding_impls import parse_flatten_op_sharding
 from jax.core import ShapedArray
@@ -70,6 +73,22 @@ def mark_as_primitive(function: Any) -> None:
     operation by operation.
     """
     function._apply_primitive = True
+
+
+def check_nans(primitive: Primitive, name: Callable[..., str]) -> None:
+    """Lets the float checks of `checkify` check a primitive's results, as those of JAX's own.
+
+    Args:
+        primitive: with several results.
+        name: of its parameters: what the error calls it.
+    """
+
+    def rule(error: Any, enabled_errors: Any, *operands: Any, **params: Any) -> tuple[Any, Any]:
+        values = primitive.bind(*operands, **params)
+        named = SimpleNamespace(name=name(**params), multiple_results=True)
+        return checkify.check_nans(named, error, enabled_errors, values), values
+
+    checkify.error_checks[primitive] = rule
 
 
 def is_constant(value: object) -> bool:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 from jax import Array
-from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jaxtyping import Float
 
 from torchcall._call.meshes import whole
+from torchcall._call.specs import any_traced
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._calls import call_options
 from torchcall.mliap._committee_torch import combined
@@ -116,7 +116,7 @@ def committee_statistics(model: TorchMliap, graph: AtomGraph) -> CommitteeOut:
     model.check_cutoff(graph)
     model.check_species(graph)
     graph = whole(listed(graph))
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, graph))):
+    if any_traced(jax.tree.leaves((model, graph))):
         return _traced(model, graph)
     return _program(model)(model.cutoff.data, graph)
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import export
-from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float
 
 from torchcall._call.meshes import whole
+from torchcall._call.specs import any_traced
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import (
     AtomGraph,
@@ -187,7 +187,7 @@ def _sum_by_system(values: Array, batch: Array | None, n_systems: int) -> Array:
 
 def _guarded(model: TorchMliap, graph: AtomGraph) -> EnergyAndGradients:
     """One evaluation, NaN where edges may be missing. Outside programs it is compiled once."""
-    concrete = not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((model, graph)))
+    concrete = not any_traced(jax.tree.leaves((model, graph)))
     if concrete and isinstance(model.wrapper, TorchModuleWrapper):
         return _program(model)(model.cutoff.data, graph)
     return _traced(model, graph)

@@ -15,6 +15,7 @@ from jax import export, lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from torchcall._call.specs import type_name
 from torchcall.mliap._moved import moved_too_far
 from torchcall.mliap._neighbors.neighbor_list import NeighborList
 
@@ -191,6 +192,8 @@ def check_graph(graph: AtomGraph) -> tuple[int, int, int]:
         ValueError, TypeError: the message names the field whose shape or dtype is wrong, or
             `n_edges` if it is concrete and outside [0, e].
     """
+    if not isinstance(graph, AtomGraph):
+        raise TypeError(f"torchcall: graph: expected an AtomGraph, got {type_name(graph)}")
     n, b = _first_axis(graph, "positions"), _first_axis(graph, "cell")
     e = np.shape(graph.edge_index)[-1] if np.ndim(graph.edge_index) else 0
     expected: dict[str, tuple[int, ...]] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from torchcall._call.specs import any_traced
 from torchcall._wrapper import TorchModuleWrapper
 from torchcall.mliap._graph import AtomGraph, ListedGraph, lacks_edges, without_list
 from torchcall.mliap._hessian_check import wrong_products
@@ -55,14 +55,10 @@ def hessian_product(
     arrays = jax.tree.leaves((model, graph, moves, strains))
     if isinstance(model.wrapper, TorchModuleWrapper):
         _require_second_derivatives(model)
-        if not _is_traced(arrays):
+        if not any_traced(arrays):
             return _program(model)(model.cutoff.data, graph, moves, strains)
     pushed = product(_evaluate, with_one_cutoff(model), without_list(graph), moves, strains)
     return _nan_if_incomplete(graph, pushed)
-
-
-def _is_traced(arrays: list[Any]) -> bool:
-    return any(isinstance(x, Tracer) for x in arrays)
 
 
 def _nan_if_incomplete(graph: AtomGraph, pushed: Gradients) -> Gradients:
@@ -88,7 +84,7 @@ def _evaluate(
     model: TorchMliap, graph: AtomGraph, moves: Array | None, strains: Array | None
 ) -> Gradients:
     """The product of a graph without list."""
-    if isinstance(model.wrapper, TorchModuleWrapper) and not _is_traced(
+    if isinstance(model.wrapper, TorchModuleWrapper) and not any_traced(
         jax.tree.leaves((model, graph))
     ):
         return _program(model)(model.cutoff.data, graph, moves, strains)

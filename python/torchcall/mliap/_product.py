@@ -20,6 +20,7 @@ from torchcall._undocumented.of_jax import (
     Primitive,
     ShapedArray,
     Zero,
+    check_nans,
     lower_fun,
     primitive_batchers,
     primitive_jvps,
@@ -37,6 +38,7 @@ Restore = Callable[[Sequence[Any]], tuple[TorchMliap, AtomGraph]]
 
 product_p = Primitive("torchcall_hessian_product")
 product_p.multiple_results = True
+check_nans(product_p, lambda **_: "torchcall: Hessian-vector product")
 
 # The parameters are:
 #   evaluate: the product of one graph.

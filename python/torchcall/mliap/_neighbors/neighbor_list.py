@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from torchcall._call.meshes import aligned, whole
+from torchcall._call.specs import any_traced
 from torchcall.mliap._edges import Edges, within_cutoffs
 from torchcall.mliap._neighbors import check, in_jax, native
 from torchcall.mliap._neighbors.layout import Candidates, Layout
@@ -219,7 +219,7 @@ def _update(nbrs: NeighborList, positions: Array, cell: Array, schedule: Schedul
     )
     if nbrs.limits is not None:
         new = in_jax.update(operands, nbrs.limits, nbrs.layout, schedule)
-    elif any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(operands)):
+    elif any_traced(jax.tree.leaves(operands)):
         new = native.update(operands, nbrs.layout, schedule)
     else:
         device = check.device_of("NeighborList.update", nbrs.positions)
@@ -318,7 +318,7 @@ def _list_edges(neighbors: NeighborList, particles: Any, systems: Any, cutoffs: 
         )
     values: Array | None = cutoffs_of(cutoffs, boxes, "cutoffs").astype(positions.dtype)
     listed = neighbors.layout.cutoff
-    if not isinstance(values, Tracer) and np.allclose(values, listed, rtol=1e-6, atol=0):
+    if not any_traced([values]) and np.allclose(values, listed, rtol=1e-6, atol=0):
         values = None
     cell, system = cell.astype(neighbors.cell.dtype), system.astype(jnp.int32)
     found = _find_edges(neighbors, *lax.stop_gradient((positions, cell)), pbc, system, values)
