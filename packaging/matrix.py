@@ -5,8 +5,9 @@
     python packaging/matrix.py --table                 docs/compatibility.md from packaging/matrix/
 
 A cell has an environment of its own and a copy of the tests outside this folder: the wheel is
-tested, not the sources. Results are written to build/matrix; a cell that passed is not run again.
-An environment that KEEP=1 left in FOLDER is used again.
+tested, not the sources. Results are written to build/matrix; a cell that passed is not run again,
+and one that was cut short goes on with the folders of tests that it has not finished. An
+environment that KEEP=1 left in FOLDER is used again.
 """
 
 import argparse
@@ -20,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import xml.etree.ElementTree
 from pathlib import Path
 from typing import Any
@@ -149,37 +149,65 @@ def versions(python: Path, where: Path) -> dict[str, str]:
     return found
 
 
-def run_tests(python: Path, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Runs pytest in a copy of the tests."""
-    copy, report = folder / "copy", folder / "report.xml"
+def parts(copy: Path, tests: list[str]) -> dict[str, list[str]]:
+    """What is run one after the other, by name, so that a cell that was cut short goes on there."""
+    if tests:
+        return {"selection": tests}
+    found: dict[str, list[str]] = {}
+    for path in sorted((copy / "tests").rglob("test_*.py")):
+        file = path.relative_to(copy)
+        folder = file.parts[1]
+        # Files beside the folders are divided by their first letters.
+        name = folder if len(file.parts) > 2 else "to-m" if path.stem < "test_n" else "from-n"
+        found.setdefault(name, []).append(str(file))
+    return found
+
+
+def run_tests(
+    python: Path, folder: Path, reports: Path, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Runs pytest in a copy of the tests, without the parts that have a report."""
+    copy = folder / "copy"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*LEFT_OUT))
     found = versions(python, copy)
     say(", ".join(f"{name} {version}" for name, version in found.items()))
     environment = {n: v for n, v in os.environ.items() if n not in ("PYTHONPATH", "XLA_FLAGS")}
-    start = time.monotonic()
-    done = subprocess.run(
-        [
-            python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", str(options.jobs),
-            "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not slow",
-            f"--junitxml={report}", *options.tests,
-        ],
-        cwd=copy, env={**environment, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    seconds = round(time.monotonic() - start)
-    if done.returncode not in (0, 1) or not report.exists():
-        raise Failed(f"pytest ends with {done.returncode}")
-    cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
+    reports.mkdir(parents=True, exist_ok=True)
+    for name, files in parts(copy, options.tests).items():
+        report = reports / f"{name}.xml"
+        if report.exists():
+            say(f"{name}: its report is there")
+            continue
+        part = report.with_suffix(".part")
+        done = subprocess.run(
+            [
+                python, "-m", "pytest", "-p", "no:cacheprovider", "-q", "-n", str(options.jobs),
+                "--dist", "loadfile", "--no-loadscope-reorder", "-m", "not slow",
+                f"--junitxml={part}", *files,
+            ],
+            cwd=copy, env={**environment, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        # 5: nothing to run, as where the networks' packages are missing
+        if done.returncode not in (0, 1, 5) or not part.exists():
+            raise Failed(f"pytest ends with {done.returncode} in {name}")
+        part.rename(report)
+    return {"versions": found, **summary(sorted(reports.glob("*.xml")))}
 
+
+def summary(reports: list[Path]) -> dict[str, Any]:
+    """The results in pytest's reports."""
+    roots = [xml.etree.ElementTree.parse(report) for report in reports]
+    cases = [case for root in roots for case in root.iter("testcase")]
     bad = [c for c in cases if c.find("failure") is not None or c.find("error") is not None]
     skipped = sum(case.find("skipped") is not None for case in cases)
+    suites = [suite for root in roots for suite in root.iter("testsuite")]
     return {
-        "versions": found,
         "passed": len(cases) - len(bad) - skipped,
         "skipped": skipped,
         "failed": len(bad),
         "failures": sorted(f"{case.get('classname')}::{case.get('name')}" for case in bad),
-        "seconds": seconds,
+        "seconds": round(sum(float(suite.get("time", 0)) for suite in suites)),
     }
 
 
@@ -210,13 +238,16 @@ def test(cell: Cell, options: argparse.Namespace) -> bool:
     if before.get("failed") == 0 and selection.items() <= before.items():
         say(f"{cell.name}: passed on {before['date']}")
         return True
+    # One folder of reports for each wheel and selection.
+    key = hashlib.sha256(json.dumps(selection).encode()).hexdigest()[:12]
+    reports = RESULTS / f"{cell.name}-{key}"
     folder = Path(options.folder or tempfile.mkdtemp(prefix="torchcall-matrix-")) / cell.name
     if folder.resolve().is_relative_to(ROOT):
         sys.exit(f"torchcall: expected a folder outside {ROOT}, got {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     say(f"{cell.name}: installing {wheel.name} and its dependencies into {folder}")
     try:
-        result = run_tests(install(cell, python, wheel, folder), folder, options)
+        result = run_tests(install(cell, python, wheel, folder), folder, reports, options)
     except Failed as error:
         say(f"{cell.name}: {error}")
         return False
@@ -226,6 +257,7 @@ def test(cell: Cell, options: argparse.Namespace) -> bool:
     when = {"date": datetime.date.today().isoformat(), "machine": machine(), "jobs": options.jobs}
     RESULTS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cell": cell.name, **selection, **result, **when}, indent=1) + "\n")
+    shutil.rmtree(reports)  # a cell that failed starts again
     say(f"{cell.name}: {result['passed']} passed, {result['failed']} failed, {path}")
     return not result["failed"]
 
