@@ -11,6 +11,7 @@ import copy
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from torchcall.demo._peers import CallCounter, pure_callback_call, with_threads
 from torchcall.demo._timing import Run, timed
 from torchcall.md.ensembles import Settings, keys
-from torchcall.md.simulation import Simulation
+from torchcall.md.simulation import Group, Simulation
 from torchcall.md.system import System
 from torchcall.mliap import TorchMliap
 from torchcall.mliap._input import input_dtypes
@@ -83,8 +84,10 @@ def torch_sim_code(model: Any, systems: list[ase.Atoms]) -> Code:
     return Code(lambda number: timed(lambda: steps(number)), energies)
 
 
-def torchcall_code(model: TorchMliap, systems: list[ase.Atoms], every: int) -> Code:
-    """The loop of `torchcall md`: jitted records of `every` steps, all systems in one call."""
+def torchcall_code(
+    model: TorchMliap, systems: list[ase.Atoms], every: int, devices: int = 1
+) -> Code:
+    """The loop of `torchcall md`: jitted records, and the systems of a device in one call."""
     settings = Settings("nve", "nose-hoover", STEP, 0.02585, 0.0, 0.0)
     simulation = Simulation(
         model,
@@ -95,19 +98,24 @@ def torchcall_code(model: TorchMliap, systems: list[ase.Atoms], every: int) -> C
         dtype=np.dtype("float32"),
         kb=ase.units.kB,
     )
-    momenta = np.stack([system.get_momenta() for system in systems])
+    momenta, random = np.stack([s.get_momenta() for s in systems]), keys(0, len(systems))
+    groups: list[Group] = []
     with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
         # As the command: jax-md asks for sums in double precision, where they exist.
         warnings.filterwarnings("ignore", "Explicitly requested dtype")
-        group = [simulation.start(momenta, keys(0, len(systems)))]
-        energies = simulation.frame(group[0]).potential
+        for device, part in enumerate(np.array_split(np.arange(len(systems)), devices)):
+            with jax.default_device(jax.devices()[device]):
+                groups.append(simulation.start(momenta[part], random[part]))
+        energies = np.concatenate([simulation.frame(group).potential for group in groups])
+
+    pool = ThreadPoolExecutor(devices)
 
     def records(number: int) -> None:
         with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
             warnings.filterwarnings("ignore", "Explicitly requested dtype")
             for _ in range(number // every):
-                group[0] = simulation.advance(group[0])
-            jax.block_until_ready(group[0].state)
+                groups[:] = pool.map(simulation.advance, groups)
+            jax.block_until_ready([group.state for group in groups])
 
     return Code(lambda number: timed(lambda: records(number)), energies)
 

@@ -207,7 +207,7 @@ def mlip_md() -> str:
 @generated
 def mlip_md_threads() -> str:
     """The same with two threads."""
-    return _dynamics(2, (1,))
+    return _dynamics(2, (1, 16))
 
 
 @generated

@@ -1,9 +1,10 @@
 """Molecular dynamics under a network: torchcall, ASE, torch-sim and a callback in a jitted loop.
 
 Steps of constant energy of 8, 64 and 216 atoms, of one system and of 16 replicas, with one and two
-torch threads; energies, forces and stresses in each step. Run it in an environment of the network
-(`make bench-networks` makes one) with `torch-sim-atomistic`. A run replaces the cases that it
-measures in the results file, so it can be done in parts:
+torch threads; energies, forces and stresses in each step. With two threads torchcall's package
+computes half of several systems on each of two devices (`torchcall md --devices 2`). Run it in an
+environment of the network (`make bench-networks` makes one) with `torch-sim-atomistic`. A run
+replaces the cases that it measures in the results file, so it can be done in parts:
 
     python benchmarks/mlip_md.py --network mace --atoms 8 64 --replicas 1 --threads 1 \\
         --json benchmarks/results/mlip_md_mace.json
@@ -14,9 +15,15 @@ Python 3.12, and its adapters of torch networks need a CUDA device. mace-jax is 
 jax-md reads the weights of neither network.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
+
+# The second device has half of the systems when there are two threads.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
+)
 
 import ase
 import numpy as np
@@ -87,7 +94,11 @@ def makers(name: str, network: Network, threads: int, wanted: list[str]) -> dict
     def own(engine: str) -> Callable[[], Maker]:
         def load() -> Maker:
             model = ours(engine)
-            return lambda systems, every: torchcall_code(model, systems, every)
+            # Several systems under a package: a device for each thread.
+            most = threads if engine == "package" else 1
+            return lambda systems, every: torchcall_code(
+                model, systems, every, min(most, len(systems))
+            )
 
         return load
 
