@@ -324,10 +324,9 @@ def test_two_runs_do_not_write_the_same_files(crystal, md, monkeypatch):
         assert md("run", "--steps", "10") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "options",
-    [(), pytest.param(("--replicas", "2", "--devices", "2"), marks=pytest.mark.slow)],
-    ids=["one device", "two devices"],
+    "options", [(), ("--replicas", "2", "--devices", "2")], ids=["one device", "two devices"]
 )
 def test_sigterm_does_not_wait_for_a_long_record(options, crystal, tmp_path):
     steps = ("--steps", "100000000", "--every", "100000000")

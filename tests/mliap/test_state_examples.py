@@ -43,6 +43,7 @@ def test_the_relaxed_cell_has_no_stress(run):
     assert "a = 5.43" in line
 
 
+@pytest.mark.slow
 def test_monte_carlo_evaluates_once_per_step_and_its_cache_is_right(run):
     found, line = run("monte_carlo", "--steps", "400", "--cells", "2")
     assert found["calls"] == 401

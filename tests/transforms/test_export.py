@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
-import compiled_tree
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -373,28 +372,3 @@ def test_an_exported_program_is_released_with_its_last_user(linear):
     del made
     jax.clear_caches()
     assert calls() == before
-
-
-def test_gradients_of_a_package_for_every_size(tree):
-    f = compiled_tree.load(tree)
-
-    def gradients(f):
-        def total(x, more):
-            out = f(x, more)
-            return (out["rows"] ** 3).sum() * out["total"]
-
-        return jax.grad(total)
-
-    n, k, m = export.symbolic_shape("n, k, m", constraints=["n >= 2", "k >= 2", "m >= 2"])
-    more = {
-        "index": jax.ShapeDtypeStruct((k,), np.int32),
-        "w": jax.ShapeDtypeStruct((m, 2), np.float32),
-    }
-    made = exported(gradients(f), jax.ShapeDtypeStruct((n, 4), np.float32), more)
-    again = export.deserialize(made.serialize())
-    for sizes in ((9, 14, 2), (5, 3, 6)):
-        x, more = compiled_tree.arguments(*sizes)
-        more["index"] = more["index"].astype(np.int32)
-        np.testing.assert_allclose(
-            again.call(x, more), gradients(compiled_tree.reference)(x, more), rtol=2e-4, atol=1e-5
-        )

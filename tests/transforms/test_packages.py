@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from compiled_tree import arguments, load, reference
+from jax import export
 
 import torchcall
 from torchcall._call.call import CallOptions
@@ -189,3 +190,30 @@ def test_a_file_that_changed_gives_its_gradients_after_refresh(tree, tmp_path):
         gradient(x, more["w"])
     f.refresh()
     close(gradient(x, more["w"]), jax.grad(product(reference, more["index"]))(x, more["w"]))
+
+
+@pytest.mark.slow
+def test_gradients_are_exported_for_every_size(tree):
+    f = load(tree)
+
+    def gradients(f):
+        def total(x, more):
+            out = f(x, more)
+            return (out["rows"] ** 3).sum() * out["total"]
+
+        return jax.jit(jax.grad(total))
+
+    n, k, m = export.symbolic_shape("n, k, m", constraints=["n >= 2", "k >= 2", "m >= 2"])
+    more = {
+        "index": jax.ShapeDtypeStruct((k,), np.int32),
+        "w": jax.ShapeDtypeStruct((m, 2), np.float32),
+    }
+    program = export.export(gradients(f), disabled_checks=torchcall.export_checks())
+    made = program(jax.ShapeDtypeStruct((n, 4), np.float32), more)
+    again = export.deserialize(made.serialize())
+    for sizes in ((9, 14, 2), (5, 3, 6)):
+        x, more = arguments(*sizes)
+        more["index"] = more["index"].astype(np.int32)
+        np.testing.assert_allclose(
+            again.call(x, more), gradients(reference)(x, more), rtol=2e-4, atol=1e-5
+        )
