@@ -141,10 +141,11 @@ def test_a_float64_package_with_second_derivatives(name):
         check_second_derivatives(model, SYSTEMS["bulk"], forces_of(expected, SYSTEMS["bulk"]))
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+@pytest.fixture(scope="module", params=list(NETWORKS))
+def checkpoint(request, tmp_path_factory):
     """A checkpoint as `nequip-train` writes it, of a model that was not trained."""
     folder = tmp_path_factory.mktemp("nequip")
+    pytest.importorskip(request.param)
     with _contained():
         import ase.calculators.singlepoint
         import ase.io
@@ -174,7 +175,7 @@ def checkpoint(tmp_path_factory):
             "transforms": transforms,
         }
         module = NequIPLightningModule(
-            model=config("nequip"),
+            model=config(request.param),
             num_datasets={"train": 1, "val": 1, "test": 0, "predict": 0},
             info_dict={
                 "versions": get_current_code_versions(verbose=False),
@@ -186,7 +187,7 @@ def checkpoint(tmp_path_factory):
             logger=False, enable_checkpointing=False, accelerator="cpu", enable_model_summary=False
         )
         trainer.strategy.connect(module)
-        path = folder / "last.ckpt"
+        path = folder / f"{request.param}.ckpt"
         trainer.save_checkpoint(path)
     return path
 
@@ -194,7 +195,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="module")
 def package(checkpoint):
     """The package that `nequip-package build` makes of it."""
-    path = checkpoint.with_name("model.nequip.zip")
+    path = checkpoint.with_suffix(".nequip.zip")
     with _contained():
         from nequip.scripts import package as command
 
@@ -203,14 +204,14 @@ def package(checkpoint):
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "package"])
-def test_files_are_recognised(kind, request, capsys):
-    path = request.getfixturevalue(kind)
+def test_files_are_recognised(kind, checkpoint, package, capsys):
+    path = package if kind == "package" else checkpoint
     capsys.readouterr()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model = models.load(path)
     assert "NequIP" in capsys.readouterr().err
-    expected = calculator(network("nequip"))
+    expected = calculator(network(path.name.partition(".")[0]))
     check_structures(model, expected, {"bulk": SYSTEMS["bulk"]}, FLOAT32)
     with pytest.raises(ValueError, match="model_name: expected one of 'sole_model'"):
         models.load(path, model_name="other")
