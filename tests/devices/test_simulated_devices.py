@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from standin.torch_device import run_tests
 
 FILES = ("calls.py", "replays.py", "refusals.py", "attempts.py", "lifetimes.py", "packages.py")
@@ -10,6 +11,8 @@ FILES = ("calls.py", "replays.py", "refusals.py", "attempts.py", "lifetimes.py",
 
 @pytest.fixture(scope="module")
 def failures():
+    if torch.version.cuda is not None:
+        pytest.skip("torch with CUDA asks for its driver; a CPU build of torch gets the devices")
     return run_tests(*(Path(__file__).parent / name for name in FILES))
 
 

@@ -11,6 +11,8 @@ FILES = ("device_operators.py", "device_graphs.py")
 
 @pytest.fixture(scope="module")
 def failures():
+    if torch.version.cuda is not None:
+        pytest.skip("torch with CUDA asks for its driver; a CPU build of torch gets the devices")
     return run_tests(*(Path(__file__).parent / name for name in FILES))
 
 
