@@ -6,9 +6,9 @@ Velocity Verlet of 16 replicas of 64 atoms under a Lennard-Jones potential, at f
 jitted loop. `shard_map` divides the replicas among the devices, and `vmap` merges those of a
 device into one call. torch has one thread in each call, and XLA one per device. Two processes form
 one mesh by `jax.distributed`; each is bound to a core, as by the launchers of parallel programs.
-Two unconnected processes, which each do all the work of one device,
-show what the machine's two cores give: u = 2 × (one device) / (both unconnected). The methods are
-interleaved, in rounds of 0.3 s: a process that slept needs some steps to be as fast as before.
+Two unconnected processes, which each do all the work of one device, show what the machine's two
+cores give: u = 2 × (one device) / (both unconnected). The methods are interleaved, in rounds of
+0.3 s: a process that slept needs some steps to be as fast as before.
 """
 
 import argparse
