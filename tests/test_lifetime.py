@@ -32,11 +32,14 @@ def freed(reference: weakref.ref) -> bool:
     """Whether an object is freed by a garbage collection.
 
     XLA's threads may still hold the arrays of the last call, and a cycle may contain an object that
-    an earlier test module has frozen.
+    an earlier test module has frozen. What then remains is frozen again: each collection of all
+    objects takes a second.
     """
-    for _ in range(20):
+    for attempt in range(20):
         gc.collect()
         if reference() is None:
+            if attempt:
+                gc.freeze()
             return True
         gc.unfreeze()
         time.sleep(0.1)

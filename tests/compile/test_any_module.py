@@ -224,6 +224,7 @@ def foreign(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_an_output_spec_with_keys_of_two_types_is_an_error_for_a_package(foreign):
     x = np.ones(3, np.float32)
     spec = jax.ShapeDtypeStruct((3,), np.float32)
@@ -232,6 +233,7 @@ def test_an_output_spec_with_keys_of_two_types_is_an_error_for_a_package(foreign
         f({"a": x, "b": x})
 
 
+@pytest.mark.slow
 def test_errors_of_a_package_of_another_origin_name_the_operand(foreign, capfd):
     x = np.ones(3, np.float32)
     f = torchcall.load(foreign, output_spec={"a": jax.ShapeDtypeStruct((3,), np.float32)})
