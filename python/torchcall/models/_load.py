@@ -84,7 +84,7 @@ def load(
     if isinstance(source, Path) and not source.exists():
         source = str(source)  # perhaps the name of a pretrained model
     kind = _kind_of(source) if kind == "auto" else _checked(kind)
-    checked_dtype(dtype, "torchcall: models.load")
+    floats = checked_dtype(dtype, "torchcall: models.load")
     network = _NETWORKS[kind]
     if network is own and isinstance(source, str | Path):
         own.check_file(source)  # first: a damaged checkpoint has options that are not of `own`
@@ -95,7 +95,7 @@ def load(
         own_options = {name: options[name] for name in sorted(names & set(options))}
         others = {name: value for name, value in options.items() if name not in names}
         verbose = others.pop("verbose", True)
-        own_options |= {"dtype": str(checked_dtype(dtype)), "device": checked_device(device)}
+        own_options |= {"dtype": str(floats), "device": checked_device(device)}
         record = record_of(network, source, own_options)
         model = record and from_record(record, others)
         if model:

@@ -67,7 +67,6 @@ def load(
         return model
     module: Any = source
     if isinstance(source, str | Path):
-        check_file(source)
         module = torch.jit.load(source, map_location="cpu").eval()
     title = f"{source if isinstance(source, str | Path) else type(module).__name__}"
     if gradients is None:
